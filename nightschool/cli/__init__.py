@@ -1,0 +1,60 @@
+"""The `nightschool` command. One command, one file; each declares its arguments without importing anything heavy.
+
+A service is started as a process of its own (`python -m nightschool_nightly`), never imported, so that help answers at once and
+needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NoReturn
+
+from nightschool.errors import MissingExtraError, NightschoolError
+
+COMMANDS = ("demo", "init", "key", "config", "collect", "night", "serve")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors raised on purpose become one line on standard error and exit status 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except NightschoolError as error:
+        print(f"nightschool {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command in it."""
+    parser = argparse.ArgumentParser(
+        prog="nightschool",
+        description="Your production traffic teaches your models while you sleep.",
+        epilog="Start with: nightschool demo",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f"nightschool.cli.{name}")
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """--config, the same in every command that reads nightschool.toml."""
+    parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the configuration (default: %(default)s)")
+
+
+def start_service(package: str, arguments: Sequence[str], *, part: str, extra: str) -> NoReturn:
+    """Replace this process by `python -m package arguments`."""
+    if find_spec(package) is None:
+        raise MissingExtraError(part, extra, package)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", package, *arguments])

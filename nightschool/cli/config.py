@@ -1,0 +1,24 @@
+"""`nightschool config`: the documented schema of nightschool.toml, or a check of one."""
+
+from __future__ import annotations
+
+import argparse
+
+from nightschool.cli import add_config_argument
+from nightschool.config import describe_settings, load_config
+
+SUMMARY = "print every setting of nightschool.toml with its default and meaning, or check a file"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--check", action="store_true", help="check the file named by --config instead of printing the schema")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        config = load_config(arguments.config)
+        print(f"{arguments.config} is valid: {len(config.tenants)} tenants ({', '.join(sorted(config.tenants)) or 'none'})")
+    else:
+        print(describe_settings(), end="")
+    return 0

@@ -1,0 +1,39 @@
+"""`nightschool demo`: a real day, a real night, a better morning, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+from nightschool.errors import ConfigError
+
+SUMMARY = "a real day, a real night, a better morning: two tenants, one small model, this machine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        default="var/demo",
+        metavar="FOLDER",
+        help="where everything goes; an earlier demo there is replaced (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the simulated agents and of the nights (default: %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    sys.argv = ["demo", "--out", arguments.out, "--seed", str(arguments.seed)]
+    runpy.run_path(str(helpdesk_folder() / "demo.py"), run_name="__main__")
+    return 0
+
+
+def helpdesk_folder() -> Path:
+    """examples/helpdesk, from the installed package or from the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "helpdesk", package.parent / "examples" / "helpdesk"):
+        if (folder / "demo.py").is_file():
+            return folder
+    raise ConfigError("the help-desk example is missing from this installation; run the demo from a checkout")

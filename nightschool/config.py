@@ -1,0 +1,305 @@
+"""`nightschool.toml`: every setting, declared once with its default, its bounds and its meaning.
+
+Unknown keys and bad values are errors that name the file, the line, what was got and what is allowed. Paths are relative to
+the file. `nightschool config` prints the documented schema, generated from the declarations below.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nightschool.errors import ConfigError
+from nightschool.release import check_tenant
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    one_of: tuple[Any, ...] = (),
+    pattern: str = "",
+) -> Any:
+    """A dataclass field with its documentation and bounds."""
+    return field(default=default, metadata={"meaning": meaning, "ge": ge, "le": le, "one_of": one_of, "pattern": pattern})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """[stream]: where spans and outcomes are kept."""
+
+    url: str = _setting(
+        "sqlite:var/stream.db", "'sqlite:PATH' or 'kafka://HOST:PORT[,HOST:PORT...]'", pattern=r"sqlite:.+|kafka://.+"
+    )
+    partitions: int = _setting(12, "partitions of a topic when it is created", ge=1, le=10_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryConfig:
+    """[registry]: where releases are kept."""
+
+    path: Path = _setting(Path("var/registry"), "a folder on local disk or NFS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """[model]: the base model all tenants share."""
+
+    path: str = _setting(
+        "smollm2-135m-instruct", "a folder with a Hugging Face causal model, or 'smollm2-135m-instruct' (carried by a package)"
+    )
+    dtype: str = _setting(
+        "bfloat16", "type of the base weights when sampling, training and serving", one_of=("bfloat16", "float16", "float32")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorConfig:
+    """[collector]: OTLP and outcomes in."""
+
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(4318, "port to listen on", ge=1, le=65535)
+    max_body_mib: int = _setting(64, "largest request body, before and after decompression, in MiB", ge=1, le=1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """[serving]: vLLM with our endpoint plugin."""
+
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8000, "port to listen on", ge=1, le=65535)
+    collector: str = _setting("http://127.0.0.1:4318", "where server spans go; empty to send none", pattern=r"|https?://.+")
+    poll_seconds: float = _setting(1.0, "how often a replica looks at the registry's pointers", ge=0.1, le=3600)
+    max_loras: int = _setting(4, "adapters in one batch (vLLM max_loras)", ge=1, le=256)
+    max_cpu_loras: int = _setting(16, "adapters kept in memory (vLLM max_cpu_loras)", ge=1, le=4096)
+    max_lora_rank: int = _setting(16, "largest adapter rank served", one_of=(8, 16, 32, 64, 128, 256, 320, 512))
+    max_model_len: int = _setting(2048, "longest prompt plus answer, in tokens", ge=16)
+    kv_cache_gib: int = _setting(1, "memory for the KV cache on CPUs, in GiB", ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightConfig:
+    """[night]: how a night learns and decides. All of it is part of the night's manifest."""
+
+    state: Path = _setting(Path("var/nights"), "folder of night manifests and checkpoints")
+    seed: int = _setting(0, "seed of every random choice", ge=0, le=2**31 - 1)
+    steps: int = _setting(40, "optimizer steps", ge=1, le=100_000)
+    prompts_per_step: int = _setting(16, "prompts sampled a step", ge=1, le=4096)
+    group_size: int = _setting(8, "rollouts per prompt (G)", ge=2, le=256)
+    temperature: float = _setting(
+        1.0, "sampling temperature of rollouts; the trainer's log-probabilities use the same", ge=0.1, le=2.0
+    )
+    max_tokens: int = _setting(64, "longest rollout; the median request's own max_tokens is used when smaller", ge=1, le=65_536)
+    learning_rate: float = _setting(1e-4, "AdamW learning rate of the LoRA matrices", ge=1e-8, le=1e-1)
+    warmup_steps: int = _setting(3, "steps of linear warm-up", ge=0, le=10_000)
+    lora_rank: int = _setting(16, "rank of a new adapter; an existing one keeps its own", one_of=(8, 16, 32, 64, 128))
+    lora_alpha: int = _setting(32, "LoRA alpha; the adapter is scaled by alpha / rank", ge=1, le=1024)
+    negative_weight: float = _setting(1.0, "factor on negative advantages, from 0 (only reinforce) to 1 (GRPO)", ge=0.0, le=1.0)
+    min_groups: int = _setting(1, "a step with fewer groups that have signal changes nothing", ge=1, le=4096)
+    max_share_per_user: float = _setting(0.05, "largest share of a night's prompts from one user", ge=0.001, le=1.0)
+    holdout_share: float = _setting(0.25, "share of users whose episodes only test the candidate", ge=0.05, le=0.9)
+    min_holdout: int = _setting(20, "fewest scored held-out prompts that can carry a decision", ge=2, le=1_000_000)
+    min_train: int = _setting(20, "fewest training prompts worth a night", ge=1, le=1_000_000)
+    confidence: float = _setting(
+        0.95, "one-sided confidence of the bootstrap lower bound that must lie above zero", ge=0.5, le=0.9999
+    )
+    kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantConfig:
+    """[tenants.NAME]: a customer of the app."""
+
+    key_sha256: tuple[str, ...] = _setting(
+        (), "SHA-256 of each API key ('nightschool key --tenant NAME' makes one)", pattern=r"[0-9a-f]{64}"
+    )
+    rubrics: tuple[Path, ...] = _setting((), "rubric files, one per task")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole of nightschool.toml."""
+
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    collector: CollectorConfig = field(default_factory=CollectorConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    night: NightConfig = field(default_factory=NightConfig)
+    tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
+
+    def tenant(self, name: str) -> TenantConfig:
+        """The settings of tenant `name`; `ConfigError` lists the tenants there are."""
+        if name not in self.tenants:
+            known = ", ".join(sorted(self.tenants)) or "none"
+            raise ConfigError(f"tenant {name!r} is not in nightschool.toml (known: {known}); add a [tenants.{name}] table")
+        return self.tenants[name]
+
+
+SECTIONS: tuple[type, ...] = (
+    StreamConfig,
+    RegistryConfig,
+    ModelConfig,
+    CollectorConfig,
+    ServingConfig,
+    NightConfig,
+    TenantConfig,
+)
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check nightschool.toml; every `ConfigError` names the file and the line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; 'nightschool init' writes one, --config names another") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    return parse_config(text, source=str(path), base=path.resolve().parent)
+
+
+def parse_config(text: str, *, source: str = "nightschool.toml", base: Path) -> Config:
+    """Check the text of a nightschool.toml; relative paths are taken from `base`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    return _Reader(text, source, base).config(raw)
+
+
+class _Reader:
+    """Turns parsed TOML into dataclasses, with the line of whatever is wrong."""
+
+    def __init__(self, text: str, source: str, base: Path) -> None:
+        self.lines, self.source, self.base = text.splitlines(), source, base
+
+    def config(self, raw: Mapping[str, Any]) -> Config:
+        sections = {f.name: f for f in fields(Config)}
+        for name in raw:
+            if name not in sections:
+                raise self.error((name,), f"unknown section or key {name!r}; allowed are {', '.join(sections)}")
+        built: dict[str, Any] = {}
+        for name, kind in get_type_hints(Config).items():
+            if name == "tenants":
+                tables = self.table((name,), raw.get(name, {}))
+                built[name] = {tenant: self.tenant(tenant, table) for tenant, table in tables.items()}
+            else:
+                built[name] = self.section(kind, (name,), raw.get(name, {}))
+        return Config(**built)
+
+    def tenant(self, name: str, table: Any) -> TenantConfig:
+        try:
+            check_tenant(name)
+        except ConfigError as error:
+            raise self.error(("tenants", name), str(error)) from None
+        section: TenantConfig = self.section(TenantConfig, ("tenants", name), table)
+        return section
+
+    def section(self, kind: type, at: tuple[str, ...], raw: Any) -> Any:
+        known = {f.name: f for f in fields(kind)}
+        hints = get_type_hints(kind)
+        values = {}
+        for name, value in self.table(at, raw).items():
+            if name not in known:
+                raise self.error((*at, name), f"unknown key {name!r} in [{'.'.join(at)}]; allowed are {', '.join(known)}")
+            values[name] = self.value(known[name], hints[name], (*at, name), value)
+        return kind(**{f.name: values.get(f.name, self.default(f)) for f in fields(kind)})
+
+    def default(self, setting: Field[Any]) -> Any:
+        return self.base / setting.default if isinstance(setting.default, Path) else self.relocate(setting.default)
+
+    def table(self, at: tuple[str, ...], raw: Any) -> Mapping[str, Any]:
+        if not isinstance(raw, dict):
+            raise self.error(at, f"{'.'.join(at)} is {raw!r}; it must be a table like [{'.'.join(at)}]")
+        return raw
+
+    def value(self, setting: Field[Any], kind: Any, at: tuple[str, ...], raw: Any) -> Any:
+        if get_origin(kind) is tuple:
+            if not isinstance(raw, list):
+                raise self.error(at, f"{at[-1]} is {raw!r}; it must be a list")
+            return tuple(self.value(setting, get_args(kind)[0], at, item) for item in raw)
+        checked = self.typed(kind, at, raw)
+        rules = setting.metadata
+        if rules["one_of"] and checked not in rules["one_of"]:
+            raise self.error(at, f"{at[-1]} is {raw!r}; allowed are {', '.join(map(repr, rules['one_of']))}")
+        if rules["pattern"] and not re.fullmatch(rules["pattern"], str(raw)):
+            raise self.error(at, f"{at[-1]} is {raw!r}; {rules['meaning']}")
+        low, high = rules["ge"], rules["le"]
+        if (low is not None and not checked >= low) or (high is not None and not checked <= high):
+            allowed = f"from {low} to {high}" if high is not None else f"at least {low}"
+            raise self.error(at, f"{at[-1]} is {raw!r}; allowed is {allowed}")
+        return self.relocate(checked)
+
+    def typed(self, kind: Any, at: tuple[str, ...], raw: Any) -> Any:
+        if kind is Path and isinstance(raw, str) and raw:
+            return self.base / raw
+        if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+            return float(raw)
+        if isinstance(raw, kind) and not (kind is int and isinstance(raw, bool)):
+            return raw
+        names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+        raise self.error(at, f"{at[-1]} is {raw!r}; it must be {names[kind]}")
+
+    def relocate(self, value: Any) -> Any:
+        """A SQLite path inside a stream URL is relative to the file, as every other path is."""
+        if isinstance(value, str) and value.startswith("sqlite:"):
+            return f"sqlite:{self.base / value.removeprefix('sqlite:')}"
+        return value
+
+    def error(self, at: tuple[str, ...], message: str) -> ConfigError:
+        return ConfigError(f"{self.source}:{self.line_of(at)}: {message}")
+
+    def line_of(self, at: tuple[str, ...]) -> int:
+        """The line where the key or table `at` stands; tomllib keeps no positions, so look for it."""
+        table: tuple[str, ...] = ()
+        best = 1
+        for number, line in enumerate(self.lines, start=1):
+            if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
+                table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
+                if table == at[: len(table)]:
+                    best = number
+            elif (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)) and table == at[: len(table)]:
+                dotted = (*table, *(part.strip("\"'") for part in key[1].split(".")))
+                if dotted == at[: len(dotted)]:
+                    best = number
+                    if dotted == at:
+                        break
+        return best
+
+
+def describe_settings() -> str:
+    """Every section and setting with default and meaning, as a commented nightschool.toml."""
+    blocks = []
+    for kind in SECTIONS:
+        heading, _, meaning = (kind.__doc__ or "").partition(": ")
+        lines = [f"{heading}  # {meaning}"]
+        for setting in fields(kind):
+            lines += [f"# {setting.metadata['meaning']}{_bounds(setting)}", f"{setting.name} = {_as_toml(setting.default)}"]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _bounds(setting: Field[Any]) -> str:
+    rules = setting.metadata
+    if rules["one_of"]:
+        return f" (one of {', '.join(map(str, rules['one_of']))})"
+    if rules["ge"] is not None:
+        return f" ({rules['ge']} to {rules['le']})" if rules["le"] is not None else f" (at least {rules['ge']})"
+    return ""
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[]"
+    return f'"{value}"'

@@ -1,0 +1,115 @@
+"""The episode: one trace as training material, whatever dialect it was recorded in.
+
+Built on read from stored OTLP (`nightschool_nightly.episodes`); no service writes one. Parts follow the message JSON schema of
+the OpenTelemetry GenAI conventions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nightschool.outcomes import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Plain text (`type: text`)."""
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """The model asked for a tool (`type: tool_call`)."""
+
+    name: str
+    id: str | None = None
+    arguments: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResponsePart:
+    """What the tool answered (`type: tool_call_response`)."""
+
+    response: Any
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPart:
+    """Any other part, as it came: reasoning, blob, file, uri, compaction, or one not known yet."""
+
+    raw: Mapping[str, Any]
+
+
+Part = TextPart | ToolCallPart | ToolResponsePart | OtherPart
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    parts: tuple[Part, ...]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part.content for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What the server sampled, token by token."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each completion token under the policy that sampled it; same length as `completion_ids`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """One model call inside an episode: what the app saw, joined with what the server recorded."""
+
+    span_id: str
+    messages: tuple[Message, ...]
+    """The context the model was given."""
+    answer: Message
+    response_id: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling parameters as sent: temperature, top_p, max_tokens, seed, stop_sequences; what was not sent is absent."""
+    finish_reason: str | None = None
+    tokens: SampledTokens | None = None
+    """None when the server recorded none; never guessed."""
+    release: str | None = None
+    """Digest of the release that answered, "base" for the base model, None when unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeHistory:
+    """The current outcome of one slot, and everything the slot held before."""
+
+    current: Outcome
+    revisions: tuple[Outcome, ...]
+    """Every record of the slot in order, `current` last; retracted slots do not appear in an episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One trace as training material."""
+
+    tenant: str
+    trace_id: str
+    task: str
+    subject: str | None
+    """Pseudonym of the user; None when the app gave none."""
+    conversation: str | None
+    started_ns: int
+    calls: tuple[ModelCall, ...]
+    """Model calls in order of start."""
+    outcomes: tuple[OutcomeHistory, ...] = ()

@@ -1,0 +1,76 @@
+"""Attribute, event, header and topic names, declared once.
+
+The GenAI names follow the OpenTelemetry GenAI semantic conventions (status: Development, schema 1.41). They are vendored
+here because the constants in opentelemetry-semantic-conventions are deprecated as moved and no stable package exists.
+"""
+
+from __future__ import annotations
+
+SCHEMA = "1"
+
+# --- GenAI semantic conventions -----------------------------------------------------------------------------------------
+GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
+GEN_AI_PROVIDER_NAME = "gen_ai.provider.name"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+GEN_AI_REQUEST_TEMPERATURE = "gen_ai.request.temperature"
+GEN_AI_REQUEST_TOP_P = "gen_ai.request.top_p"
+GEN_AI_REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+GEN_AI_REQUEST_SEED = "gen_ai.request.seed"
+GEN_AI_REQUEST_STOP_SEQUENCES = "gen_ai.request.stop_sequences"
+GEN_AI_REQUEST_STREAM = "gen_ai.request.stream"
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+GEN_AI_RESPONSE_ID = "gen_ai.response.id"
+GEN_AI_RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
+GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+GEN_AI_USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CONVERSATION_ID = "gen_ai.conversation.id"
+GEN_AI_INPUT_MESSAGES = "gen_ai.input.messages"
+GEN_AI_OUTPUT_MESSAGES = "gen_ai.output.messages"
+GEN_AI_SYSTEM_INSTRUCTIONS = "gen_ai.system_instructions"
+GEN_AI_TOOL_DEFINITIONS = "gen_ai.tool.definitions"
+GEN_AI_TOOL_NAME = "gen_ai.tool.name"
+GEN_AI_TOOL_CALL_ID = "gen_ai.tool.call.id"
+GEN_AI_TOOL_CALL_ARGUMENTS = "gen_ai.tool.call.arguments"
+GEN_AI_TOOL_CALL_RESULT = "gen_ai.tool.call.result"
+GEN_AI_EVALUATION_RESULT = "gen_ai.evaluation.result"  # event name of an outcome
+GEN_AI_EVALUATION_NAME = "gen_ai.evaluation.name"
+GEN_AI_EVALUATION_SCORE_VALUE = "gen_ai.evaluation.score.value"
+GEN_AI_EVALUATION_SCORE_LABEL = "gen_ai.evaluation.score.label"
+GEN_AI_EVALUATION_EXPLANATION = "gen_ai.evaluation.explanation"
+ERROR_TYPE = "error.type"
+
+# --- ours, on spans -----------------------------------------------------------------------------------------------------
+TENANT_ID = "nightschool.tenant.id"  # resource attribute
+TASK = "nightschool.task"
+SUBJECT = "nightschool.subject"  # keyed-hash pseudonym of the app's user, never the raw id
+EPISODE_ID = "nightschool.episode.id"
+POLICY_VERSION = "nightschool.policy.version"  # digest of the release that answered; "base" without one
+SPAN_SIDE = "nightschool.side"  # "app" or "server": who saw this model call
+PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
+COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
+COMPLETION_LOGPROBS = "nightschool.completion.logprobs"
+
+# --- ours, on outcome log records ---------------------------------------------------------------------------------------
+OUTCOME_ID = "nightschool.outcome.id"
+OUTCOME_OP = "nightschool.outcome.op"
+OUTCOME_VALUE = "nightschool.outcome.value"
+OUTCOME_TARGET = "nightschool.outcome.target"  # canonical JSON of the one target
+OUTCOME_FINAL_TEXT = "nightschool.outcome.edit.final_text"
+OUTCOME_ORIGINAL_SHA256 = "nightschool.outcome.edit.original_sha256"
+OUTCOME_SOURCE_KIND = "nightschool.outcome.source.kind"
+OUTCOME_SOURCE_ID = "nightschool.outcome.source.id"
+OUTCOME_METADATA = "nightschool.outcome.metadata"  # canonical JSON
+
+# --- record headers and topics ------------------------------------------------------------------------------------------
+HEADER_TENANT = "ns-tenant"
+HEADER_SCHEMA = "ns-schema"
+HEADER_RECEIVED_MS = "ns-recv-ms"
+TOPIC_SPANS = "ns.otlp_spans"
+TOPIC_LOGS = "ns.otlp_logs"
+TOPIC_OUTCOMES = "ns.outcomes"
+TOPIC_DLQ = "ns.dlq"
+
+# --- HTTP ---------------------------------------------------------------------------------------------------------------
+RELEASE_RESPONSE_HEADER = "x-nightschool-release"
+BASE_RELEASE = "base"  # what that header and POLICY_VERSION say when no adapter answered

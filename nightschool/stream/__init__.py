@@ -1,0 +1,27 @@
+"""The append-only log between collector and nightly: `open_stream(url)`."""
+
+from __future__ import annotations
+
+from nightschool.errors import ConfigError
+from nightschool.stream.base import Offset, Record, StoredRecord, Stream, partition_of
+
+__all__ = ["Offset", "Record", "StoredRecord", "Stream", "open_stream", "partition_of"]
+
+DEFAULT_PARTITIONS = 12
+
+
+def open_stream(url: str, *, partitions: int = DEFAULT_PARTITIONS) -> Stream:
+    """Open the stream at `url`; topics are created on first append with `partitions` partitions.
+
+    `sqlite:PATH` is one file on this machine, `kafka://HOST:PORT[,HOST:PORT...]` an Apache Kafka cluster.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme == "sqlite" and rest:
+        from nightschool.stream.sqlite import SqliteStream
+
+        return SqliteStream(rest, partitions=partitions)
+    if scheme == "kafka" and rest.startswith("//"):
+        from nightschool.stream.kafka import KafkaStream
+
+        return KafkaStream(rest.removeprefix("//").split(","), partitions=partitions)
+    raise ConfigError(f"stream url {url!r} is not understood; allowed are 'sqlite:PATH' and 'kafka://HOST:PORT[,HOST:PORT...]'")

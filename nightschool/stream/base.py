@@ -1,0 +1,102 @@
+"""The stream: an append-only log of topics, partitions and offsets, as Apache Kafka has them.
+
+Two implementations stand behind this protocol, SQLite (one file, the default) and Kafka, and one conformance suite
+(`tests/nightschool/stream/test_stream_conformance.py`) holds both to the same rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from nightschool.errors import ConfigError
+
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record to append."""
+
+    key: bytes
+    """Decides the partition (see `partition_of`); for spans the lowercase hex trace id."""
+    value: bytes
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """One record as read back."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    """When the stream made it durable (log-append time), milliseconds since the epoch."""
+    key: bytes
+    value: bytes
+    headers: Mapping[str, bytes]
+
+
+class Offset(NamedTuple):
+    """Where an appended record stands."""
+
+    partition: int
+    offset: int
+
+
+class Stream(Protocol):
+    """An append-only log.
+
+    Threads may share one stream. Errors: `StreamUnavailable` when the call may be tried again and nothing of it was
+    acknowledged, `DataLossError` when asked for offsets that no longer exist, `StreamError` for the rest.
+    """
+
+    def create_topic(self, topic: str, *, partitions: int) -> None:
+        """Create `topic` if it does not exist; an existing topic keeps its partitions."""
+        ...
+
+    def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
+        """Append `records` in order and return where each stands, only after all of them are durable."""
+        ...
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
+        """Yield the records of `partition` with `start <= offset < end` in order; offsets may have gaps."""
+        ...
+
+    def start_offsets(self, topic: str) -> dict[int, int]:
+        """The first offset still held, per partition. An unknown topic has no partitions."""
+        ...
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """One past the last offset, per partition. An unknown topic has no partitions."""
+        ...
+
+    def topic_id(self, topic: str) -> str | None:
+        """An id that changes when a topic is deleted and created again; None for an unknown topic."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of `key`: FNV-1a 32 as signed, absolute, modulo, as Sarama and the OpenTelemetry Collector hash."""
+    digest = 0x811C9DC5
+    for byte in key:
+        digest = ((digest ^ byte) * 0x01000193) & 0xFFFFFFFF
+    signed = digest - (1 << 32) if digest & 0x80000000 else digest
+    return abs(signed) % partitions
+
+
+def check_topic(topic: str) -> str:
+    """Return `topic` if it is a legal Kafka topic name, else raise `ConfigError`."""
+    if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
+        raise ConfigError(f"topic {topic!r} is not a topic name; allowed are 1 to 249 letters, digits, '.', '_' and '-'")
+    return topic
