@@ -31,6 +31,11 @@ def describe_base_model(folder: Path) -> BaseModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ConfigError(f"{folder} holds no .safetensors file; other weight formats are not loaded")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise ConfigError(
+                f"{folder} holds no {name}; give a folder that transformers' save_pretrained wrote, with its tokenizer"
+            )
     digest = hashlib.sha256()
     for path in weights:
         digest.update(f"{path.name} {describe_file(path).sha256}\n".encode())

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from nightschool.errors import ConfigError
+from nightschool.base_model import PACKAGED
+from nightschool.errors import ConfigError, shown
 from nightschool.release import check_tenant
+from nightschool.toml_lines import line_of, line_of_error
 
 
 def _setting(
@@ -25,9 +27,19 @@ def _setting(
     le: float | None = None,
     one_of: tuple[Any, ...] = (),
     pattern: str = "",
+    beside: Callable[[Path, str], str] | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and bounds."""
-    return field(default=default, metadata={"meaning": meaning, "ge": ge, "le": le, "one_of": one_of, "pattern": pattern})
+    """A dataclass field with its documentation and bounds; `beside` places a text that names a file beside the TOML file."""
+    rules = {"meaning": meaning, "ge": ge, "le": le, "one_of": one_of, "pattern": pattern, "beside": beside}
+    return field(default=default, metadata=rules)
+
+
+def _url_beside(base: Path, url: str) -> str:
+    return f"sqlite:{base / url.removeprefix('sqlite:')}" if url.startswith("sqlite:") else url
+
+
+def _model_beside(base: Path, path: str) -> str:
+    return path if path == PACKAGED else str(base / path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +47,10 @@ class StreamConfig:
     """[stream]: where spans and outcomes are kept."""
 
     url: str = _setting(
-        "sqlite:var/stream.db", "'sqlite:PATH' or 'kafka://HOST:PORT[,HOST:PORT...]'", pattern=r"sqlite:.+|kafka://.+"
+        "sqlite:var/stream.db",
+        "'sqlite:PATH' or 'kafka://HOST:PORT[,HOST:PORT...]'",
+        pattern=r"sqlite:.+|kafka://.+",
+        beside=_url_beside,
     )
     partitions: int = _setting(12, "partitions of a topic when it is created", ge=1, le=10_000)
 
@@ -44,7 +59,7 @@ class StreamConfig:
 class RegistryConfig:
     """[registry]: where releases are kept."""
 
-    path: Path = _setting(Path("var/registry"), "a folder on local disk or NFS")
+    path: Path = _setting(Path("var/registry"), "a folder on local disk or NFS")  # noqa: RUF009 - a Path is immutable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +67,10 @@ class ModelConfig:
     """[model]: the base model all tenants share."""
 
     path: str = _setting(
-        "smollm2-135m-instruct", "a folder with a Hugging Face causal model, or 'smollm2-135m-instruct' (carried by a package)"
+        PACKAGED,
+        f"a folder with a Hugging Face causal model, or '{PACKAGED}' (carried by a package)",
+        pattern=r".+",
+        beside=_model_beside,
     )
     dtype: str = _setting(
         "bfloat16", "type of the base weights when sampling, training and serving", one_of=("bfloat16", "float16", "float32")
@@ -74,7 +92,11 @@ class ServingConfig:
 
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on", ge=1, le=65535)
-    collector: str = _setting("http://127.0.0.1:4318", "where server spans go; empty to send none", pattern=r"|https?://.+")
+    collector: str = _setting(
+        "http://127.0.0.1:4318",
+        "http(s) URL of the collector that gets the server spans; empty to send none",
+        pattern=r"|https?://.+",
+    )
     poll_seconds: float = _setting(1.0, "how often a replica looks at the registry's pointers", ge=0.1, le=3600)
     max_loras: int = _setting(4, "adapters in one batch (vLLM max_loras)", ge=1, le=256)
     max_cpu_loras: int = _setting(16, "adapters kept in memory (vLLM max_cpu_loras)", ge=1, le=4096)
@@ -87,7 +109,7 @@ class ServingConfig:
 class NightConfig:
     """[night]: how a night learns and decides. All of it is part of the night's manifest."""
 
-    state: Path = _setting(Path("var/nights"), "folder of night manifests and checkpoints")
+    state: Path = _setting(Path("var/nights"), "folder of night manifests and checkpoints")  # noqa: RUF009 - a Path is immutable
     seed: int = _setting(0, "seed of every random choice", ge=0, le=2**31 - 1)
     steps: int = _setting(40, "optimizer steps", ge=1, le=100_000)
     prompts_per_step: int = _setting(16, "prompts sampled a step", ge=1, le=4096)
@@ -114,10 +136,12 @@ class NightConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig:
-    """[tenants.NAME]: a customer of the app."""
+    """[tenants.example]: a customer of the app; one table like this for each, under its name."""
 
     key_sha256: tuple[str, ...] = _setting(
-        (), "SHA-256 of each API key ('nightschool key --tenant NAME' makes one)", pattern=r"[0-9a-f]{64}"
+        (),
+        "SHA-256 of each API key as 64 lowercase hex digits ('nightschool key --tenant NAME' makes one)",
+        pattern=r"[0-9a-f]{64}",
     )
     rubrics: tuple[Path, ...] = _setting((), "rubric files, one per task")
 
@@ -153,6 +177,14 @@ SECTIONS: tuple[type, ...] = (
 )
 
 
+# (at most, this, because): settings that would be refused, or would do nothing, hours later.
+_ORDERED = (
+    ("serving.max_loras", "serving.max_cpu_loras", "vLLM also keeps in memory every adapter of a batch"),
+    ("night.lora_rank", "serving.max_lora_rank", "serving would refuse every release of the night"),
+    ("night.min_groups", "night.prompts_per_step", "no step could ever have that many groups"),
+)
+
+
 def load_config(path: str | Path) -> Config:
     """Read and check nightschool.toml; every `ConfigError` names the file and the line."""
     path = Path(path)
@@ -169,8 +201,10 @@ def parse_config(text: str, *, source: str = "nightschool.toml", base: Path) -> 
     """Check the text of a nightschool.toml; relative paths are taken from `base`."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits is a plain one
+        raise ConfigError(f"{source}:{line_of_error(text, error)}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: not valid TOML: brackets are nested too deeply") from None
     return _Reader(text, source, base).config(raw)
 
 
@@ -178,7 +212,7 @@ class _Reader:
     """Turns parsed TOML into dataclasses, with the line of whatever is wrong."""
 
     def __init__(self, text: str, source: str, base: Path) -> None:
-        self.lines, self.source, self.base = text.splitlines(), source, base
+        self.text, self.source, self.base = text, source, base
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         sections = {f.name: f for f in fields(Config)}
@@ -192,7 +226,27 @@ class _Reader:
                 built[name] = {tenant: self.tenant(tenant, table) for tenant, table in tables.items()}
             else:
                 built[name] = self.section(kind, (name,), raw.get(name, {}))
-        return Config(**built)
+        config = Config(**built)
+        self.check_order(config)
+        self.check_keys(config)
+        return config
+
+    def check_order(self, config: Config) -> None:
+        for small, large, why in _ORDERED:
+            low, high = (getattr(getattr(config, section), name) for section, name in (small.split("."), large.split(".")))
+            if low > high:
+                at = next((at for at in (small, large) if line_of(self.text, at.split("."))), small)
+                raise self.error(tuple(at.split(".")), f"{small} is {low}; allowed is at most {large}, which is {high}: {why}")
+
+    def check_keys(self, config: Config) -> None:
+        owners: dict[str, str] = {}
+        for name, tenant in config.tenants.items():
+            for digest in tenant.key_sha256:
+                if owners.setdefault(digest, name) != name:
+                    message = (
+                        f"key_sha256 {digest[:12]}... is also a key of tenant {owners[digest]!r}; allowed is one tenant a key"
+                    )
+                    raise self.error(("tenants", name, "key_sha256"), f"{message}, make another with 'nightschool key'")
 
     def tenant(self, name: str, table: Any) -> TenantConfig:
         try:
@@ -210,68 +264,55 @@ class _Reader:
             if name not in known:
                 raise self.error((*at, name), f"unknown key {name!r} in [{'.'.join(at)}]; allowed are {', '.join(known)}")
             values[name] = self.value(known[name], hints[name], (*at, name), value)
-        return kind(**{f.name: values.get(f.name, self.default(f)) for f in fields(kind)})
-
-    def default(self, setting: Field[Any]) -> Any:
-        return self.base / setting.default if isinstance(setting.default, Path) else self.relocate(setting.default)
+        return kind(**{f.name: values[f.name] if f.name in values else self.placed(f, f.default) for f in fields(kind)})
 
     def table(self, at: tuple[str, ...], raw: Any) -> Mapping[str, Any]:
         if not isinstance(raw, dict):
-            raise self.error(at, f"{'.'.join(at)} is {raw!r}; it must be a table like [{'.'.join(at)}]")
+            raise self.error(at, f"{'.'.join(at)} is {shown(raw)}; it must be a table like [{'.'.join(at)}]")
         return raw
 
     def value(self, setting: Field[Any], kind: Any, at: tuple[str, ...], raw: Any) -> Any:
         if get_origin(kind) is tuple:
             if not isinstance(raw, list):
-                raise self.error(at, f"{at[-1]} is {raw!r}; it must be a list")
+                raise self.error(at, f"{at[-1]} is {shown(raw)}; it must be a list")
             return tuple(self.value(setting, get_args(kind)[0], at, item) for item in raw)
         checked = self.typed(kind, at, raw)
         rules = setting.metadata
         if rules["one_of"] and checked not in rules["one_of"]:
-            raise self.error(at, f"{at[-1]} is {raw!r}; allowed are {', '.join(map(repr, rules['one_of']))}")
+            raise self.error(at, f"{at[-1]} is {shown(raw)}; allowed are {', '.join(map(repr, rules['one_of']))}")
         if rules["pattern"] and not re.fullmatch(rules["pattern"], str(raw)):
-            raise self.error(at, f"{at[-1]} is {raw!r}; {rules['meaning']}")
+            raise self.error(at, f"{at[-1]} is {shown(raw)}; it must be: {rules['meaning']}")
         low, high = rules["ge"], rules["le"]
         if (low is not None and not checked >= low) or (high is not None and not checked <= high):
             allowed = f"from {low} to {high}" if high is not None else f"at least {low}"
-            raise self.error(at, f"{at[-1]} is {raw!r}; allowed is {allowed}")
-        return self.relocate(checked)
+            raise self.error(at, f"{at[-1]} is {shown(raw)}; allowed is {allowed}")
+        return self.placed(setting, checked)
 
     def typed(self, kind: Any, at: tuple[str, ...], raw: Any) -> Any:
-        if kind is Path and isinstance(raw, str) and raw:
-            return self.base / raw
-        if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        if kind is Path and isinstance(raw, str) and raw and "\0" not in raw:
+            return Path(raw)
+        if kind is float and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 1 << 63:
             return float(raw)
         if isinstance(raw, kind) and not (kind is int and isinstance(raw, bool)):
             return raw
-        names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-        raise self.error(at, f"{at[-1]} is {raw!r}; it must be {names[kind]}")
+        names = {
+            str: "a string",
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            Path: "a path, as a non-empty string",
+        }
+        raise self.error(at, f"{at[-1]} is {shown(raw)}; it must be {names[kind]}")
 
-    def relocate(self, value: Any) -> Any:
-        """A SQLite path inside a stream URL is relative to the file, as every other path is."""
-        if isinstance(value, str) and value.startswith("sqlite:"):
-            return f"sqlite:{self.base / value.removeprefix('sqlite:')}"
-        return value
+    def placed(self, setting: Field[Any], value: Any) -> Any:
+        """Whatever names a file is relative to the folder of the configuration; an absolute path stays as it is."""
+        if isinstance(value, Path):
+            return self.base / value
+        beside = setting.metadata["beside"]
+        return beside(self.base, value) if beside else value
 
     def error(self, at: tuple[str, ...], message: str) -> ConfigError:
-        return ConfigError(f"{self.source}:{self.line_of(at)}: {message}")
-
-    def line_of(self, at: tuple[str, ...]) -> int:
-        """The line where the key or table `at` stands; tomllib keeps no positions, so look for it."""
-        table: tuple[str, ...] = ()
-        best = 1
-        for number, line in enumerate(self.lines, start=1):
-            if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-                table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
-                if table == at[: len(table)]:
-                    best = number
-            elif (key := re.match(r"\s*([\w.\"'-]+)\s*=", line)) and table == at[: len(table)]:
-                dotted = (*table, *(part.strip("\"'") for part in key[1].split(".")))
-                if dotted == at[: len(dotted)]:
-                    best = number
-                    if dotted == at:
-                        break
-        return best
+        return ConfigError(f"{self.source}:{line_of(self.text, at) or 1}: {message}")
 
 
 def describe_settings() -> str:

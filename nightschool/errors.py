@@ -47,7 +47,7 @@ class StreamError(NightschoolError, OSError):
     """The stream could not do what was asked."""
 
 
-class StreamUnavailable(StreamError):
+class StreamUnavailable(StreamError):  # noqa: N818 - named by what happened
     """The stream cannot be written or read now; nothing of the call was acknowledged, try again."""
 
 
@@ -59,13 +59,21 @@ class RegistryError(NightschoolError, OSError):
     """The registry could not do what was asked."""
 
 
-class PointerConflict(RegistryError):
+class PointerConflict(RegistryError):  # noqa: N818 - named by what happened
     """The pointer moved between reading it and writing it."""
 
 
-class ReleaseRejected(RegistryError):
+class ReleaseRejected(RegistryError):  # noqa: N818 - named by what happened
     """A release is damaged, belongs to another tenant or does not fit the base model; it is never loaded."""
 
 
 class NightError(NightschoolError, RuntimeError):
     """A night stopped; nothing was published."""
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: its repr, cut to 80 characters; never itself an error."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):  # an int of over 4,300 digits, a list in a list in a list...
+        return f"of type {type(value).__name__} and too large to print"

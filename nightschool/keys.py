@@ -7,6 +7,7 @@ import hmac
 import secrets
 from collections.abc import Mapping, Sequence
 
+from nightschool.errors import ConfigError
 from nightschool.release import check_tenant
 
 
@@ -17,7 +18,7 @@ def new_key(tenant: str) -> str:
 
 def hash_key(key: str) -> str:
     """What `nightschool.toml` stores. A key is random, so a fast hash is enough."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class KeyRing:
@@ -27,7 +28,11 @@ class KeyRing:
     """
 
     def __init__(self, hashes: Mapping[str, Sequence[str]]) -> None:
-        self._tenants = {digest: tenant for tenant, digests in sorted(hashes.items()) for digest in digests}
+        self._tenants: dict[str, str] = {}
+        for tenant, digests in sorted(hashes.items()):
+            for digest in digests:
+                if (owner := self._tenants.setdefault(digest, tenant)) != tenant:
+                    raise ConfigError(f"tenants {owner!r} and {tenant!r} share a key; allowed is one tenant a key, make another")
 
     def tenant_of(self, authorization: str | None) -> str | None:
         """The tenant of an `Authorization: Bearer KEY` header; None for none, another scheme or an unknown key."""
@@ -39,4 +44,6 @@ class KeyRing:
 
 def subject_of(secret: str, user: str) -> str:
     """The pseudonym of `user`: a keyed hash, equal for the same user and secret, of 128 bits in hex."""
-    return hmac.new(secret.encode(), user.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(secret.encode("utf-8", "surrogatepass"), user.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[
+        :32
+    ]

@@ -20,13 +20,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv
-from nightschool.errors import RecordError
+from nightschool.errors import RecordError, shown
 
 Value = bool | int | float | str | None
 TARGET_KINDS = ("trace_id", "response_id", "conversation_id", "episode_id", "join_key")
 SOURCE_KINDS = ("human", "code", "llm", "system")
 MAX_TEXT_BYTES = 1 << 20
 MAX_METADATA_BYTES = 8 << 10
+MAX_METADATA_DEPTH = 32  # far from Python's recursion limit, however deep in a server's stack it is read again
 _HEX = {"trace_id": 32, "span_id": 16}
 _FIELDS = {"event_id", "target", "name", "value", "edit", "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
 
@@ -36,7 +37,8 @@ class Outcome:
     """One outcome record."""
 
     target: Mapping[str, Any]
-    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn), episode_id, join_key."""
+    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn), episode_id and
+    join_key."""
     name: str
     value: Value = None
     final_text: str | None = None
@@ -75,7 +77,7 @@ class Outcome:
             body["edit"] = {"final_text": self.final_text}
             if self.original_sha256:
                 body["edit"]["original_sha256"] = self.original_sha256
-        elif self.op == "set":
+        elif self.op == "set" or self.value is not None:
             body["value"] = self.value
         if self.occurred_at_ns is not None:
             body["occurred_at"] = self.occurred_at_ns
@@ -96,10 +98,10 @@ def parse_outcome(body: Any) -> Outcome:
     if not isinstance(body, dict):
         raise RecordError(f"an outcome is a JSON object, got {type(body).__name__}")
     if unknown := sorted(set(body) - _FIELDS):
-        raise RecordError(f"unknown field {unknown[0]!r}; allowed are {', '.join(sorted(_FIELDS))}")
+        raise RecordError(f"unknown field {shown(unknown[0])}; allowed are {', '.join(sorted(_FIELDS))}")
     op = body.get("op", "set")
     if op not in ("set", "retract"):
-        raise RecordError(f"op is {op!r}; allowed are 'set' and 'retract'")
+        raise RecordError(f"op is {shown(op)}; allowed are 'set' and 'retract'")
     edit = _parse_edit(body.get("edit"))
     if op == "set" and edit is None and "value" not in body:
         raise RecordError("an outcome needs a 'value' or an 'edit' with 'final_text'; got neither")
@@ -125,7 +127,7 @@ def parse_outcome(body: Any) -> Outcome:
 
 def _text(value: Any, name: str, *, limit: int) -> str:
     if not isinstance(value, str) or not value:
-        raise RecordError(f"{name} is {value!r}; it must be a non-empty string")
+        raise RecordError(f"{name} is {shown(value)}; it must be a non-empty string")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:
@@ -141,16 +143,16 @@ def _optional_text(value: Any, name: str, *, limit: int) -> str | None:
 
 def _parse_target(target: Any) -> dict[str, Any]:
     if not isinstance(target, dict):
-        raise RecordError(f"target is {target!r}; it must be an object with exactly one of {', '.join(TARGET_KINDS)}")
+        raise RecordError(f"target is {shown(target)}; it must be an object with exactly one of {', '.join(TARGET_KINDS)}")
     kinds = [kind for kind in TARGET_KINDS if kind in target]
     extra = {"trace_id": "span_id", "conversation_id": "turn"}.get(kinds[0]) if len(kinds) == 1 else None
     if len(kinds) != 1 or set(target) - {kinds[0], extra}:
-        raise RecordError(f"target has the fields {sorted(target)}; it must have exactly one of {', '.join(TARGET_KINDS)}")
+        raise RecordError(f"target has the fields {shown(sorted(target))}; it must have exactly one of {', '.join(TARGET_KINDS)}")
     kind = kinds[0]
     if kind == "join_key":
         join = target[kind]
         if not isinstance(join, dict) or set(join) != {"ns", "id"}:
-            raise RecordError(f"target.join_key is {join!r}; it must be {{'ns': ..., 'id': ...}}")
+            raise RecordError(f"target.join_key is {shown(join)}; it must be {{'ns': ..., 'id': ...}}")
         return {kind: {name: _text(join[name], f"target.join_key.{name}", limit=256) for name in ("ns", "id")}}
     checked: dict[str, Any] = {kind: _text(target[kind], f"target.{kind}", limit=512)}
     if "span_id" in target:
@@ -158,31 +160,31 @@ def _parse_target(target: Any) -> dict[str, Any]:
     if "turn" in target:
         turn = target["turn"]
         if not isinstance(turn, int) or isinstance(turn, bool) or not 0 <= turn < 1 << 31:
-            raise RecordError(f"target.turn is {turn!r}; it must be a whole number from 0")
+            raise RecordError(f"target.turn is {shown(turn)}; it must be a whole number from 0")
         checked["turn"] = turn
     for name, digits in _HEX.items():
-        if name in checked and not re.fullmatch(rf"[0-9a-f]{{{digits}}}", checked[name]):
-            raise RecordError(f"target.{name} is {checked[name]!r}; it must be {digits} lowercase hex digits")
+        if name in checked and (not re.fullmatch(rf"[0-9a-f]{{{digits}}}", checked[name]) or not checked[name].strip("0")):
+            raise RecordError(f"target.{name} is {shown(checked[name])}; it must be {digits} lowercase hex digits, not all zero")
     return checked
 
 
 def _parse_source(source: Any) -> tuple[str, str]:
     if not isinstance(source, dict) or set(source) - {"kind", "id"}:
-        raise RecordError(f"source is {source!r}; it must be {{'kind': one of {', '.join(SOURCE_KINDS)}, 'id': pseudonym}}")
+        raise RecordError(f"source is {shown(source)}; it must be {{'kind': one of {', '.join(SOURCE_KINDS)}, 'id': pseudonym}}")
     if source.get("kind") not in SOURCE_KINDS:
-        raise RecordError(f"source.kind is {source.get('kind')!r}; allowed are {', '.join(SOURCE_KINDS)}")
-    return source["kind"], _optional_text(source.get("id") or None, "source.id", limit=256) or ""
+        raise RecordError(f"source.kind is {shown(source.get('kind'))}; allowed are {', '.join(SOURCE_KINDS)}")
+    return source["kind"], _optional_text(None if source.get("id") == "" else source.get("id"), "source.id", limit=256) or ""
 
 
 def _parse_edit(edit: Any) -> dict[str, str] | None:
     if edit is None:
         return None
     if not isinstance(edit, dict) or set(edit) - {"final_text", "original_sha256"}:
-        raise RecordError(f"edit is {edit!r}; it must be {{'final_text': ..., 'original_sha256': optional}}")
+        raise RecordError(f"edit is {shown(edit)}; it must be {{'final_text': ..., 'original_sha256': optional}}")
     checked = {"final_text": _text(edit.get("final_text"), "edit.final_text", limit=MAX_TEXT_BYTES)}
     if (original := edit.get("original_sha256")) is not None:
         if not isinstance(original, str) or not re.fullmatch(r"[0-9a-f]{64}", original):
-            raise RecordError(f"edit.original_sha256 is {original!r}; it must be 64 lowercase hex digits")
+            raise RecordError(f"edit.original_sha256 is {shown(original)}; it must be 64 lowercase hex digits")
         checked["original_sha256"] = original
     return checked
 
@@ -196,15 +198,15 @@ def _parse_value(value: Any) -> Value:
         return value
     if isinstance(value, float) and value == value and abs(value) != float("inf"):
         return value
-    raise RecordError(f"value is {value!r:.80}; it must be a bool, a finite number, a string or null")
+    raise RecordError(f"value is {shown(value)}; it must be a bool, a finite number, a string or null")
 
 
 def _parse_time(value: Any) -> int | None:
-    """RFC 3339 text, or nanoseconds since the epoch as a whole number."""
+    """RFC 3339 text, or nanoseconds since the epoch as a whole number; 0 is unknown, as in OTLP."""
     if value is None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
-        return value
+        return value or None
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
@@ -216,22 +218,33 @@ def _parse_time(value: Any) -> int | None:
         else:
             nanoseconds = (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
             if 0 <= nanoseconds < 1 << 63:
-                return nanoseconds
-    raise RecordError(f"occurred_at is {value!r}; it must be RFC 3339 like '2026-01-31T12:00:00Z', or nanoseconds since 1970")
+                return nanoseconds or None
+    raise RecordError(
+        f"occurred_at is {shown(value)}; it must be RFC 3339 like '2026-01-31T12:00:00Z', or nanoseconds since 1970"
+    )
 
 
 def _parse_metadata(metadata: Any) -> dict[str, Any]:
     if metadata is None:
         return {}
-    if not isinstance(metadata, dict):
-        raise RecordError(f"metadata is {metadata!r:.80}; it must be an object")
+    if not isinstance(metadata, dict) or _nests_deeper_than(MAX_METADATA_DEPTH, metadata):
+        raise RecordError(f"metadata is {shown(metadata)}; it must be an object, at most {MAX_METADATA_DEPTH} levels deep")
     try:
         size = len(canonical(metadata).encode())
-    except (ValueError, RecursionError):
-        raise RecordError("metadata holds a value that JSON cannot carry (NaN, infinity or a lone surrogate)") from None
+    except (TypeError, ValueError, RecursionError):
+        raise RecordError(
+            "metadata must be what JSON can carry; it holds NaN, infinity, a lone surrogate or another type"
+        ) from None
     if size > MAX_METADATA_BYTES:
         raise RecordError(f"metadata has {size} bytes; at most {MAX_METADATA_BYTES} are allowed")
     return metadata
+
+
+def _nests_deeper_than(levels: int, value: Any) -> bool:
+    if not isinstance(value, (dict, list, tuple)):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_nests_deeper_than(levels - 1, child) for child in children)
 
 
 # --- Outcome <-> OTLP log record ----------------------------------------------------------------------------------------
@@ -287,7 +300,7 @@ def from_log_record(log: LogRecord) -> Outcome:
     try:
         metadata = json.loads(attributes.get(semconv.OUTCOME_METADATA, "{}"))
         target = _log_target(log, attributes)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"outcome log record cannot be read: {error}") from None
     body: dict[str, Any] = {
         "target": target,
@@ -315,8 +328,9 @@ def from_log_record(log: LogRecord) -> Outcome:
 def _log_target(log: LogRecord, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if text := attributes.get(semconv.OUTCOME_TARGET):
         return dict(json.loads(text))
-    if log.trace_id:
-        return {"trace_id": log.trace_id.hex(), **({"span_id": log.span_id.hex()} if log.span_id else {})}
+    # All zero is how OpenTelemetry writes "no trace".
+    if any(log.trace_id):
+        return {"trace_id": log.trace_id.hex(), **({"span_id": log.span_id.hex()} if any(log.span_id) else {})}
     return {"response_id": attributes.get(semconv.GEN_AI_RESPONSE_ID)}
 
 

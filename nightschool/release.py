@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nightschool.errors import ConfigError, ReleaseRejected
+from nightschool.errors import ConfigError, ReleaseRejected, shown
+from nightschool.tensor_file import check_tensors
 
+SCHEMA = 1
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 REPORT = "report.html"
-_ALLOWED_FILES = {WEIGHTS, ADAPTER_CONFIG, REPORT}
+NIGHT = "night.json"
+_ALLOWED_FILES = {WEIGHTS, ADAPTER_CONFIG, REPORT, NIGHT}
 _MAX_MANIFEST_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 16 << 20
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -32,9 +34,14 @@ _FORBIDDEN_CONFIG = {
     "modules_to_save": None,
     "lora_bias": False,
     "layer_replication": None,
+    "use_bdlora": None,
     "use_qalora": False,
     "alora_invocation_tokens": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
 }
+# Other ways to start a LoRA (PiSSA, OLoRA, CorDA, LoftQ) change the base weights too, which the server does not.
+_ALLOWED_INIT = (True, False, None, "gaussian")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class ReleaseManifest:
     """The gate's figures, as in the report."""
     frozen_at_ms: int = 0
     """When the night froze its input: the only time in a release, and taken from the night's manifest."""
-    schema: int = 1
+    schema: int = SCHEMA
 
     def to_bytes(self) -> bytes:
         """The canonical JSON whose SHA-256 names the release."""
@@ -100,9 +107,34 @@ class ReleaseManifest:
             raw["base_model"] = BaseModel(**raw["base_model"])
             raw["files"] = tuple(ReleaseFile(**entry) for entry in raw["files"])
             raw["target_modules"] = tuple(raw["target_modules"])
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            manifest = cls(**raw)
+            _check_types(manifest)
+            if manifest.to_bytes() != data:
+                raise ValueError("it is not in the one spelling that has this meaning")
+            return manifest
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ReleaseRejected(f"not a release manifest: {error}") from None
+
+
+def _check_types(manifest: ReleaseManifest) -> None:
+    """What JSON cannot promise and a path or vLLM (adapter ids are int32 there) would trust."""
+    if manifest.schema != SCHEMA:
+        raise ValueError(f"schema is {shown(manifest.schema)}; this nightschool reads {SCHEMA}, use the version that wrote it")
+    check_tenant(manifest.tenant)
+    for name in ("engine_id", "rank", "alpha"):
+        if type(number := getattr(manifest, name)) is not int or not 1 <= number < 1 << 31:
+            raise ValueError(f"{name} is {shown(number)}; it must be a whole number from 1 to {(1 << 31) - 1}")
+    texts: dict[str, Iterable[object]] = {
+        "night": [manifest.night],
+        "target_modules": manifest.target_modules,
+        "base_model": asdict(manifest.base_model).values(),
+        "files": [text for file in manifest.files for text in (file.name, file.sha256)],
+    }
+    for name, values in texts.items():
+        if odd := [value for value in values if not isinstance(value, str)]:
+            raise ValueError(f"{name} has {shown(odd[0])}; it must be a string")
+    if odd_sizes := [file.size for file in manifest.files if type(file.size) is not int or file.size < 0]:
+        raise ValueError(f"files has the size {shown(odd_sizes[0])}; it must be a whole number of bytes")
 
 
 def check_tenant(tenant: str) -> str:
@@ -134,7 +166,7 @@ def verify_release(
     """Check everything about the release in `folder` and return its manifest; `ReleaseRejected` says what is wrong.
 
     In order: the manifest's own digest, tenant, base model, exact list of regular files with sizes and SHA-256, the adapter
-    configuration, and the names and shapes in the safetensors header. Nothing is unpickled.
+    configuration, and names, shapes and finiteness of the tensors. Nothing is unpickled.
     """
     where = f"release {digest[:12]} of tenant {tenant!r}"
     try:
@@ -168,68 +200,53 @@ def _read_limited(path: Path, limit: int) -> bytes:
 
 
 def _verify_files(folder: Path, manifest: ReleaseManifest, max_bytes: int) -> None:
-    named = {entry.name for entry in manifest.files}
-    present = {path.name for path in folder.iterdir()} - {MANIFEST}
-    if named != present or not {WEIGHTS, ADAPTER_CONFIG} <= named <= _ALLOWED_FILES:
-        raise ReleaseRejected(
-            f"it holds {sorted(present)}, the manifest names {sorted(named)}, allowed are {sorted(_ALLOWED_FILES)}"
-        )
+    named = sorted(entry.name for entry in manifest.files)
+    present = sorted({path.name for path in folder.iterdir()} - {MANIFEST})
+    if named != present or not {WEIGHTS, ADAPTER_CONFIG} <= set(named) <= _ALLOWED_FILES:
+        raise ReleaseRejected(f"it holds {present}, the manifest names {named}, allowed are {sorted(_ALLOWED_FILES)}")
     if (total := sum(entry.size for entry in manifest.files)) > max_bytes:
         raise ReleaseRejected(f"it has {total} bytes, at most {max_bytes} are allowed")
     for entry in manifest.files:
         path = folder / entry.name
         if path.is_symlink() or not path.is_file():
             raise ReleaseRejected(f"{entry.name} is not a regular file")
-        if describe_file(path) != entry:
+        if path.stat().st_size != entry.size or describe_file(path) != entry:  # the size first: no terabyte is hashed
             raise ReleaseRejected(f"{entry.name} does not have the size and SHA-256 that the manifest names")
 
 
 def _verify_config(path: Path, manifest: ReleaseManifest, max_rank: int) -> None:
     try:
         config = json.loads(_read_limited(path, _MAX_MANIFEST_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReleaseRejected(f"{path.name} is not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise ReleaseRejected(f"{path.name} is not a plain LoRA configuration without bias")
     for name, allowed in _FORBIDDEN_CONFIG.items():
         if config.get(name, allowed) != allowed:
-            raise ReleaseRejected(f"{path.name} sets {name}={config[name]!r}, which cannot be served")
+            raise ReleaseRejected(f"{path.name} sets {name}={shown(config[name])}, which cannot be served")
+    if (init := config.get("init_lora_weights")) not in _ALLOWED_INIT:
+        raise ReleaseRejected(f"{path.name} sets init_lora_weights={shown(init)}; allowed are {_ALLOWED_INIT}")
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ReleaseRejected(f"{path.name} has rank or alpha patterns; one rank and one alpha are allowed")
     if (config.get("r"), config.get("lora_alpha")) != (manifest.rank, manifest.alpha):
-        raise ReleaseRejected(f"{path.name} has r={config.get('r')}, lora_alpha={config.get('lora_alpha')}, unlike the manifest")
-    if not 1 <= manifest.rank <= max_rank:
-        raise ReleaseRejected(f"rank {manifest.rank} is above the {max_rank} this server was started with")
+        found = f"r={shown(config.get('r'))} and lora_alpha={shown(config.get('lora_alpha'))}"
+        raise ReleaseRejected(f"{path.name} has {found}, the manifest {manifest.rank} and {manifest.alpha}")
+    if manifest.rank > max_rank:
+        raise ReleaseRejected(f"rank {manifest.rank} is above the {max_rank} that is served here")
 
 
 def _verify_tensors(path: Path, manifest: ReleaseManifest) -> None:
     """Every tensor is a lora_A [r, in] or lora_B [out, r] of a named target module, in pairs."""
     pairs: dict[str, set[str]] = {}
-    for name, entry in read_safetensors_header(path).items():
-        match, shape = _TENSOR.fullmatch(name), entry.get("shape")
+    for tensor in check_tensors(path):
+        name, shape = tensor.name, tensor.shape
+        match = _TENSOR.fullmatch(name)
         if not match or match[1].rsplit(".", 1)[-1] not in manifest.target_modules:
-            raise ReleaseRejected(f"tensor {name!r} is not a LoRA matrix of {', '.join(manifest.target_modules)}")
-        if not isinstance(shape, list) or len(shape) != 2 or shape[0 if match[2] == "A" else 1] != manifest.rank:
-            raise ReleaseRejected(f"tensor {name!r} has shape {shape}, which is not of rank {manifest.rank}")
-        if entry.get("dtype") not in ("F32", "BF16", "F16"):
-            raise ReleaseRejected(f"tensor {name!r} has dtype {entry.get('dtype')!r}; allowed are F32, BF16 and F16")
+            raise ReleaseRejected(f"tensor {shown(name)} is not a LoRA matrix of {', '.join(manifest.target_modules)}")
+        if len(shape) != 2 or 0 in shape or shape[0 if match[2] == "A" else 1] != manifest.rank:
+            raise ReleaseRejected(f"tensor {shown(name)} has shape {list(shape)}, which is not of rank {manifest.rank}")
         pairs.setdefault(match[1], set()).add(match[2])
-    if not pairs or (lonely := [module for module, sides in pairs.items() if len(sides) != 2]):
-        raise ReleaseRejected(
-            f"modules {lonely[:3] if pairs else []} have only one of lora_A and lora_B" if pairs else "it has no tensors"
-        )
-
-
-def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> {dtype, shape, data_offsets} of a safetensors file, read without loading a tensor."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 2 <= size <= _MAX_HEADER_BYTES:
-            raise ReleaseRejected(f"{path.name} has a safetensors header of {size} bytes")
-        try:
-            header = json.loads(file.read(size))
-        except ValueError as error:
-            raise ReleaseRejected(f"{path.name} has a safetensors header that is not JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise ReleaseRejected(f"{path.name} has a safetensors header that is not an object")
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if not pairs:
+        raise ReleaseRejected(f"{path.name} holds no tensor")
+    if lonely := [module for module, sides in pairs.items() if len(sides) != 2]:
+        raise ReleaseRejected(f"modules {shown(lonely)} have only one of lora_A and lora_B")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nightschool.errors import ConfigError
-from nightschool.stream.base import Offset, Record, StoredRecord, Stream, partition_of
+from nightschool.stream.base import MAX_RECORD_BYTES, Offset, Record, StoredRecord, Stream, partition_of
 
-__all__ = ["Offset", "Record", "StoredRecord", "Stream", "open_stream", "partition_of"]
+__all__ = ["MAX_RECORD_BYTES", "Offset", "Record", "StoredRecord", "Stream", "open_stream", "partition_of"]
 
 DEFAULT_PARTITIONS = 12
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from nightschool.errors import ConfigError
+from nightschool.errors import ConfigError, DataLossError, RecordError
 
+MAX_RECORD_BYTES = 8_000_000  # key, value and headers together; Kafka topics are created with max.message.bytes of 8 MiB
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -52,11 +53,12 @@ class Stream(Protocol):
     """An append-only log.
 
     Threads may share one stream. Errors: `StreamUnavailable` when the call may be tried again and nothing of it was
-    acknowledged, `DataLossError` when asked for offsets that no longer exist, `StreamError` for the rest.
+    acknowledged, `DataLossError` when asked for offsets that no longer exist, `RecordError` for a record larger than
+    `MAX_RECORD_BYTES`, `StreamError` for the rest.
     """
 
     def create_topic(self, topic: str, *, partitions: int) -> None:
-        """Create `topic` if it does not exist; an existing topic keeps its partitions."""
+        """Create `topic` if it does not exist; an existing topic keeps its partitions. `append` creates what is missing."""
         ...
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
@@ -64,7 +66,10 @@ class Stream(Protocol):
         ...
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
-        """Yield the records of `partition` with `start <= offset < end` in order; offsets may have gaps."""
+        """Yield the records of `partition` with `start <= offset < end` in order; offsets may have gaps.
+
+        Stops at the end of the partition if that comes first; an unknown topic or partition has no records.
+        """
         ...
 
     def start_offsets(self, topic: str) -> dict[int, int]:
@@ -100,3 +105,19 @@ def check_topic(topic: str) -> str:
     if not _TOPIC.fullmatch(topic) or topic in (".", ".."):
         raise ConfigError(f"topic {topic!r} is not a topic name; allowed are 1 to 249 letters, digits, '.', '_' and '-'")
     return topic
+
+
+def check_sizes(records: Sequence[Record]) -> None:
+    """Raise `RecordError` if a record is larger than any stream can hold."""
+    for record in records:
+        size = len(record.key) + len(record.value) + sum(len(name) + len(value) for name, value in record.headers.items())
+        if size > MAX_RECORD_BYTES:
+            raise RecordError(f"a record has {size} bytes; at most {MAX_RECORD_BYTES} are allowed: split it before appending")
+
+
+def lost_range(topic: str, partition: int, start: int, first: int) -> DataLossError:
+    """The error of asking for offsets from `start` when the first one still held is `first`."""
+    return DataLossError(
+        f"offsets {start} to {first - 1} of {topic!r} partition {partition} are gone; the first still held is {first}."
+        " They expired before they were read: keep records longer, or read more often"
+    )

@@ -1,0 +1,28 @@
+"""A simulated human agent: reads what the model chose, and files the ticket where it belongs. Not always: people are busy and err."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import nightschool
+from router import Routed
+
+ANSWERS = 0.70  # share of tickets the agent gets round to
+ERRS = 0.03  # share of those that the agent files wrongly
+
+
+class Agent:
+    """One tenant's agent."""
+
+    def __init__(self, queues: Sequence[str], seed: str) -> None:
+        self._queues, self._random = list(queues), random.Random(seed)
+
+    def review(self, routed: Routed) -> bool:
+        """Maybe say where the ticket finally went; True if an outcome was recorded."""
+        answers, errs, wrong = self._random.random() < ANSWERS, self._random.random() < ERRS, self._random.choice(self._queues)
+        if not answers:
+            return False
+        final = wrong if errs else routed.ticket.queue
+        nightschool.outcome("queue", final_text=final, response_id=routed.response_id, rater="agent-1")
+        return True

@@ -1,0 +1,45 @@
+"""`python -m nightschool_nightly`: one tenant's night. Arguments are read before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from nightschool.cli import night as command
+from nightschool.config import load_config
+from nightschool.errors import MissingExtraError, NightschoolError
+
+
+def main() -> int:
+    """Run the night; 0 when it ended, published or not, 2 when it stopped with an error."""
+    parser = argparse.ArgumentParser(prog="nightschool night", description=command.SUMMARY)
+    command.add_arguments(parser)
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config)
+        config.tenant(arguments.tenant)
+        try:
+            from rich.console import Console
+
+            from nightschool_nightly.night import run_night
+            from nightschool_nightly.progress import Progress
+        except ImportError as error:
+            raise MissingExtraError("a night", "nightly", error.name or "?") from error
+        result = run_night(
+            config,
+            arguments.tenant,
+            dry_run=arguments.dry_run,
+            resume=arguments.resume,
+            progress=Progress(Console()),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+    except NightschoolError as error:
+        print(f"nightschool night: {error}", file=sys.stderr)
+        return 2
+    print(f"{result.end}: {result.text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

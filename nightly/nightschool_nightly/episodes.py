@@ -1,0 +1,334 @@
+"""Step 2 of a night: episodes out of the frozen ranges. Read, deduplicate, join outcomes, group by trace.
+
+The join is DuckDB's, over Arrow batches and a file of its own that spills to disk, so memory does not grow with the day. Every
+query has a total order. An outcome finds its trace by trace id, response id, episode id or conversation; a server's span finds the
+app's by response id. All of it inside one tenant: a trace id is the client's and proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from nightschool import semconv as names
+from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledTokens
+from nightschool.errors import RecordError
+from nightschool.outcomes import Outcome, canonical, from_log_record
+from nightschool.stream import StoredRecord, Stream
+from nightschool_nightly.night_manifest import FrozenRange, NightManifest
+from nightschool_nightly.spans import SpanRow, context_of, read_messages, read_spans, request_of, tools_of
+
+_BATCH = 2000
+_CLOCK_SKEW_NS = 5 * 60 * 10**9
+_DEFAULT_TASK = "default"
+
+_SPANS = pa.schema(
+    [
+        ("trace", pa.string()),
+        ("span", pa.string()),
+        ("started", pa.int64()),
+        ("side", pa.string()),
+        ("model_call", pa.bool_()),
+        ("response", pa.string()),
+        ("conversation", pa.string()),
+        ("episode", pa.string()),
+        ("task", pa.string()),
+        ("subject", pa.string()),
+        ("attributes", pa.string()),
+        ("new", pa.bool_()),
+        ("place", pa.int64()),
+    ]
+)
+_OUTCOMES = pa.schema(
+    [
+        ("event", pa.string()),
+        ("kind", pa.string()),
+        ("target", pa.string()),
+        ("turn", pa.int64()),
+        ("slot", pa.string()),
+        ("occurred", pa.int64()),
+        ("received", pa.int64()),
+        ("body", pa.string()),
+        ("retracted", pa.bool_()),
+        ("new", pa.bool_()),
+        ("place", pa.int64()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class ReadCounts:
+    """What became of every record read; each drop has a name."""
+
+    span_records: int = 0
+    outcome_records: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEpisode:
+    """An episode, and whether any of it is new evidence since the last published night."""
+
+    episode: Episode
+    new: bool
+
+
+class EpisodeStore:
+    """The joined records of one night. `build` fills it, `episodes` reads it in order of trace id."""
+
+    def __init__(self, folder: Path, *, memory_mib: int = 1024) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "episodes.duckdb"
+        self._path.unlink(missing_ok=True)
+        self.counts = ReadCounts()
+        options: dict[str, Any] = {"memory_limit": f"{memory_mib}MB", "temp_directory": str(folder / "spill"), "threads": 2}
+        self._db = duckdb.connect(str(self._path), config=options)
+        for table, schema in (("raw_spans", _SPANS), ("raw_outcomes", _OUTCOMES)):
+            empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
+            self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
+
+    def close(self) -> None:
+        """Drop the store and its file."""
+        self._db.close()
+        self._path.unlink(missing_ok=True)
+
+    # --- filling --------------------------------------------------------------------------------------------------------
+    def build(self, stream: Stream, manifest: NightManifest) -> None:
+        """Read the frozen ranges, keep the tenant's records, and join."""
+        place = 0
+        spans: list[dict[str, Any]] = []
+        outcomes: list[dict[str, Any]] = []
+        for part in manifest.ranges:
+            for record in stream.read(part.topic, part.partition, part.start, part.end):
+                place += 1
+                if not self._is_ours(record, manifest.tenant):
+                    continue
+                if part.topic == names.TOPIC_SPANS:
+                    spans += self._span_rows(record, part, place)
+                else:
+                    outcomes += self._outcome_rows(record, part, place)
+                if len(spans) >= _BATCH:
+                    self._insert("raw_spans", _SPANS, spans)
+                if len(outcomes) >= _BATCH:
+                    self._insert("raw_outcomes", _OUTCOMES, outcomes)
+        self._insert("raw_spans", _SPANS, spans)
+        self._insert("raw_outcomes", _OUTCOMES, outcomes)
+        self._join()
+
+    def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
+        """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""
+        header = record.headers.get(names.HEADER_TENANT)
+        return header == tenant.encode() if header is not None else _resource_tenant(record) == tenant
+
+    def _span_rows(self, record: StoredRecord, part: FrozenRange, place: int) -> Iterator[dict[str, Any]]:
+        self.counts.span_records += 1
+        try:
+            for row in read_spans(record.value):
+                yield _span_columns(row, new=record.offset >= part.new_from, place=place)
+        except RecordError:
+            self.counts.dropped["undecodable-span-record"] += 1
+
+    def _outcome_rows(self, record: StoredRecord, part: FrozenRange, place: int) -> Iterator[dict[str, Any]]:
+        self.counts.outcome_records += 1
+        try:
+            request = ExportLogsServiceRequest.FromString(record.value)
+            for resource in request.resource_logs:
+                for scope in resource.scope_logs:
+                    for log in scope.log_records:
+                        outcome = from_log_record(log)
+                        yield _outcome_columns(outcome, log.observed_time_unix_nano, new=record.offset >= part.new_from, place=place)
+        except (RecordError, ValueError):
+            self.counts.dropped["undecodable-outcome-record"] += 1
+
+    def _insert(self, table: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+        batch = pa.Table.from_pylist(rows, schema=schema)  # noqa: F841 -- DuckDB finds it by name
+        self._db.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 -- names are literals
+        rows.clear()
+
+    def _join(self) -> None:
+        for statement in _JOIN:
+            self._db.execute(statement)
+        self.counts.dropped.update({name: int(count) for name, count in self._db.execute(_DROPS).fetchall() if count})
+
+    # --- reading --------------------------------------------------------------------------------------------------------
+    def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
+        """Every trace that holds a model call, in order of trace id."""
+        rows = self._db.execute(_READ)
+        while batch := rows.fetchmany(256):
+            for trace, new, spans, outcomes in batch:
+                calls = [json.loads(text) for text in spans]
+                episode = _episode(tenant, trace, calls, [json.loads(text) for text in outcomes or ()], self.counts)
+                if episode is not None:
+                    yield BuiltEpisode(episode, bool(new))
+
+
+# Spans: the first copy of each (trace, span). A server's span of a call that the app saw too is matched by response id and only
+# adds tokens and release to it. Outcomes: the first copy of each event; slots by last writer; targets resolved to one trace.
+_JOIN = (
+    """CREATE TABLE spans AS SELECT * FROM raw_spans
+       QUALIFY row_number() OVER (PARTITION BY trace, span ORDER BY place) = 1""",
+    """CREATE TABLE app_calls AS SELECT response, min(trace) AS trace, min(span) AS span, count(*) AS copies
+       FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL GROUP BY response""",
+    """CREATE TABLE server_calls AS SELECT s.*, a.trace AS app_trace, a.span AS app_span
+       FROM spans s LEFT JOIN app_calls a ON s.response = a.response AND a.copies = 1
+       WHERE s.model_call AND s.side = 'server'
+       QUALIFY row_number() OVER (PARTITION BY coalesce(s.response, s.trace || s.span) ORDER BY s.place) = 1""",
+    """CREATE TABLE calls AS
+       SELECT c.trace, c.span, c.started, c.response, c.conversation, c.episode, c.task, c.subject, c.attributes,
+              s.attributes AS server, c.new OR coalesce(s.new, false) AS new
+       FROM spans c LEFT JOIN server_calls s ON s.app_trace = c.trace AND s.app_span = c.span
+       WHERE c.model_call AND c.side = 'app'
+       UNION ALL
+       SELECT trace, span, started, response, conversation, episode, task, subject, attributes, attributes, new
+       FROM server_calls WHERE app_trace IS NULL""",
+    """CREATE TABLE turns AS SELECT conversation, trace, row_number() OVER (PARTITION BY conversation ORDER BY first, trace) - 1 AS turn
+       FROM (SELECT conversation, trace, min(started) AS first FROM calls WHERE conversation IS NOT NULL GROUP BY conversation, trace)""",
+    """CREATE TABLE aliases AS
+       SELECT DISTINCT 'trace_id' AS kind, trace AS target, trace, -1 AS turn FROM calls
+       UNION SELECT 'response_id', response, trace, -1 FROM calls WHERE response IS NOT NULL
+       UNION SELECT 'episode_id', episode, trace, -1 FROM calls WHERE episode IS NOT NULL
+       UNION SELECT 'conversation_id', conversation, trace, -1 FROM turns
+       UNION SELECT 'conversation_id', conversation, trace, turn FROM turns""",
+    """CREATE TABLE outcomes AS SELECT * FROM raw_outcomes
+       QUALIFY row_number() OVER (PARTITION BY event ORDER BY place) = 1""",
+    """CREATE TABLE slots AS SELECT slot, kind, target, turn, bool_or(new) AS new,
+              list(body ORDER BY occurred, received, place) AS history,
+              last(retracted ORDER BY occurred, received, place) AS retracted
+       FROM outcomes GROUP BY slot, kind, target, turn""",
+    """CREATE TABLE joined AS SELECT s.slot, count(DISTINCT a.trace) AS traces, min(a.trace) AS trace
+       FROM slots s LEFT JOIN aliases a ON a.kind = s.kind AND a.target = s.target AND a.turn = s.turn
+       GROUP BY s.slot""",
+)
+_DROPS = """
+    SELECT 'duplicate-span', (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)
+    UNION ALL SELECT 'duplicate-outcome', (SELECT count(*) FROM raw_outcomes) - (SELECT count(*) FROM outcomes)
+    UNION ALL SELECT 'outcome-without-trace', count(*) FROM joined WHERE traces = 0
+    UNION ALL SELECT 'ambiguous-outcome', count(*) FROM joined WHERE traces > 1
+    UNION ALL SELECT 'retracted-outcome', count(*) FROM slots WHERE retracted
+    ORDER BY 1"""
+_READ = """
+    WITH attached AS (
+        SELECT j.trace, list(to_json(s.history)::VARCHAR ORDER BY s.slot) FILTER (NOT s.retracted) AS outcomes, bool_or(s.new) AS new
+        FROM joined j JOIN slots s USING (slot) WHERE j.traces = 1 GROUP BY j.trace),
+    grouped AS (
+        SELECT trace, bool_or(new) AS new, list(to_json(struct_pack(span, started, response, conversation, task, subject, attributes, server))
+               ::VARCHAR ORDER BY started, span) AS calls
+        FROM calls GROUP BY trace)
+    SELECT g.trace, g.new OR coalesce(a.new, false), g.calls, a.outcomes
+    FROM grouped g LEFT JOIN attached a USING (trace) ORDER BY g.trace"""
+
+
+def _resource_tenant(record: StoredRecord) -> str | None:
+    """The tenant a record without our header names in its resource; both OTLP requests keep resources in field 1."""
+    try:
+        request = ExportLogsServiceRequest.FromString(record.value)
+    except Exception:  # noqa: BLE001 -- protobuf's DecodeError has no stable home; an unreadable record is nobody's
+        return None
+    for resource in request.resource_logs:
+        for item in resource.resource.attributes:
+            if item.key == names.TENANT_ID:
+                return item.value.string_value
+    return None
+
+
+def _span_columns(row: SpanRow, *, new: bool, place: int) -> dict[str, Any]:
+    return {
+        "trace": row.trace_id,
+        "span": row.span_id,
+        "started": row.started_ns,
+        "side": row.side,
+        "model_call": row.is_model_call,
+        "response": row.response_id,
+        "conversation": row.conversation,
+        "episode": row.episode_id,
+        "task": row.task,
+        "subject": row.subject,
+        "attributes": json.dumps(row.attributes) if row.is_model_call else "{}",
+        "new": new,
+        "place": place,
+    }
+
+
+def _outcome_columns(outcome: Outcome, received_ns: int, *, new: bool, place: int) -> dict[str, Any]:
+    kind = outcome.target_kind
+    target = outcome.target[kind]
+    occurred = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
+    return {
+        "event": outcome.id,
+        "kind": kind,
+        "target": canonical(target) if isinstance(target, Mapping) else target,
+        "turn": outcome.target.get("turn", -1),
+        "slot": canonical([outcome.target, outcome.name, outcome.source_kind, outcome.source_id]),
+        "occurred": min(occurred, received_ns + _CLOCK_SKEW_NS),
+        "received": received_ns,
+        "body": canonical(asdict(outcome)),
+        "retracted": outcome.op == "retract",
+        "new": new,
+        "place": place,
+    }
+
+
+def _episode(
+    tenant: str, trace: str, rows: Sequence[Mapping[str, Any]], histories: Sequence[Sequence[str]], counts: ReadCounts
+) -> Episode | None:
+    calls = [call for row in rows if (call := _model_call(row, counts)) is not None]
+    if not calls:
+        return None
+    outcomes = []
+    for history in histories:
+        revisions = tuple(Outcome(**json.loads(body)) for body in history)
+        outcomes.append(OutcomeHistory(revisions[-1], revisions))
+
+    def first(column: str) -> str | None:
+        return next((row[column] for row in rows if row[column]), None)
+
+    return Episode(
+        tenant=tenant,
+        trace_id=trace,
+        task=first("task") or _DEFAULT_TASK,
+        subject=first("subject"),
+        conversation=first("conversation"),
+        started_ns=min(row["started"] for row in rows),
+        calls=tuple(calls),
+        outcomes=tuple(outcomes),
+    )
+
+
+def _model_call(row: Mapping[str, Any], counts: ReadCounts) -> ModelCall | None:
+    attributes: dict[str, Any] = json.loads(row["attributes"])
+    server: dict[str, Any] = json.loads(row["server"]) if row["server"] else {}
+    messages = context_of(attributes)
+    answers = read_messages(attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
+    if messages is None or not answers:
+        counts.dropped["call-without-content"] += 1
+        return None
+    reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
+    return ModelCall(
+        span_id=row["span"],
+        messages=messages,
+        answer=answers[0],
+        response_id=row["response"],
+        tools=tools_of(attributes),
+        request=request_of(attributes),
+        finish_reason=str(reasons[0]) if isinstance(reasons, list) and reasons else None,
+        tokens=_tokens(server),
+        release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
+    )
+
+
+def _tokens(server: Mapping[str, Any]) -> SampledTokens | None:
+    """What the server sampled; None unless prompt, completion and log-probabilities are all there and fit."""
+    prompt, completion, logprobs = (
+        server.get(name) for name in (names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS)
+    )
+    if not prompt or completion is None or logprobs is None or len(completion) != len(logprobs):
+        return None
+    return SampledTokens(tuple(map(int, prompt)), tuple(map(int, completion)), tuple(map(float, logprobs)))

@@ -1,0 +1,345 @@
+"""A night, top to bottom: freeze, episodes, rollouts and learning, gate, publish.
+
+Every phase leaves a file in the night's folder; a killed night goes on from the last one and ends with the same candidate. Until
+the pointer moves, which is the last thing done, serving is as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nightschool.base_model import base_model_folder, describe_base_model
+from nightschool.config import Config
+from nightschool.errors import NightError
+from nightschool.registry import Registry
+from nightschool.release import NIGHT, REPORT, WEIGHTS
+from nightschool.stream import Stream, open_stream
+from nightschool_nightly import night_manifest
+from nightschool_nightly.advantage import GroupFate
+from nightschool_nightly.checkpoint import NightFolder, NightFolders
+from nightschool_nightly.episodes import EpisodeStore
+from nightschool_nightly.evaluate import Answers, answer_holdout
+from nightschool_nightly.freeze import freeze_night
+from nightschool_nightly.gate import Comparison, Decision, compare, decide
+from nightschool_nightly.general import PROMPTS, GeneralKl, sample_general
+from nightschool_nightly.night_manifest import NightManifest
+from nightschool_nightly.policy import Policy
+from nightschool_nightly.progress import Progress
+from nightschool_nightly.publish import publish_release
+from nightschool_nightly.report import render_report
+from nightschool_nightly.rollouts import RolloutEngine
+from nightschool_nightly.rubric import Rubric, load_rubric
+from nightschool_nightly.select import Selection, load_selection, select_examples
+from nightschool_nightly.train import StepFigures, Trainer, schedule, seed_of, with_kl
+
+_CHECKPOINT_EVERY = 5
+_KL_EVERY = 10
+
+
+class NightEnd(StrEnum):
+    """How a night ends when nothing went wrong."""
+
+    PUBLISHED = "published"
+    """The candidate passed the gate and is the tenant's release."""
+    REJECTED = "rejected"
+    """The candidate did not pass; the release is as it was."""
+    NOTHING_NEW = "nothing-new"
+    """No new evidence since the last night."""
+    NOTHING_TO_LEARN = "nothing-to-learn"
+    """There is new traffic, but too little of it says how it turned out, or nothing in it differs in reward."""
+    DRY_RUN = "dry-run"
+    """Stopped after showing what would be trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class NightResult:
+    """How a night ended."""
+
+    end: NightEnd
+    text: str
+    release: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Night:
+    """Everything a night works with."""
+
+    config: Config
+    tenant: str
+    model: Path
+    rubrics: Mapping[str, Rubric]
+    registry: Registry
+    folders: NightFolders
+    progress: Progress
+
+
+def run_night(config: Config, tenant: str, *, dry_run: bool, resume: bool, progress: Progress, now_ms: Callable[[], int]) -> NightResult:
+    """Run one tenant's night. Errors leave the registry as it was."""
+    rubrics = _load_rubrics(config, tenant)
+    folders = NightFolders(config.night.state, tenant)
+    night = _Night(config, tenant, base_model_folder(config.model.path), rubrics, Registry(config.registry.path), folders, progress)
+    with ExitStack() as stack:
+        stack.enter_context(folders.locked())
+        stream = stack.enter_context(open_stream(config.stream.url, partitions=config.stream.partitions))
+        manifest, folder = _resume(night) if resume else _freeze(night, stream, now_ms())
+        if (before := folder.finished) is not None or not manifest.has_new_records:
+            return NightResult(NightEnd.NOTHING_NEW, _nothing_new(before))
+        if not resume and not dry_run:
+            folder.write(night_manifest.FILE, manifest.to_json())
+            folder.clear()
+        progress.watch(folder.path / "events.jsonl")
+        progress.phase("freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records")
+        selection = _select(night, stream, manifest, folder, keep=not dry_run)
+        _show_selection(progress, selection)
+        if dry_run:
+            return NightResult(NightEnd.DRY_RUN, f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with")
+        if (too_little := _too_little(config, selection)) is not None:
+            return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
+        return _learn_and_decide(night, manifest, folder, selection)
+
+
+def _nothing_new(before: Mapping[str, Any] | None) -> str:
+    if before is None:
+        return "no new evidence since the last published night; nothing to do"
+    return f"no new evidence: the night on this evidence ended before ({before['end']}: {before['text']})"
+
+
+def _load_rubrics(config: Config, tenant: str) -> dict[str, Rubric]:
+    rubrics = [load_rubric(path) for path in config.tenant(tenant).rubrics]
+    if not rubrics:
+        raise NightError(f"tenant {tenant!r} has no rubric; name one in [tenants.{tenant}] rubrics")
+    tasks = [rubric.task for rubric in rubrics]
+    if doubled := sorted({task for task in tasks if tasks.count(task) > 1}):
+        raise NightError(f"tenant {tenant!r} has two rubrics for task {doubled[0]!r}; one per task is allowed")
+    return {rubric.task: rubric for rubric in rubrics}
+
+
+# --- freeze and select --------------------------------------------------------------------------------------------------
+def _freeze(night: _Night, stream: Stream, now_ms: int) -> tuple[NightManifest, NightFolder]:
+    pointer = night.registry.pointer(night.tenant)
+    last = None
+    if pointer.stable is not None:
+        frozen = night.registry.release_folder(night.tenant, pointer.stable) / NIGHT
+        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
+    manifest = freeze_night(
+        stream,
+        tenant=night.tenant,
+        settings=night.config.night,
+        dtype=night.config.model.dtype,
+        base_model=describe_base_model(night.model),
+        rubrics=night.rubrics,
+        pointer=pointer,
+        last_published=last,
+        now_ms=now_ms,
+    )
+    return manifest, night.folders.night(manifest.digest)
+
+
+def _resume(night: _Night) -> tuple[NightManifest, NightFolder]:
+    """The unfinished night's own manifest; what it froze must still be what is configured."""
+    folder = night.folders.newest_unfinished()
+    manifest = folder.manifest()
+    rubrics = {task: rubric.digest for task, rubric in sorted(night.rubrics.items())}
+    for name, frozen, now in (
+        ("the rubrics", manifest.rubrics, rubrics),
+        ("the base model", manifest.base_model, describe_base_model(night.model)),
+        ("[night]", manifest.settings, {k: v for k, v in asdict(night.config.night).items() if k in manifest.settings}),
+    ):
+        if frozen != now:
+            raise NightError(f"{name} changed since night {manifest.digest[:12]} was frozen; start a new night without --resume")
+    return manifest, folder
+
+
+def _select(night: _Night, stream: Stream, manifest: NightManifest, folder: NightFolder, *, keep: bool) -> Selection:
+    if (folder.path / "selection.json").exists():
+        return load_selection(folder.path / "selection.json")
+    from transformers import AutoTokenizer
+
+    night.progress.phase("episodes", "joining spans with outcomes")
+    with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
+        store = EpisodeStore(Path(work))
+        store.build(stream, manifest)
+        selection = select_examples(
+            store.episodes(night.tenant),
+            tenant=night.tenant,
+            settings=night.config.night,
+            rubrics=night.rubrics,
+            tokenizer=AutoTokenizer.from_pretrained(night.model),
+            max_model_len=night.config.serving.max_model_len,
+        )
+        store.close()
+    dropped = {**store.counts.dropped, **selection.dropped}
+    selection = Selection(selection.train, selection.holdout, dict(sorted(dropped.items())), selection.num_new_episodes)
+    if keep:
+        folder.write("selection.json", selection.to_json())
+    return selection
+
+
+def _show_selection(progress: Progress, selection: Selection) -> None:
+    progress.note(
+        f"{selection.num_new_episodes} new episodes: {len(selection.train)} prompts to learn from, {len(selection.holdout)} held out by user"
+    )
+    for reason, count in selection.dropped.items():
+        progress.note(f"left out, {reason}: {count}")
+
+
+def _too_little(config: Config, selection: Selection) -> str | None:
+    for name, have, need in (
+        ("to learn from", len(selection.train), config.night.min_train),
+        ("held out to test with", len(selection.holdout), config.night.min_holdout),
+    ):
+        if have < need:
+            return f"no new evidence to learn from: {have} scored prompts {name}, at least {need} are needed; nothing was published"
+    return None
+
+
+# --- learn, decide, publish ---------------------------------------------------------------------------------------------
+def _learn_and_decide(night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection) -> NightResult:
+    candidate = folder.path / "candidate"
+    evaluation = folder.read("evaluation.json")
+    if evaluation is None:
+        with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
+            evaluation = _learn_and_evaluate(night, manifest, folder, selection, Path(adapters))
+        folder.write("evaluation.json", json.dumps(evaluation))
+    if evaluation["no_signal"]:
+        text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
+        return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, text))
+    answers = [Answers(a["policy"], tuple(a["texts"]), tuple(a["rewards"])) for a in evaluation["answers"]]
+    figures = [StepFigures(**raw) for raw in evaluation["figures"]]
+    decision = _decide(night, manifest, selection, answers, evaluation["kl"])
+    records = sum(part.end - part.start for part in manifest.ranges)
+    html = render_report(manifest, selection, figures, answers, decision, kl=evaluation["kl"], num_records=records)
+    (candidate / REPORT).write_text(html, encoding="utf-8")
+    (candidate / NIGHT).write_text(manifest.to_json(), encoding="utf-8")
+    if not decision.accepted:
+        return _finish(folder, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
+    night.progress.phase("publish", "filing the release and moving the pointer")
+    digest = publish_release(night.registry, candidate, manifest, decision, kl=evaluation["kl"])
+    gain = decision.comparisons[0]
+    text = f"release {digest[:12]}: held-out reward {gain.before:.2f} -> {gain.after:.2f} ({gain.difference:+.2f}) against {gain.against}"
+    return _finish(folder, NightResult(NightEnd.PUBLISHED, text, digest))
+
+
+def _learn_and_evaluate(night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, adapters: Path) -> dict[str, Any]:
+    """Train, and answer the held-out prompts with every policy; what the gate and the report need."""
+    settings = night.config.night
+    night.progress.phase("rollouts", "starting vLLM and the trainer")
+    policy, engine, parent = _start_engines(night, manifest, adapters)
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(night.model)
+    general = [
+        tuple(tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False)) for p in PROMPTS
+    ]
+    kl = GeneralKl(policy, sample_general(engine, general, seed=seed_of(manifest.digest, "general")))
+
+    def answer(name: str, save: Callable[[Path], None] | None) -> Answers:
+        return answer_holdout(name, engine, save, selection.holdout, night.rubrics, night=manifest.digest)
+
+    answers = [answer("base", None)]
+    if parent is not None:
+        answers.append(answer("release", lambda folder: shutil.copytree(parent.parent, folder) and None))
+    trainer = Trainer(
+        policy,
+        engine,
+        settings=settings,
+        rubrics=night.rubrics,
+        night=manifest.digest,
+        demonstrate=lambda text: (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id),
+    )
+    figures = _train(night, manifest, folder, selection, trainer, kl)
+    policy.save(folder.path / "candidate")
+    night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
+    answers.append(answer("candidate", policy.save))
+    return {
+        "no_signal": not any(f.groups[GroupFate.KEPT] for f in figures),
+        "kl": kl(),
+        "figures": [asdict(f) for f in figures],
+        "answers": [asdict(a) for a in answers],
+    }
+
+
+def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tuple[Policy, RolloutEngine, Path | None]:
+    """The policy (on top of the parent release, if there is one), the engine, and the parent's weights."""
+    settings, parent, rank, alpha = night.config.night, None, night.config.night.lora_rank, night.config.night.lora_alpha
+    if manifest.pointer.stable is not None:
+        release = night.registry.manifest(night.tenant, manifest.pointer.stable)
+        rank, alpha = release.rank, release.alpha
+        parent = night.registry.release_folder(night.tenant, manifest.pointer.stable) / WEIGHTS
+    seed = seed_of(manifest.digest, "policy")
+    policy = Policy(night.model, dtype=getattr(torch, manifest.dtype), rank=rank, alpha=alpha, seed=seed)
+    if parent is not None:
+        policy.load(parent)
+    engine = RolloutEngine(
+        night.model,
+        adapters=adapters,
+        targets=policy.targets,
+        dtype=manifest.dtype,
+        max_lora_rank=rank,
+        max_model_len=night.config.serving.max_model_len,
+        max_num_seqs=min(256, settings.prompts_per_step * settings.group_size),
+        kv_cache_gib=night.config.serving.kv_cache_gib,
+    )
+    return policy, engine, parent
+
+
+def _train(
+    night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, trainer: Trainer, kl: GeneralKl
+) -> list[StepFigures]:
+    settings = night.config.night
+    done, figures = 0, list[StepFigures]()
+    if (found := folder.load_checkpoint()) is not None:
+        done, state, figures = found
+        trainer.restore(state)
+        night.progress.note(f"going on after step {done}")
+    batches = schedule(selection.train, night=manifest.digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
+    night.progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
+    night.progress.heading()
+    for number in range(done, settings.steps):
+        step = trainer.step(number, batches[number])
+        if (number + 1) % _KL_EVERY == 0 or number + 1 == settings.steps:
+            step = with_kl(step, kl())
+        figures.append(step)
+        night.progress.step(step, settings.steps)
+        if (number + 1) % _CHECKPOINT_EVERY == 0 or number + 1 == settings.steps:
+            folder.save_checkpoint(number + 1, trainer.state(), figures)
+    return figures
+
+
+def _decide(night: _Night, manifest: NightManifest, selection: Selection, answers: Sequence[Answers], kl: float) -> Decision:
+    settings = night.config.night
+    *others, candidate = answers
+    users = [example.user for example in selection.holdout]
+    comparisons: list[Comparison] = [
+        compare(
+            other.policy,
+            other.rewards,
+            candidate.rewards,
+            users,
+            confidence=settings.confidence,
+            seed=seed_of(manifest.digest, "bootstrap", other.policy),
+        )
+        for other in others
+    ]
+    for c in comparisons:
+        night.progress.note(
+            f"against {c.against}: {c.before:.3f} -> {c.after:.3f}, difference {c.difference:+.3f}, "
+            f"lower bound {c.lower_bound:+.3f} ({c.num_prompts} prompts, {c.num_users} users)"
+        )
+    return decide(comparisons, min_holdout=settings.min_holdout, kl=kl, kl_budget=settings.kl_budget)
+
+
+def _finish(folder: NightFolder, result: NightResult) -> NightResult:
+    """Write how the night ended, last of all."""
+    folder.write("finished.json", json.dumps({"end": result.end, "text": result.text, "release": result.release}))
+    return result

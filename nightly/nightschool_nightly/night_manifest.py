@@ -1,0 +1,80 @@
+"""The manifest of a night: everything that decides what it does, frozen before anything is trained.
+
+The same manifest gives the same batch, byte for byte. Its digest names the night's folder and goes into the release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nightschool.errors import NightError
+from nightschool.registry import Pointer
+from nightschool.release import BaseModel
+
+FILE = "night.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRange:
+    """The records of one partition that a night reads, and where the new ones start."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    start: int
+    """First offset read: older episodes that new outcomes may belong to."""
+    new_from: int
+    """Records from here on are new evidence since the last published night."""
+    end: int
+    """One past the last offset read."""
+
+
+@dataclass(frozen=True, slots=True)
+class NightManifest:
+    """The frozen input of one tenant's night."""
+
+    tenant: str
+    ranges: tuple[FrozenRange, ...]
+    settings: Mapping[str, Any]
+    """[night] as configured, without folders."""
+    dtype: str
+    base_model: BaseModel
+    rubrics: Mapping[str, str]
+    """Rubric digest by task."""
+    pointer: Pointer
+    """The tenant's pointer when the night began; `pointer.stable` is the parent release."""
+    frozen_at_ms: int
+    """When the input was frozen; the only reading of a clock, and not part of the digest."""
+    schema: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Names the night. Does not cover `frozen_at_ms`: the same evidence and settings are the same night."""
+        content = {key: value for key, value in asdict(self).items() if key != "frozen_at_ms"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def has_new_records(self) -> bool:
+        return any(part.end > part.new_from for part in self.ranges)
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "digest": self.digest}, sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> NightManifest:
+        """Read back a manifest; `NightError` when it was altered."""
+        try:
+            raw = json.loads(text)
+            digest = raw.pop("digest")
+            raw["ranges"] = tuple(FrozenRange(**part) for part in raw["ranges"])
+            raw["base_model"], raw["pointer"] = BaseModel(**raw["base_model"]), Pointer(**raw["pointer"])
+            manifest = cls(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise NightError(f"night.json cannot be read ({error}); start a new night without --resume") from None
+        if manifest.digest != digest:
+            raise NightError("night.json does not match its own digest: it was altered; start a new night without --resume")
+        return manifest

@@ -1,0 +1,61 @@
+"""What a night shows while it runs: a line per phase, a row per step, and the same as JSON lines for whoever watches the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from nightschool_nightly.advantage import GroupFate
+from nightschool_nightly.train import StepFigures
+
+_HEADING = "  step   reward  right  signal  entropy    KL  mismatch   tokens / padded"
+
+
+class Progress:
+    """Prints to a terminal or a log alike; `events` gets one JSON object per line."""
+
+    def __init__(self, console: Console, events: Path | None = None) -> None:
+        self._console, self._events = console, events
+
+    def watch(self, events: Path) -> None:
+        """From here on also write events to this file."""
+        events.parent.mkdir(parents=True, exist_ok=True)
+        self._events = events
+
+    def phase(self, name: str, text: str) -> None:
+        """A phase of the night begins."""
+        self._console.print(f"[bold]{name:>9}[/]  {escape(text)}", highlight=False)
+        self._event({"phase": name, "text": text})
+
+    def note(self, text: str) -> None:
+        """A line below the current phase."""
+        self._console.print(f"{'':>9}  {escape(text)}", highlight=False)
+
+    def heading(self) -> None:
+        """The heading of the step rows."""
+        self._console.print(f"[dim]{_HEADING}[/]", highlight=False)
+
+    def step(self, figures: StepFigures, steps: int) -> None:
+        """One step is done."""
+        total = sum(figures.groups.values())
+        saved = f"{figures.padded_tokens / figures.tree_tokens:.0f}x" if figures.tree_tokens else "-"
+        self._console.print(
+            f"  {figures.step + 1:>3}/{steps:<3} {_number(figures.reward_mean, '.2f'):>5} {_number(figures.success, '.0%'):>6} "
+            f"{figures.groups[GroupFate.KEPT]:>4}/{total:<3} {_number(figures.entropy, '.2f'):>6} {_number(figures.kl, '.3f'):>6} "
+            f"{_number(figures.mismatch, '.3f'):>8}   {figures.tree_tokens:>5} / {figures.padded_tokens} ({saved})",
+            highlight=False,
+        )
+        self._event({"phase": "step", "step": figures.step})
+
+    def _event(self, event: dict[str, Any]) -> None:
+        if self._events is not None:
+            with self._events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

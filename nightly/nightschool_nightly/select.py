@@ -1,0 +1,218 @@
+"""Which model calls become prompts of a night, which of them only test, and why the rest is left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nightschool.config import NightConfig
+from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, TextPart
+from nightschool.errors import NightError
+from nightschool_nightly.episodes import BuiltEpisode
+from nightschool_nightly.rubric import Rubric
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One captured prompt, ready to sample from and to score."""
+
+    id: str
+    trace_id: str
+    task: str
+    user: str
+    """Pseudonym of the user, or the trace id when the app named none: the cluster of all statistics."""
+    message: str
+    """The last user message, for people."""
+    prompt_ids: tuple[int, ...]
+    answer: str
+    """What production answered."""
+    references: Mapping[str, str]
+    """What the human finally chose, by outcome name."""
+    demonstration: str | None
+    """The human's own final answer, when it is an answer to this prompt."""
+    max_tokens: int
+    cut_short: bool
+    """The night samples fewer tokens than production would: a truncated rollout says nothing."""
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The examples of a night. The same manifest gives the same selection."""
+
+    train: tuple[Example, ...]
+    holdout: tuple[Example, ...]
+    dropped: Mapping[str, int]
+    """Reason -> count."""
+    num_new_episodes: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Selection:
+        raw = json.loads(text)
+        train, holdout = (tuple(_example(item) for item in raw[name]) for name in ("train", "holdout"))
+        return cls(train, holdout, raw["dropped"], raw["num_new_episodes"])
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a tokenizer."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+
+@dataclass(slots=True)
+class _Selector:
+    tenant: str
+    settings: NightConfig
+    rubrics: Mapping[str, Rubric]
+    tokenizer: ChatTokenizer
+    max_model_len: int
+    dropped: Counter[str] = field(default_factory=Counter)
+    seen: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
+
+    def example(self, episode: Episode) -> Example | None:
+        """The example of an episode's last call, or None with the reason counted."""
+        call, rubric = episode.calls[-1], self.rubrics.get(episode.task)
+        if rubric is None:
+            return self.drop("task-without-rubric")
+        if any(not isinstance(part, TextPart) for part in call.answer.parts):
+            return self.drop("answer-is-not-text")
+        references = find_references(call, episode.outcomes, rubric)
+        if isinstance(references, str):
+            return self.drop(references)
+        prompt_ids = call.tokens.prompt_ids if call.tokens else self.render(call)
+        if prompt_ids is None:
+            return self.drop("message-is-not-text")
+        asked = int(call.request.get("max_tokens") or self.settings.max_tokens)
+        max_tokens = min(asked, self.settings.max_tokens)
+        if len(prompt_ids) + max_tokens > self.max_model_len:
+            return self.drop("prompt-too-long")
+        if (episode.task, prompt_ids) in self.seen:
+            return self.drop("duplicate-prompt")
+        self.seen.add((episode.task, prompt_ids))
+        texts = [message.text for message in call.messages if message.role == "user"]
+        stop = call.request.get("stop_sequences") or ()
+        return Example(
+            id=hashlib.sha256(f"{episode.trace_id}/{call.span_id}".encode()).hexdigest()[:16],
+            trace_id=episode.trace_id,
+            task=episode.task,
+            user=episode.subject or episode.trace_id,
+            message=texts[-1] if texts else "",
+            prompt_ids=prompt_ids,
+            answer=call.answer.text,
+            references=references,
+            demonstration=next(iter(references.values())) if len(references) == 1 else None,
+            max_tokens=max_tokens,
+            cut_short=max_tokens < asked,
+            temperature=float(call.request.get("temperature", 1.0)),
+            top_p=float(call.request.get("top_p", 1.0)),
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] += 1
+
+    def render(self, call: ModelCall) -> tuple[int, ...] | None:
+        """Token ids of the context, by the same chat template that serving uses."""
+        if any(not isinstance(part, TextPart) for message in call.messages for part in message.parts):
+            return None
+        conversation = [_chat_message(message) for message in call.messages]
+        ids = self.tokenizer.apply_chat_template(
+            conversation, tools=list(call.tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return tuple(ids)
+
+
+def select_examples(
+    built: Iterable[BuiltEpisode],
+    *,
+    tenant: str,
+    settings: NightConfig,
+    rubrics: Mapping[str, Rubric],
+    tokenizer: ChatTokenizer,
+    max_model_len: int,
+) -> Selection:
+    """Choose a night's examples out of its episodes, which must come in a fixed order."""
+    selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len)
+    num_new = 0
+    train: list[Example] = []
+    holdout: list[Example] = []
+    for item in built:
+        if not item.new:
+            selector.drop("seen-by-an-earlier-night")
+            continue
+        num_new += 1
+        if (example := selector.example(item.episode)) is not None:
+            (holdout if is_held_out(tenant, example.user, settings.holdout_share) else train).append(example)
+    train = _cap_users(train, settings.max_share_per_user, selector.dropped)
+    holdout = _cap_users(holdout, settings.max_share_per_user, selector.dropped)
+    return Selection(tuple(train), tuple(holdout), dict(sorted(selector.dropped.items())), num_new)
+
+
+def is_held_out(tenant: str, user: str, share: float) -> bool:
+    """Whether a user only tests. By a hash of the user alone, so that it is the same every night: nobody trained on ever tests."""
+    digest = hashlib.sha256(f"holdout/{tenant}/{user}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric: Rubric) -> dict[str, str] | str:
+    """What the human finally chose, for each outcome the rubric needs; or the reason why that is not known."""
+    references: dict[str, str] = {}
+    for name in rubric.outcome_names:
+        texts = {text for history in outcomes if history.current.name == name and (text := _chosen(call, history)) is not None}
+        if not texts:
+            return "no-outcome"
+        if len(texts) > 1:
+            return "conflicting-outcomes"
+        references[name] = texts.pop()
+    return references
+
+
+def _chosen(call: ModelCall, history: OutcomeHistory) -> str | None:
+    """The final answer an outcome stands for: the edit, a text value, or the answer itself when it was approved."""
+    outcome = history.current
+    if outcome.final_text is not None:
+        return outcome.final_text
+    if isinstance(outcome.value, str):
+        return outcome.value
+    return call.answer.text if outcome.value is True else None
+
+
+def _cap_users(examples: list[Example], share: float, dropped: Counter[str]) -> list[Example]:
+    """Keep at most `share` of the examples from one user, the first by id."""
+    limit = max(1, math.ceil(share * len(examples)))
+    taken: dict[str, int] = defaultdict(int)
+    kept = []
+    for example in sorted(examples, key=lambda example: example.id):
+        taken[example.user] += 1
+        if taken[example.user] <= limit:
+            kept.append(example)
+        else:
+            dropped["over-share-of-one-user"] += 1
+    return kept
+
+
+def _chat_message(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.text}
+
+
+def _example(raw: Mapping[str, Any]) -> Example:
+    return Example(**{**raw, "prompt_ids": tuple(raw["prompt_ids"]), "stop": tuple(raw["stop"])})
+
+
+def load_selection(path: Path) -> Selection:
+    """Read back a selection; `NightError` when it is damaged."""
+    try:
+        return Selection.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NightError(f"{path} cannot be read ({error}); start the night without --resume") from None

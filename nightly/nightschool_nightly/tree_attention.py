@@ -1,0 +1,157 @@
+"""Attention over a token tree that computes only the pairs a tree has.
+
+A dense [L, L] mask over a packed batch is mostly empty: a token sees its own path to the root, not its 15 sibling prompts. So the
+tree is cut into blocks, the largest subtrees of at most `max_block` rows, and the rows above the cuts (the shared system prompt,
+mostly). The rows above attend among themselves. Every block attends to its own path to the root and to itself; blocks are
+batched, padded to the widest. Exact: the same pairs, the same softmax.
+
+Shapes: L tree rows, T rows above the cuts, K blocks, R rows and C keys of a padded block, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "nightschool_tree"
+
+
+@dataclass(frozen=True, slots=True)
+class TreePlan:
+    """Which rows attend to which, as a few dense pieces. Build with `plan_attention`."""
+
+    top_T: Tensor
+    """Rows above the cuts."""
+    top_mask_TT: Tensor
+    rows_KR: Tensor
+    """Rows of each block; padding repeats row 0."""
+    keys_KC: Tensor
+    """Path to the root, then the rows of the block; padding repeats row 0."""
+    mask_KRC: Tensor
+    order_L: Tensor
+    """Where each tree row stands in [top rows, blocks row by row]."""
+
+    def to(self, device: torch.device) -> TreePlan:
+        """The same plan on `device`."""
+        return TreePlan(*(getattr(self, name).to(device) for name in self.__slots__))
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs computed per head and layer, padding included; a dense mask takes L squared."""
+        return self.top_mask_TT.numel() + self.mask_KRC.numel()
+
+
+def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
+    """Cut the tree whose rows have descendants up to `end_L` (see `tree.TokenTree`) into blocks of at most `max_block` rows."""
+    ends: list[int] = end_L.tolist()
+    top: list[int] = []
+    blocks: list[tuple[list[int], int, int]] = []  # path to the root, first row, one past the last
+    path: list[int] = []
+    row = 0
+    while row < len(ends):
+        while path and ends[path[-1]] <= row:
+            path.pop()
+        if ends[row] - row <= max_block:
+            blocks.append((list(path), row, ends[row]))
+            row = ends[row]
+        else:
+            top.append(row)
+            path.append(row)
+            row += 1
+    top_T = torch.tensor(top, dtype=torch.long)
+    rows_KR, keys_KC, mask_KRC = _pad_blocks(blocks, end_L)
+    order_L = torch.empty(len(ends), dtype=torch.long)
+    order_L[top_T] = torch.arange(len(top))
+    width = rows_KR.shape[1]
+    for number, (_, first, last) in enumerate(blocks):
+        order_L[first:last] = torch.arange(last - first) + len(top) + number * width
+    return TreePlan(top_T, _sees(top_T, top_T, end_L), rows_KR, keys_KC, mask_KRC, order_L)
+
+
+def _sees(rows: Tensor, keys: Tensor, end_L: Tensor) -> Tensor:
+    """Whether each of `rows` may look at each of `keys`: itself and its ancestors."""
+    return (keys[None, :] <= rows[:, None]) & (rows[:, None] < end_L[keys][None, :])
+
+
+def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    num_rows = max((last - first for _, first, last in blocks), default=0)
+    num_keys = max((len(path) + last - first for path, first, last in blocks), default=0)
+    rows_KR = torch.zeros(len(blocks), num_rows, dtype=torch.long)
+    keys_KC = torch.zeros(len(blocks), num_keys, dtype=torch.long)
+    mask_KRC = torch.zeros(len(blocks), num_rows, num_keys, dtype=torch.bool)
+    mask_KRC[:, :, :1] = True  # padding rows need one key, or their softmax is NaN; nobody reads them
+    for number, (path, first, last) in enumerate(blocks):
+        rows = torch.arange(first, last)
+        keys = torch.cat([torch.tensor(path, dtype=torch.long), rows])
+        rows_KR[number, : len(rows)] = rows
+        keys_KC[number, : len(keys)] = keys
+        mask_KRC[number, : len(rows)] = False
+        mask_KRC[number, : len(rows), : len(keys)] = _sees(rows, keys, end_L)
+    return rows_KR, keys_KC, mask_KRC
+
+
+def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan, *, scaling: float) -> Tensor:
+    """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D], G dividing H."""
+    # Rows are gathered whole (all heads at once), so that the backward pass adds contiguous rows.
+    query_LHD, key_LGD, value_LGD = (x.transpose(0, 1).contiguous() for x in (query_HLD, key_GLD, value_GLD))
+
+    def part(rows_BR: Tensor, keys_BC: Tensor, mask_BRC: Tensor) -> Tensor:
+        """Attention of `rows` over `keys` under `mask`: [B * R, H, D]."""
+        query, key, value = _gather(query_LHD, rows_BR), _gather(key_LGD, keys_BC), _gather(value_LGD, keys_BC)
+        return _softmax_attention(query, key, value, mask_BRC, scaling=scaling)
+
+    pieces = []
+    if len(plan.top_T):
+        pieces.append(part(plan.top_T[None], plan.top_T[None], plan.top_mask_TT[None]))
+    if len(plan.rows_KR):
+        pieces.append(part(plan.rows_KR, plan.keys_KC, plan.mask_KRC))
+    return torch.cat(pieces).index_select(0, plan.order_L)
+
+
+def _gather(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
+    """[B, R, H, D] of the rows [B, R]."""
+    return source_LHD.index_select(0, rows_BR.flatten()).view(*rows_BR.shape, *source_LHD.shape[1:])
+
+
+def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, mask_BRC: Tensor, *, scaling: float) -> Tensor:
+    """Plain attention, [B * R, H, D]. On a CPU the fused kernel takes five times as long on blocks this small."""
+    batch, rows, heads, size = query_BRHD.shape
+    keys, groups = key_BCGD.shape[1:3]
+    shared = heads // groups  # query heads that share a key head are rows of one product
+    query = query_BRHD.view(batch, rows, groups, shared, size).permute(0, 2, 3, 1, 4).reshape(batch * groups, shared * rows, size)
+    key = key_BCGD.permute(0, 2, 3, 1).reshape(batch * groups, size, keys)
+    value = value_BCGD.transpose(1, 2).reshape(batch * groups, keys, size)
+    scores = torch.bmm(query * scaling, key).view(batch, groups * shared, rows, keys).float()
+    weights = scores.masked_fill(~mask_BRC[:, None], float("-inf")).softmax(-1).to(value.dtype)
+    output = torch.bmm(weights.view(batch * groups, shared * rows, keys), value)
+    return output.view(batch, groups, shared, rows, size).permute(0, 3, 1, 2, 4).reshape(batch * rows, heads, size)
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    tree_plan: TreePlan | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: tree attention when a plan is given, else attention under the mask."""
+    if tree_plan is not None:
+        return attend(query[0], key[0], value[0], tree_plan, scaling=scaling)[None], None
+    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2), None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns the name to load a model with."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention_forward)
+    return NAME

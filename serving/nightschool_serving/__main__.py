@@ -1,0 +1,41 @@
+"""`python -m nightschool_serving`: check the configuration, then become a vLLM server that serves every tenant's release."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from nightschool.config import load_config
+from nightschool.errors import NightschoolError
+from nightschool_serving.launch import check_environment, check_extra, server_arguments, server_environment, warnings_about
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """This process becomes the server; or exit status 2 and one line when the server must not start."""
+    parser = argparse.ArgumentParser(prog="nightschool serve", description="Serve the base model and every tenant's release.")
+    parser.add_argument("--config", default="nightschool.toml", metavar="FILE")
+    parser.add_argument("vllm", nargs=argparse.REMAINDER, metavar="-- VLLM ARGUMENTS")
+    arguments = parser.parse_args(argv)
+    extra = arguments.vllm[1:] if arguments.vllm[:1] == ["--"] else arguments.vllm
+    try:
+        config = load_config(arguments.config)
+        check_environment(os.environ)
+        check_extra(extra)
+        environment = server_environment(Path(arguments.config), config, os.environ)
+        command = [sys.executable, "-m", "nightschool_serving.server", *server_arguments(config, extra)]
+    except NightschoolError as error:
+        print(f"nightschool serve: {error}", file=sys.stderr)
+        sys.exit(2)
+    for warning in warnings_about(config):
+        print(f"nightschool serve: warning: {warning}", file=sys.stderr)
+    print(f"nightschool serve: starting on http://{config.serving.host}:{config.serving.port}", flush=True)
+    # A fresh interpreter: how bytecode is cached is decided when an interpreter starts. Same process, same pid.
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

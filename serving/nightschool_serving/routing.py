@@ -1,0 +1,140 @@
+"""Which adapter answers: tenant and alias in, the engine's immutable name out. Memory only, no I/O.
+
+A client never names an adapter. It says "nightschool" (its tenant's release) or "base"; what that means at this moment is one
+`Route` per tenant, replaced as a whole by the replica.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nightschool.errors import NightschoolError
+from nightschool.registry import engine_name
+from nightschool.semconv import BASE_RELEASE
+
+TENANT_ALIAS = "nightschool"
+BASE_ALIAS = "base"
+ALIASES = (TENANT_ALIAS, BASE_ALIAS)
+NOT_READ_YET = "the registry has not been read yet"
+
+
+class UnknownModel(NightschoolError, LookupError):  # noqa: N818 - named by what happened
+    """The client asked for a model that is not one of its aliases."""
+
+
+class ReleaseUnavailable(NightschoolError, RuntimeError):  # noqa: N818 - named by what happened
+    """The tenant's release cannot be loaded and no earlier one is in memory; the base model does not stand in for it."""
+
+
+class IsolationError(NightschoolError, RuntimeError):
+    """A request was about to be answered by another tenant's adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A verified release on local disk, as the engine knows it."""
+
+    tenant: str
+    """As in the release's manifest."""
+    digest: str
+    engine_id: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return engine_name(self.tenant, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a tenant's requests. A canary and its share of traffic belong here, beside `stable`."""
+
+    tenant: str
+    epoch: int = 0
+    """Epoch of the pointer that this route follows."""
+    stable: Adapter | None = None
+    """None is the base model."""
+    unavailable: str | None = None
+    """Why nothing can answer for the tenant's alias; None when something can."""
+
+    def pick(self) -> Adapter | None:
+        """The adapter for one request."""
+        if self.unavailable is not None:
+            raise ReleaseUnavailable(
+                f"the release of tenant {self.tenant!r} cannot be served: {self.unavailable}; model {BASE_ALIAS!r} still answers"
+            )
+        return self.stable
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one request goes."""
+
+    tenant: str
+    model: str
+    """The name inside the engine."""
+    adapter: Adapter | None
+    cache_salt: str
+
+    @property
+    def release(self) -> str:
+        return self.adapter.digest if self.adapter else BASE_RELEASE
+
+
+class RoutingTable:
+    """The routes of all tenants, and how many requests each adapter is answering now."""
+
+    def __init__(self, tenants: Iterable[str], *, salt_key: bytes | None = None) -> None:
+        self._routes = {tenant: Route(tenant, unavailable=NOT_READ_YET) for tenant in tenants}
+        # Base-model requests share vLLM's prefix cache unless salted; a tenant could time its way to another's prompts.
+        key = salt_key if salt_key is not None else secrets.token_bytes(32)
+        self._salts = {tenant: hmac.new(key, tenant.encode(), "sha256").hexdigest() for tenant in self._routes}
+        self._in_flight: Counter[str] = Counter()
+
+    def route(self, tenant: str) -> Route:
+        return self._routes[tenant]
+
+    def replace(self, route: Route) -> None:
+        """Make `route` the tenant's; requests in flight keep the adapter they started with."""
+        self._routes[route.tenant] = route
+
+    def resolve(self, tenant: str, alias: str | None) -> Target:
+        """Where a request of `tenant` for `alias` goes."""
+        if alias not in ALIASES:
+            raise UnknownModel(f"model {alias!r} does not exist; allowed are {' and '.join(map(repr, ALIASES))}")
+        adapter = self._routes[tenant].pick() if alias == TENANT_ALIAS else None
+        return Target(tenant, adapter.name if adapter else BASE_ALIAS, adapter, self._salts[tenant])
+
+    @contextmanager
+    def lease(self, target: Target) -> Iterator[None]:
+        """Hold the target's adapter in the engine until the request is over."""
+        self._in_flight[target.model] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[target.model] -= 1
+
+    def in_flight(self, adapter: Adapter) -> int:
+        return self._in_flight[adapter.name]
+
+    def forget(self, adapter: Adapter) -> None:
+        """Drop the count of an adapter that left the engine."""
+        self._in_flight.pop(adapter.name, None)
+
+
+def check_isolation(target: Target, *, tenant: str, engine_id: int | None) -> None:
+    """Last look before the engine: the key's tenant, the target's tenant and the manifest's tenant are one, and so is the id."""
+    adapter = target.adapter
+    owner = adapter.tenant if adapter else tenant
+    expected_id = adapter.engine_id if adapter else None
+    if not tenant == target.tenant == owner or engine_id != expected_id:
+        raise IsolationError(
+            f"request of {tenant!r} was routed to {target.model!r} of {target.tenant!r}, adapter of {owner!r} "
+            f"with id {engine_id} (expected {expected_id}); nothing was generated"
+        )

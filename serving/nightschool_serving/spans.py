@@ -1,0 +1,164 @@
+"""One OTLP span per inference request: what the server knows and the app cannot.
+
+The answer's token ids, the log-probabilities it was sampled with and the release that answered. Texts stay out: the app's own
+span has them, and the two meet in the response id.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from nightschool import semconv
+from nightschool_serving.recorder import Recording
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_SENT_ATTRIBUTES = {
+    "temperature": semconv.GEN_AI_REQUEST_TEMPERATURE,
+    "top_p": semconv.GEN_AI_REQUEST_TOP_P,
+    "max_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
+    "max_completion_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
+    "seed": semconv.GEN_AI_REQUEST_SEED,
+    "stop": semconv.GEN_AI_REQUEST_STOP_SEQUENCES,
+    "stream": semconv.GEN_AI_REQUEST_STREAM,
+}
+SENT_FIELDS = set(_SENT_ATTRIBUTES)
+"""The fields of a request body that a span tells, when the client set them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceParent:
+    """The W3C trace context a client sent."""
+
+    trace_id: bytes
+    span_id: bytes
+
+    @classmethod
+    def parse(cls, header: str | None) -> TraceParent | None:
+        """None for no header or one that is not a traceparent: the span then starts a trace of its own."""
+        match = _TRACEPARENT.fullmatch((header or "").strip())
+        return cls(bytes.fromhex(match[1]), bytes.fromhex(match[2])) if match else None
+
+
+@dataclass(slots=True)
+class ServedRequest:
+    """One inference request, as its span tells it."""
+
+    tenant: str
+    authorization: str
+    operation: str
+    """chat or text_completion."""
+    alias: str
+    model: str
+    release: str
+    response_id: str
+    started_ns: int
+    parent: TraceParent | None
+    sent: Mapping[str, Any]
+    """What the client itself set of `SENT_FIELDS`."""
+    recording: Recording = field(default_factory=Recording)
+    ended_ns: int = 0
+    status: int | None = None
+    """HTTP status; None when the client went away before there was one."""
+
+
+def to_export_request(tenant: str, requests: Iterable[ServedRequest]) -> ExportTraceServiceRequest:
+    """The spans of one tenant as the body of `POST /v1/traces`."""
+    export = ExportTraceServiceRequest()
+    resource = export.resource_spans.add()
+    resource.resource.attributes.append(_attribute("service.name", "nightschool-serving"))
+    resource.resource.attributes.append(_attribute(semconv.TENANT_ID, tenant))
+    scope = resource.scope_spans.add()
+    scope.scope.name = "nightschool_serving"
+    scope.spans.extend(to_span(request) for request in requests)
+    return export
+
+
+def to_span(request: ServedRequest) -> Span:
+    """The span of `request`, a child of the client's span when it sent one."""
+    parent = request.parent
+    span = Span(
+        trace_id=parent.trace_id if parent else secrets.token_bytes(16),
+        span_id=secrets.token_bytes(8),
+        parent_span_id=parent.span_id if parent else b"",
+        name=f"{request.operation} {request.alias}",
+        kind=Span.SPAN_KIND_SERVER,
+        start_time_unix_nano=request.started_ns,
+        end_time_unix_nano=request.ended_ns,
+    )
+    attributes = {**_about_request(request), **_about_answer(request)}
+    if error := error_of(request):
+        attributes[semconv.ERROR_TYPE] = error
+        span.status.code = Status.STATUS_CODE_ERROR
+    span.attributes.extend(_attribute(name, value) for name, value in attributes.items() if value is not None)
+    return span
+
+
+def error_of(request: ServedRequest) -> str | None:
+    """Why the request has no whole answer; None when it has one."""
+    if request.status is not None and request.status >= 400:
+        return str(request.status)
+    finished = [choice.finish_reason for choice in request.recording.choices.values()]
+    if not finished or None in finished:
+        return "cancelled"
+    return "generation_error" if "error" in finished else None
+
+
+def _about_request(request: ServedRequest) -> dict[str, Any]:
+    sent = {name: request.sent[field] for field, name in _SENT_ATTRIBUTES.items() if request.sent.get(field) not in (None, [])}
+    stop = sent.get(semconv.GEN_AI_REQUEST_STOP_SEQUENCES)
+    if isinstance(stop, str):
+        sent[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = [stop]
+    return {
+        semconv.SPAN_SIDE: "server",
+        semconv.GEN_AI_OPERATION_NAME: request.operation,
+        semconv.GEN_AI_PROVIDER_NAME: "vllm",
+        semconv.GEN_AI_REQUEST_MODEL: request.alias,
+        semconv.GEN_AI_RESPONSE_MODEL: request.model,
+        semconv.GEN_AI_RESPONSE_ID: request.response_id,
+        semconv.POLICY_VERSION: request.release,
+        **sent,
+    }
+
+
+def _about_answer(request: ServedRequest) -> dict[str, Any]:
+    recording = request.recording
+    choices = list(recording.choices.values())
+    if not choices:
+        return {}
+    about: dict[str, Any] = {
+        semconv.GEN_AI_USAGE_INPUT_TOKENS: sum(map(len, recording.prompts)),
+        semconv.GEN_AI_USAGE_OUTPUT_TOKENS: sum(len(choice.token_ids) for choice in choices),
+        semconv.GEN_AI_RESPONSE_FINISH_REASONS: [choice.finish_reason for choice in choices if choice.finish_reason],
+    }
+    if request.sent.get("stream") and recording.first_token_ns:
+        about[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = (recording.first_token_ns - request.started_ns) / 1e9
+    # Several answers to one request cannot be told apart in these attributes; none is better than a mixture.
+    if len(choices) == 1 and len(choices[0].logprobs) == len(choices[0].token_ids):
+        about[semconv.PROMPT_TOKEN_IDS] = recording.prompts[0]
+        about[semconv.COMPLETION_TOKEN_IDS] = choices[0].token_ids
+        about[semconv.COMPLETION_LOGPROBS] = choices[0].logprobs
+    return about
+
+
+def _attribute(name: str, value: Any) -> KeyValue:
+    return KeyValue(key=name, value=_any_value(value))
+
+
+def _any_value(value: Any) -> AnyValue:
+    if isinstance(value, bool):
+        return AnyValue(bool_value=value)
+    if isinstance(value, int):
+        return AnyValue(int_value=value)
+    if isinstance(value, float):
+        return AnyValue(double_value=value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return AnyValue(array_value=ArrayValue(values=[_any_value(item) for item in value]))
+    return AnyValue(string_value=str(value))

@@ -1,0 +1,127 @@
+"""Fixtures that several parts share: a real Apache Kafka broker."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+POM = Path(__file__).parents[1] / "deploy" / "kafka" / "pom.xml"
+START_TIMEOUT_S = 60.0
+
+_SERVER_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=500
+"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # kafka-python 3.0 reads its schemas with functions that Python 3.11 and 3.12 call deprecated and 3.13 does not.
+    config.addinivalue_line("filterwarnings", r"ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+class KafkaBroker:
+    """One KRaft node that a test may kill and start again on the same data and port."""
+
+    def __init__(self, jars: Path, folder: Path) -> None:
+        self.port, self.folder = free_port(), folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._java = ["java", "-Xmx512m", "-cp", f"{jars}/*"]
+        self._properties = folder / "server.properties"
+        self._properties.write_text(_SERVER_PROPERTIES.format(port=self.port, controller=free_port(), data=folder / "data"))
+        format_storage = ["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c", str(self._properties)]
+        subprocess.run([*self._java, *format_storage], check=True, capture_output=True)
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        with (self.folder / "broker.log").open("ab") as log:
+            command = [*self._java, "kafka.Kafka", str(self._properties)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _accepts(self.port):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"Kafka did not start:\n{(self.folder / 'broker.log').read_text()[-4000:]}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL, as a machine that loses power."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A running Apache Kafka; skipped with the reason where Java or Maven is missing, failed in CI."""
+    if missing := [program for program in ("java", "mvn") if shutil.which(program) is None]:
+        reason = f"a real Kafka needs {' and '.join(missing)} on the PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{reason}, and CI must run these tests")
+        pytest.skip(reason)
+    broker = KafkaBroker(_kafka_jars(), tmp_path_factory.mktemp("kafka"))
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _kafka_jars() -> Path:
+    """The jars that the POM names, fetched once into the user's cache and renamed into place when complete."""
+    version = re.search(r"<kafka.version>(.+)</kafka.version>", POM.read_text())
+    assert version is not None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightschool"
+    jars = cache / f"kafka-{version[1]}"
+    if not jars.is_dir():
+        partial = cache / f"kafka-{version[1]}.{os.getpid()}"
+        command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={partial}"]
+        subprocess.run(command, check=True, cwd=POM.parent)
+        partial.replace(jars)
+    return jars
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens."""
+    return free_port()

@@ -1,0 +1,106 @@
+"""`POST /v1/outcomes`: accepted whatever is known of the target, refused clearly when it says nothing."""
+
+from __future__ import annotations
+
+import gzip
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+from nightschool.outcomes import Outcome, from_log_record
+
+TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+def outcome(**changes: Any) -> dict[str, Any]:
+    body = {"target": {"trace_id": TRACE}, "name": "thumb", "value": True, "source": {"kind": "human", "id": "u1"}}
+    return {name: value for name, value in {**body, **changes}.items() if value is not ...}
+
+
+def read_back(record: Any) -> tuple[Outcome, Any]:
+    (group,) = ExportLogsServiceRequest.FromString(record.value).resource_logs
+    (log,) = group.scope_logs[0].log_records
+    return from_log_record(log), log
+
+
+def post(collector: Any, body: Any, **headers: str) -> Any:
+    return collector.post(PATH, body, form="application/json", **headers)
+
+
+def test_an_outcome_of_an_unknown_target_is_accepted(collector: Any) -> None:
+    """Feedback may come before its trace: nothing is looked up, and it is stored under the trace's key."""
+    answer = post(collector, outcome(event_id="e-1"))
+    assert (answer.status_code, answer.json()) == (202, {"event_id": "e-1", "status": "accepted"})
+    (record,) = collector.stored(TOPIC)
+    assert record.key == TRACE.encode()
+    assert record.headers["ns-tenant"] == b"acme"
+    found, log = read_back(record)
+    assert (found.name, found.value, found.source_id, found.id) == ("thumb", True, "u1", "e-1")
+    assert log.observed_time_unix_nano == 1_790_000_000_123_456_789
+
+
+def test_without_an_event_id_equal_content_has_one_id(collector: Any) -> None:
+    """The answer names the id that removes duplicates: the hash of the content, so that a re-sent outcome counts once."""
+    first, again, other = (post(collector, outcome(value=value)).json()["event_id"] for value in (True, True, False))
+    assert first == again != other
+
+
+def test_a_batch_is_answered_in_order(collector: Any) -> None:
+    """A batch is durable as a whole and answered with one id each."""
+    answer = post(collector, {"outcomes": [outcome(event_id=f"e-{n}") for n in range(3)]})
+    assert answer.status_code == 202
+    assert answer.json() == {"outcomes": [{"event_id": f"e-{n}", "status": "accepted"} for n in range(3)]}
+    assert sorted(read_back(record)[0].id for record in collector.stored(TOPIC)) == ["e-0", "e-1", "e-2"]
+
+
+def test_idempotency_key_is_the_event_id(collector: Any) -> None:
+    """The header names the event when the body does not, and must not contradict it."""
+    assert post(collector, outcome(), idempotency_key="k-1").json()["event_id"] == "k-1"
+    assert post(collector, outcome(event_id="k-1"), idempotency_key="k-1").status_code == 202
+    answer = post(collector, outcome(event_id="e-1"), idempotency_key="k-1")
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "Idempotency-Key is 'k-1' but event_id is 'e-1'; send one, or the same"
+    assert post(collector, {"outcomes": [outcome()]}, idempotency_key="k-1").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (outcome(value=...), "needs a 'value' or an 'edit' with 'final_text'; got neither"),
+        (outcome(edit={"final_text": "x"}), "either a 'value' or an 'edit', got both"),
+        (outcome(target={}), "exactly one of trace_id"),
+        (outcome(target={"trace_id": "xyz"}), "32 lowercase hex digits"),
+        (outcome(name=""), "name is ''"),
+        (outcome(source=...), "source is None"),
+        (outcome(rating=5), "unknown field 'rating'; allowed are"),
+        (b'{"value": NaN}', "NaN is not JSON"),
+        (b'{"target": ', "not valid JSON"),
+        (b"\xff\xfe\xff", "not valid JSON"),
+        (b"[" * 100_000, "nested too deep"),
+        ([outcome()], "an outcome is a JSON object, got list"),
+        ({"outcomes": []}, "1 to 1000 outcomes"),
+        ({"outcomes": [outcome()] * 1001}, "got 1001 outcomes"),
+        ({"outcomes": [outcome()], "tenant": "x"}, "nothing else"),
+        ({"outcomes": [outcome(), outcome(value=...)]}, "outcomes[1]: an outcome needs a 'value'"),
+    ],
+)
+def test_a_useless_outcome_is_refused_with_the_reason(collector: Any, body: Any, message: str) -> None:
+    """What says nothing or cannot be understood is a 400 that names what came and what is allowed, and stores nothing."""
+    answer = post(collector, body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+    assert collector.everything_stored() == []
+
+
+def test_content_types_and_encodings(collector: Any) -> None:
+    """JSON may come as text/plain (a browser's beacon) and compressed; another type is refused with what is allowed."""
+    body = b'{"target": {"response_id": "r"}, "name": "n", "value": 1, "source": {"kind": "code"}}'
+    assert collector.post(PATH, body, form="text/plain;charset=UTF-8").status_code == 202
+    assert post(collector, gzip.compress(body), content_encoding="gzip").status_code == 202
+    answer = collector.post(PATH, body, form="application/xml")
+    assert (answer.status_code, answer.json()["error"]) == (
+        415,
+        "Content-Type is 'application/xml'; allowed are application/json and text/plain, both with JSON",
+    )

@@ -1,0 +1,202 @@
+"""The collector as it runs: a process of its own, real sockets, the official exporter, SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from nightschool.keys import hash_key
+from nightschool.stream import open_stream
+
+Start = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, unused_port: int) -> Path:
+    path = tmp_path / "nightschool.toml"
+    path.write_text(
+        f'[stream]\nurl = "sqlite:var/stream.db"\n[collector]\nport = {unused_port}\n'
+        f'[tenants.acme]\nkey_sha256 = ["{hash_key("k")}"]\n'
+    )
+    return path
+
+
+@pytest.fixture
+def url(unused_port: int) -> str:
+    return f"http://127.0.0.1:{unused_port}"
+
+
+@pytest.fixture
+def start(config: Path) -> Iterator[Start]:
+    """Starts the collector and waits for the line that says it is ready."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = launch(config)
+        running.append(process)
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("collecting on http://127.0.0.1:"), said + process.communicate()[1]
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def launch(config: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "nightschool_collector", "--config", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def post_spans(client: httpx.Client, request: ExportTraceServiceRequest) -> httpx.Response:
+    headers = {"content-type": "application/x-protobuf", "authorization": "Bearer k"}
+    return client.post("/v1/traces", content=request.SerializeToString(), headers=headers)
+
+
+def stored_spans(config: Path) -> list[Any]:
+    """Every span in the stream's file, opened anew."""
+    with open_stream(f"sqlite:{config.parent / 'var' / 'stream.db'}") as stream:
+        ends = stream.end_offsets("ns.otlp_spans")
+        records = [record for p in ends for record in stream.read("ns.otlp_spans", p, 0, ends[p])]
+    requests = [ExportTraceServiceRequest.FromString(record.value) for record in records]
+    return [s for r in requests for group in r.resource_spans for scope in group.scope_spans for s in scope.spans]
+
+
+@pytest.mark.parametrize("compression", [Compression.NoCompression, Compression.Gzip])
+def test_the_official_exporter_gets_through(start: Start, config: Path, url: str, compression: Compression) -> None:
+    """Spans of OpenTelemetry's own SDK and OTLP exporter arrive, whatever its compression."""
+    start()
+    exporter = OTLPSpanExporter(f"{url}/v1/traces", headers={"authorization": "Bearer k"}, compression=compression)
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    tracer = provider.get_tracer("tests")
+    for number in range(20):
+        with tracer.start_as_current_span("outer"), tracer.start_as_current_span("inner", attributes={"n": number}):
+            pass
+    assert provider.force_flush()
+    provider.shutdown()
+    found = stored_spans(config)
+    assert sorted(s.attributes[0].value.int_value for s in found if s.name == "inner") == list(range(20))
+    assert {s.parent_span_id for s in found if s.name == "inner"} == {s.span_id for s in found if s.name == "outer"}
+
+
+def test_the_ready_line_says_where_and_for_whom(start: Start, config: Path, url: str) -> None:
+    """The one line of a start names the address, the stream and the tenants, and is true when it is printed."""
+    command = start()
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    command.send_signal(signal.SIGTERM)
+    command.wait(timeout=30)
+    second = launch(config)
+    assert second.stdout is not None
+    line = second.stdout.readline()
+    second.kill()
+    second.communicate()
+    assert line == f"collecting on {url} into sqlite:{config.parent / 'var' / 'stream.db'} for tenants acme\n"
+
+
+def test_what_was_acknowledged_survives_sigkill(start: Start, config: Path, url: str, requests: Any) -> None:
+    """Killed in the middle of concurrent requests, again and again, the collector has lost nothing it answered 200."""
+    acknowledged: list[int] = []
+    for round_number in range(3):
+        process = start()
+
+        def send(worker: int, process: subprocess.Popen[str] = process, first: int = round_number * 100_000) -> list[int]:
+            done = []
+            with httpx.Client(base_url=url, timeout=30) as client:
+                for n in range(10_000):
+                    name = first + worker * 10_000 + n
+                    try:
+                        answer = post_spans(client, requests.spans(*range(1, 5), name=str(name)))
+                    except httpx.TransportError:
+                        return done
+                    assert answer.status_code == 200, answer.text
+                    done.append(name)
+                    if worker == 0 and n == 20:
+                        os.kill(process.pid, signal.SIGKILL)
+            raise AssertionError("the collector outlived SIGKILL")
+
+        with ThreadPoolExecutor(4) as pool:
+            acknowledged += [name for done in pool.map(send, range(4)) for name in done]
+        process.wait(timeout=30)
+    found = [int(span.name) for span in stored_spans(config)]
+    assert len(acknowledged) >= 3 * 21
+    assert all(found.count(name) == 4 for name in acknowledged)
+
+
+def test_sigterm_finishes_what_it_began(start: Start, config: Path, url: str, requests: Any) -> None:
+    """Told to stop, the collector takes nothing new and loses nothing acknowledged."""
+    process = start()
+    with httpx.Client(base_url=url, timeout=30) as client:
+        assert post_spans(client, requests.spans(1)).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        with pytest.raises(httpx.TransportError):
+            post_spans(client, requests.spans(2))
+    assert "Traceback" not in process.communicate()[1]
+    assert [span.trace_id[-1] for span in stored_spans(config)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no tenant has a key"),
+        ("[tenants.acme]\n", "'nightschool key --tenant NAME' makes one"),
+        ("[collector]\nport = 0\n", "nightschool.toml:2: port is 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    """A start that can come to nothing ends with status 2 and one line that says what to do."""
+    path = tmp_path / "nightschool.toml"
+    path.write_text(text)
+    process = launch(path)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (2, 1)
+    assert errors.startswith("nightschool collect: ")
+    assert message in errors
+
+
+def test_a_port_in_use_is_one_line(start: Start, config: Path, unused_port: int) -> None:
+    """A second collector on the same port says whose fault it is."""
+    start()
+    process = launch(config)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (2, 1)
+    assert f"cannot listen on 127.0.0.1:{unused_port}: Address already in use" in errors
+
+
+def test_the_missing_extra_is_named(config: Path) -> None:
+    """Without FastAPI the command says which line installs it."""
+    code = (
+        "import sys; sys.modules['fastapi'] = None\n"
+        f"from nightschool_collector.__main__ import main\nsys.exit(main(['--config', {str(config)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'nightschool[collector]'" in done.stderr
+
+
+def test_help_needs_nothing_heavy() -> None:
+    """Arguments are parsed before anything heavy is imported."""
+    code = (
+        "import sys\nfrom nightschool_collector.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

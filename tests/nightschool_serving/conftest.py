@@ -1,0 +1,312 @@
+"""Adapters, registries and one real server for the serving tests."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from safetensors.numpy import save_file
+
+from nightschool.base_model import PACKAGED, base_model_folder, describe_base_model
+from nightschool.keys import hash_key, new_key
+from nightschool.registry import Pointer, Registry
+from nightschool.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, ReleaseManifest, describe_file
+
+# SmolLM2-135M: inputs and outputs of each adapted matrix.
+SMOLLM2_LAYERS = 30
+SMOLLM2_MODULES = {
+    "self_attn.q_proj": (576, 576),
+    "self_attn.k_proj": (576, 192),
+    "self_attn.v_proj": (576, 192),
+    "self_attn.o_proj": (576, 576),
+    "mlp.gate_proj": (576, 1536),
+    "mlp.up_proj": (576, 1536),
+    "mlp.down_proj": (1536, 576),
+}
+TINY = BaseModel(weights="1" * 64, tokenizer="2" * 64, chat_template="3" * 64)
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What adapter to make."""
+
+    base_model: BaseModel = TINY
+    layers: int = 1
+    modules: dict[str, tuple[int, int]] = field(default_factory=lambda: {"self_attn.q_proj": (4, 6)})
+    rank: int = 8
+    scale: float = 0.02
+
+
+def write_adapter(folder: Path, shape: AdapterShape, seed: int) -> None:
+    """Random matrices that are not zero, in PEFT's names."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(shape.layers):
+        for module, (inputs, outputs) in shape.modules.items():
+            prefix = f"base_model.model.model.layers.{layer}.{module}"
+            a, b = random.normal(size=(shape.rank, inputs)), random.normal(size=(outputs, shape.rank))
+            tensors[f"{prefix}.lora_A.weight"] = (a * shape.scale).astype(np.float16)
+            tensors[f"{prefix}.lora_B.weight"] = (b * shape.scale).astype(np.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS)
+    targets = [module.rpartition(".")[2] for module in shape.modules]
+    config = {"peft_type": "LORA", "r": shape.rank, "lora_alpha": 2 * shape.rank, "bias": "none", "target_modules": targets}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+
+
+Publish = Callable[..., str]
+
+
+def publish(registry: Registry, tenant: str, folder: Path, shape: AdapterShape, seed: int, **changes: Any) -> str:
+    """File a release of `tenant` made from `seed`, point at it, and return its digest; `changes` alter the manifest."""
+    source = folder / f"{tenant}-{seed}"
+    write_adapter(source, shape, seed)
+
+    def describe(engine_id: int) -> ReleaseManifest:
+        manifest = ReleaseManifest(
+            tenant=tenant,
+            engine_id=engine_id,
+            base_model=shape.base_model,
+            rank=shape.rank,
+            alpha=2 * shape.rank,
+            target_modules=tuple(module.rpartition(".")[2] for module in shape.modules),
+            files=tuple(describe_file(source / name) for name in (WEIGHTS, ADAPTER_CONFIG)),
+            night=f"{seed:064x}",
+            parent=None,
+            rubrics={},
+        )
+        return replace(manifest, **changes)
+
+    digest = registry.add(source, describe)
+    point(registry, tenant, digest)
+    return digest
+
+
+def point(registry: Registry, tenant: str, digest: str | None) -> Pointer:
+    """Move the pointer of `tenant` to `digest`."""
+    return registry.move_pointer(tenant, registry.pointer(tenant), stable=digest)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def publish_tiny(registry: Registry, tmp_path: Path) -> Publish:
+    """Publish a tiny adapter: `publish_tiny(tenant, seed, shape=..., **manifest changes)`."""
+
+    def publish_one(tenant: str, seed: int, shape: AdapterShape | None = None, **changes: Any) -> str:
+        return publish(registry, tenant, tmp_path / "adapters", shape or AdapterShape(), seed, **changes)
+
+    return publish_one
+
+
+class SpanSink:
+    """A collector that keeps what it was sent: (Authorization, export request)."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, ExportTraceServiceRequest]] = []
+        self.statuses: list[int] = []
+        """Answers to give first; 200 when empty."""
+        sink = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = gzip.decompress(self.rfile.read(int(self.headers["Content-Length"])))
+                status = sink.statuses.pop(0) if sink.statuses else 200
+                if status == 200:
+                    export = ExportTraceServiceRequest.FromString(body)
+                    sink.requests.append((self.headers["Authorization"], export))
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def spans(self) -> list[tuple[str, Any]]:
+        """(Authorization, span) of everything received."""
+        return [
+            (authorization, span)
+            for authorization, export in list(self.requests)
+            for resource in export.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def span_sink() -> Iterator[SpanSink]:
+    sink = SpanSink()
+    yield sink
+    sink.close()
+
+
+@pytest.fixture(scope="session")
+def session_span_sink() -> Iterator[SpanSink]:
+    sink = SpanSink()
+    yield sink
+    sink.close()
+
+
+@dataclass
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@dataclass
+class ServedTenant:
+    """A tenant of the real server."""
+
+    name: str
+    key: str
+
+
+@dataclass
+class RunningServer:
+    """A real `nightschool serve`, and what it takes to talk to it."""
+
+    url: str
+    registry: Registry
+    folder: Path
+    shape: AdapterShape
+    tenants: dict[str, ServedTenant]
+    sink: SpanSink
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def call(self, method: str, path: str, body: Any = None, *, tenant: str | None = None, **headers: str) -> Answer:
+        """One HTTP request, with the key of `tenant`."""
+        request = urllib.request.Request(self.url + path, method=method)
+        request.data = None if body is None else json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+        if tenant:
+            request.add_header("Authorization", f"Bearer {self.tenants[tenant].key}")
+        for name, value in headers.items():
+            request.add_header(name.replace("_", "-"), value)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, {k.lower(): v for k, v in error.headers.items()}, error.read().decode())
+
+    def chat(self, tenant: str, model: str, text: str, headers: dict[str, str] | None = None, **body: Any) -> Answer:
+        """One greedy chat completion."""
+        body = {"temperature": 0, "max_tokens": 12, **body}
+        messages = [{"role": "user", "content": text}]
+        path = "/v1/chat/completions"
+        return self.call("POST", path, {"model": model, "messages": messages, **body}, tenant=tenant, **(headers or {}))
+
+    def releases(self, tenant: str) -> Any:
+        return self.call("GET", "/nightschool/v1/releases", tenant=tenant).json
+
+    def publish(self, tenant: str, seed: int, **changes: Any) -> str:
+        return publish(self.registry, tenant, self.folder / "adapters", self.shape, seed, **changes)
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what} did not happen; server log:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.05)
+
+    def publish_and_wait(self, tenant: str, seed: int) -> str:
+        digest = self.publish(tenant, seed)
+        self.wait_until(lambda: bool(self.releases(tenant)["release"] == digest), f"release {digest[:12]}")
+        return digest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(folder: Path, port: int, collector: str, tenants: dict[str, ServedTenant]) -> Path:
+    tables = "\n".join(f'[tenants.{t.name}]\nkey_sha256 = ["{hash_key(t.key)}"]' for t in tenants.values())
+    path = folder / "nightschool.toml"
+    path.write_text(
+        f'[registry]\npath = "registry"\n[model]\npath = "{PACKAGED}"\n'
+        f'[serving]\nport = {port}\ncollector = "{collector}"\npoll_seconds = 0.2\n{tables}\n'
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, session_span_sink: SpanSink) -> Iterator[RunningServer]:
+    """One real server for the whole session: two tenants, an empty registry, spans into a sink."""
+    folder = tmp_path_factory.mktemp("serving")
+    model = base_model_folder(PACKAGED)
+    shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.03)
+    port = free_port()
+    tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
+    config = write_config(folder, port, session_span_sink.url, tenants)
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nightschool_serving", "--config", str(config)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    running = RunningServer(
+        f"http://127.0.0.1:{port}", Registry(folder / "registry"), folder, shape, tenants, session_span_sink, process, log
+    )
+    try:
+        running.wait_until(lambda: is_up(running), "start of the server", seconds=240.0)
+        yield running
+    finally:
+        stop(process)
+
+
+def is_up(running: RunningServer) -> bool:
+    assert running.process.poll() is None, f"the server stopped; its log:\n{running.log.read_text()[-3000:]}"
+    try:
+        return running.call("GET", "/health").status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server, and the processes of its own session should it not go by itself."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
