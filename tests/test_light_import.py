@@ -34,11 +34,15 @@ def top_levels_after(statement: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
+def canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
 def own_dependencies() -> set[str]:
     """Names of the distributions that `pip install nightschool` brings, without any extra."""
     found, waiting = set(), ["nightschool"]
     while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        name = canonical(waiting.pop())
         if name in found:
             continue
         found.add(name)
@@ -56,15 +60,12 @@ def test_importing_a_contract_brings_nothing_heavy(module: str) -> None:
     assert not top_levels_after(f"import {module}") & HEAVY
 
 
-def test_importing_nightschool_brings_only_what_pip_install_brings() -> None:
+@pytest.mark.parametrize("module", ["nightschool", *CONTRACTS])
+def test_importing_a_contract_brings_only_what_pip_install_brings(module: str) -> None:
     """Every package imported is one of nightschool's own dependencies, so the light install suffices."""
     owners, allowed = packages_distributions(), own_dependencies()
-    imported = top_levels_after("import nightschool") - top_levels_after("pass") - set(sys.stdlib_module_names)
-    foreign = {
-        name: owners[name]
-        for name in imported & set(owners)
-        if not {dist.lower().replace("_", "-") for dist in owners[name]} & allowed
-    }
+    imported = top_levels_after(f"import {module}") - top_levels_after("pass") - set(sys.stdlib_module_names)
+    foreign = {name for name in imported & set(owners) if not {canonical(owner) for owner in owners[name]} & allowed}
     assert not foreign
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-import nightschool
 from router import Routed
+
+import nightschool
 
 ANSWERS = 0.70  # share of tickets the agent gets round to
 ERRS = 0.03  # share of those that the agent files wrongly

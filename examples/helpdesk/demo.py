@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,8 @@ def main() -> None:
     parser.add_argument("--out", default="var/demo")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # Being told to stop must also stop the servers below.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started, out = time.monotonic(), Path(arguments.out).resolve()
     shutil.rmtree(out, ignore_errors=True)
     (out / "logs").mkdir(parents=True)
@@ -223,7 +226,15 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
     for name, row in summary["tenants"].items():  # type: ignore[attr-defined]
         low, high = row["ci95"]
         gain = f"{row['after'] - row['before']:+.0%} ({low:+.0%} to {high:+.0%})"
-        table.add_row(name, str(row["n"]), f"{row['before']:.0%}", f"{row['after']:.0%}", gain, row["release"][:12], f"{row['night_s']:.0f} s")
+        table.add_row(
+            name,
+            str(row["n"]),
+            f"{row['before']:.0%}",
+            f"{row['after']:.0%}",
+            gain,
+            row["release"][:12],
+            f"{row['night_s']:.0f} s",
+        )
         releases[name] = row["release"]
     console.print(table)
     console.print(f"done in {summary['seconds']} s. Look at:")
@@ -232,8 +243,14 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
             console.print(f"  {out}/registry/{name}/{release[:12]}*/report.html", soft_wrap=True, highlight=False)
     console.print("try next:", highlight=False)
     for name in releases:
-        console.print(f"  nightschool night --config {config} --tenant {name}     (no new evidence: it says so)", soft_wrap=True, highlight=False)
-    console.print("  change a queue or an agent in examples/helpdesk, or write a rubric of your own, and run it again", soft_wrap=True)
+        console.print(
+            f"  nightschool night --config {config} --tenant {name}     (no new evidence: it says so)",
+            soft_wrap=True,
+            highlight=False,
+        )
+    console.print(
+        "  change a queue or an agent in examples/helpdesk, or write a rubric of your own, and run it again", soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

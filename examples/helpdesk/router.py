@@ -46,7 +46,12 @@ class Router:
 
     def __init__(self, base_url: str, api_key: str, queues: Sequence[str], examples: Sequence[Ticket]) -> None:
         self._client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=5, timeout=120)
-        self._prompt = [{"role": "system", "content": f"You are a router. Reply with one word, the queue for the message: {', '.join(queues)}."}]
+        self._prompt = [
+            {
+                "role": "system",
+                "content": f"You are a router. Reply with one word, the queue for the message: {', '.join(queues)}.",
+            }
+        ]
         for example in examples:
             self._prompt += [{"role": "user", "content": example.text}, {"role": "assistant", "content": example.queue}]
 

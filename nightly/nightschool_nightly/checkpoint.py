@@ -1,12 +1,12 @@
 """A night's folder: what it has done so far, each file appearing whole or not at all.
 
-    <state>/<tenant>/<night digest>/
-        night.json              the manifest; the night exists from here on
-        selection.json          its examples
-        checkpoint-<n>/         adapter, optimizer and figures after n steps; the newest complete one counts
-        candidate/              the adapter that came out
-        evaluation.json         held-out answers and scores of base, release and candidate
-        finished.json           how it ended; written last
+<state>/<tenant>/<night digest>/
+    night.json              the manifest; the night exists from here on
+    selection.json          its examples
+    checkpoint-<n>/         adapter, optimizer and figures after n steps; the newest complete one counts
+    candidate/              the adapter that came out
+    evaluation.json         held-out answers and scores of base, release and candidate
+    finished.json           how it ended; written last
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class NightFolders:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise NightError(f"another night of this tenant is running (lock {self.root / '.lock'}); wait for it to end") from None
+                raise NightError(
+                    f"another night of this tenant is running (lock {self.root / '.lock'}); wait for it to end"
+                ) from None
             yield
 
 

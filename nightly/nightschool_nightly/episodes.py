@@ -144,7 +144,9 @@ class EpisodeStore:
                 for scope in resource.scope_logs:
                     for log in scope.log_records:
                         outcome = from_log_record(log)
-                        yield _outcome_columns(outcome, log.observed_time_unix_nano, new=record.offset >= part.new_from, place=place)
+                        yield _outcome_columns(
+                            outcome, log.observed_time_unix_nano, new=record.offset >= part.new_from, place=place
+                        )
         except (RecordError, ValueError):
             self.counts.dropped["undecodable-outcome-record"] += 1
 
@@ -230,7 +232,7 @@ def _resource_tenant(record: StoredRecord) -> str | None:
     """The tenant a record without our header names in its resource; both OTLP requests keep resources in field 1."""
     try:
         request = ExportLogsServiceRequest.FromString(record.value)
-    except Exception:  # noqa: BLE001 -- protobuf's DecodeError has no stable home; an unreadable record is nobody's
+    except Exception:
         return None
     for resource in request.resource_logs:
         for item in resource.resource.attributes:

@@ -23,12 +23,19 @@ class Answers:
 
 
 def answer_holdout(
-    policy: str, sampler: Sampler, save: Callable[[Any], None] | None, examples: Sequence[Example], rubrics: Mapping[str, Rubric], *, night: str
+    policy: str,
+    sampler: Sampler,
+    save: Callable[[Any], None] | None,
+    examples: Sequence[Example],
+    rubrics: Mapping[str, Rubric],
+    *,
+    night: str,
 ) -> Answers:
     """Answer each held-out prompt once with production's own sampling settings and a seed that all policies share."""
     sampler.use(save)
     asks = [
-        Ask(e.prompt_ids, 1, e.max_tokens, e.temperature, seed_of(night, "holdout", e.id), top_p=e.top_p, stop=e.stop) for e in examples
+        Ask(e.prompt_ids, 1, e.max_tokens, e.temperature, seed_of(night, "holdout", e.id), top_p=e.top_p, stop=e.stop)
+        for e in examples
     ]
     rollouts = [answers[0] for answers in sampler.sample(asks)]
     rewards = tuple(

@@ -43,12 +43,18 @@ def freeze_night(
             before = seen.get((topic, partition))
             new_from = before.end if before else starts[partition]
             if before and before.topic_id != topic_id:
-                raise DataLossError(f"topic {topic} is not the one the last night read (id {before.topic_id}, now {topic_id}); was it re-created?")
+                raise DataLossError(
+                    f"topic {topic} is not the one the last night read (id {before.topic_id}, now {topic_id}); was it re-created?"
+                )
             if new_from > ends[partition]:
-                raise DataLossError(f"topic {topic} partition {partition} ends at {ends[partition]}, before offset {new_from} that was already read")
+                raise DataLossError(
+                    f"topic {topic} partition {partition} ends at {ends[partition]}, before offset {new_from} that was already read"
+                )
             if before and new_from < starts[partition]:
                 lost = f"offsets {new_from} to {starts[partition] - 1}"
-                raise DataLossError(f"topic {topic} partition {partition}: {lost} expired before any night read them; raise the retention")
+                raise DataLossError(
+                    f"topic {topic} partition {partition}: {lost} expired before any night read them; raise the retention"
+                )
             ranges.append(FrozenRange(topic, topic_id or "", partition, starts[partition], new_from, ends[partition]))
     return NightManifest(
         tenant=tenant,

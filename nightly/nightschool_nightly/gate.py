@@ -90,7 +90,9 @@ def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl
     reasons = []
     for comparison in comparisons:
         if comparison.num_prompts < min_holdout:
-            reasons.append(f"{comparison.num_prompts} scored held-out prompts against {comparison.against}, at least {min_holdout} are needed")
+            reasons.append(
+                f"{comparison.num_prompts} scored held-out prompts against {comparison.against}, at least {min_holdout} are needed"
+            )
         elif not comparison.lower_bound > 0:
             reasons.append(
                 f"not better than {comparison.against}: {comparison.difference:+.3f}, lower bound {comparison.lower_bound:+.3f} is not above 0"

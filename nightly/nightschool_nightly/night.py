@@ -83,11 +83,15 @@ class _Night:
     progress: Progress
 
 
-def run_night(config: Config, tenant: str, *, dry_run: bool, resume: bool, progress: Progress, now_ms: Callable[[], int]) -> NightResult:
+def run_night(
+    config: Config, tenant: str, *, dry_run: bool, resume: bool, progress: Progress, now_ms: Callable[[], int]
+) -> NightResult:
     """Run one tenant's night. Errors leave the registry as it was."""
     rubrics = _load_rubrics(config, tenant)
     folders = NightFolders(config.night.state, tenant)
-    night = _Night(config, tenant, base_model_folder(config.model.path), rubrics, Registry(config.registry.path), folders, progress)
+    night = _Night(
+        config, tenant, base_model_folder(config.model.path), rubrics, Registry(config.registry.path), folders, progress
+    )
     with ExitStack() as stack:
         stack.enter_context(folders.locked())
         stream = stack.enter_context(open_stream(config.stream.url, partitions=config.stream.partitions))
@@ -98,11 +102,15 @@ def run_night(config: Config, tenant: str, *, dry_run: bool, resume: bool, progr
             folder.write(night_manifest.FILE, manifest.to_json())
             folder.clear()
         progress.watch(folder.path / "events.jsonl")
-        progress.phase("freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records")
+        progress.phase(
+            "freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records"
+        )
         selection = _select(night, stream, manifest, folder, keep=not dry_run)
         _show_selection(progress, selection)
         if dry_run:
-            return NightResult(NightEnd.DRY_RUN, f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with")
+            return NightResult(
+                NightEnd.DRY_RUN, f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with"
+            )
         if (too_little := _too_little(config, selection)) is not None:
             return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
         return _learn_and_decide(night, manifest, folder, selection)
@@ -199,7 +207,9 @@ def _too_little(config: Config, selection: Selection) -> str | None:
         ("held out to test with", len(selection.holdout), config.night.min_holdout),
     ):
         if have < need:
-            return f"no new evidence to learn from: {have} scored prompts {name}, at least {need} are needed; nothing was published"
+            return (
+                f"no new evidence to learn from: {have} scored prompts {name}, at least {need} are needed; nothing was published"
+            )
     return None
 
 
@@ -230,7 +240,9 @@ def _learn_and_decide(night: _Night, manifest: NightManifest, folder: NightFolde
     return _finish(folder, NightResult(NightEnd.PUBLISHED, text, digest))
 
 
-def _learn_and_evaluate(night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, adapters: Path) -> dict[str, Any]:
+def _learn_and_evaluate(
+    night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, adapters: Path
+) -> dict[str, Any]:
     """Train, and answer the held-out prompts with every policy; what the gate and the report need."""
     settings = night.config.night
     night.progress.phase("rollouts", "starting vLLM and the trainer")
@@ -239,7 +251,8 @@ def _learn_and_evaluate(night: _Night, manifest: NightManifest, folder: NightFol
 
     tokenizer: Any = AutoTokenizer.from_pretrained(night.model)
     general = [
-        tuple(tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False)) for p in PROMPTS
+        tuple(tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False))
+        for p in PROMPTS
     ]
     kl = GeneralKl(policy, sample_general(engine, general, seed=seed_of(manifest.digest, "general")))
 
@@ -303,7 +316,9 @@ def _train(
         trainer.restore(state)
         night.progress.note(f"going on after step {done}")
     batches = schedule(selection.train, night=manifest.digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
-    night.progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
+    night.progress.phase(
+        "learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts"
+    )
     night.progress.heading()
     for number in range(done, settings.steps):
         step = trainer.step(number, batches[number])

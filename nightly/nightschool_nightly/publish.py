@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nightschool.errors import PointerConflict
 from nightschool.registry import Registry
-from nightschool.release import ADAPTER_CONFIG, NIGHT, REPORT, WEIGHTS, ReleaseManifest, describe_file, verify_release
+from nightschool.release import ADAPTER_CONFIG, NIGHT, REPORT, WEIGHTS, ReleaseManifest, describe_file
 from nightschool_nightly.gate import Decision
 from nightschool_nightly.night_manifest import NightManifest
 
@@ -38,18 +38,12 @@ def publish_release(registry: Registry, candidate: Path, manifest: NightManifest
         )
 
     digest = registry.add(candidate, describe)
-    # What serving will check; a release that cannot be loaded must fail here, not in the morning.
-    verify_release(
-        registry.release_folder(manifest.tenant, digest),
-        tenant=manifest.tenant,
-        digest=digest,
-        base_model=manifest.base_model,
-        max_rank=config["r"],
-    )
     pointer = registry.pointer(manifest.tenant)
     if pointer.stable == digest:
         return digest
     if pointer.frozen:
-        raise PointerConflict(f"release {digest[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume")
+        raise PointerConflict(
+            f"release {digest[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume"
+        )
     registry.move_pointer(manifest.tenant, manifest.pointer, stable=digest, canary=None, weight=0)
     return digest

@@ -39,7 +39,9 @@ class Group:
         return tuple(member for member in self.members if member.sampler_logprobs is not None)
 
 
-def score_group(example: Example, rollouts: Sequence[Rollout], rubric: Rubric, demonstration_ids: tuple[int, ...] | None) -> Group:
+def score_group(
+    example: Example, rollouts: Sequence[Rollout], rubric: Rubric, demonstration_ids: tuple[int, ...] | None
+) -> Group:
     """Score the rollouts of one prompt, and the human's answer if there is one (its tokens, end of turn included)."""
     members = [
         Member(

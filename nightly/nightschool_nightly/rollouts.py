@@ -45,12 +45,21 @@ class RolloutEngine:
     """An in-process vLLM engine that serves the base model and the newest adapter handed to it."""
 
     def __init__(
-        self, model: Path, *, adapters: Path, targets: Sequence[str], dtype: str, max_lora_rank: int, max_model_len: int, max_num_seqs: int, kv_cache_gib: int
+        self,
+        model: Path,
+        *,
+        adapters: Path,
+        targets: Sequence[str],
+        dtype: str,
+        max_lora_rank: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        kv_cache_gib: int,
     ) -> None:
         # Only our own plugin: in-tree resolvers would look for adapters by name. Read by vLLM when it is imported.
         os.environ["VLLM_PLUGINS"] = "nightschool_cpu_lora"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = os.environ["HF_HUB_OFFLINE"] = "1"
         try:
@@ -118,6 +127,8 @@ class RolloutEngine:
 def _rollout(completion: Any) -> Rollout:
     entries: Sequence[Mapping[int, Any]] | None = completion.logprobs
     if entries is None or len(entries) != len(completion.token_ids):
-        raise NightError("the engine returned a rollout without the log-probability of each token; such a rollout cannot be trained on")
+        raise NightError(
+            "the engine returned a rollout without the log-probability of each token; such a rollout cannot be trained on"
+        )
     logprobs = tuple(float(entry[token].logprob) for token, entry in zip(completion.token_ids, entries, strict=True))
     return Rollout(tuple(completion.token_ids), logprobs, completion.text, completion.finish_reason != "length")

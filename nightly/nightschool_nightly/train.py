@@ -86,7 +86,9 @@ class Trainer:
     ) -> None:
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
         self._night, self._demonstrate = night, demonstrate
-        self.optimizer = torch.optim.AdamW(list(policy.parameters.values()), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            list(policy.parameters.values()), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
 
     def step(self, number: int, examples: Sequence[Example]) -> StepFigures:
         """Sample, score and learn from one batch of prompts."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import runpy
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from nightschool.errors import ConfigError
+from nightschool.cli import become_python
+from nightschool.errors import ConfigError, MissingExtraError
 
 SUMMARY = "a real day, a real night, a better morning: two tenants, one small model, this machine"
 
@@ -25,9 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sys.argv = ["demo", "--out", arguments.out, "--seed", str(arguments.seed)]
-    runpy.run_path(str(helpdesk_folder() / "demo.py"), run_name="__main__")
-    return 0
+    missing = [name for name in ("httpx", "openai", "rich") if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError("the demo", "all-cpu", missing[0])
+    become_python([str(helpdesk_folder() / "demo.py"), "--out", arguments.out, "--seed", str(arguments.seed)])
 
 
 def helpdesk_folder() -> Path:

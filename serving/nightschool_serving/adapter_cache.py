@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 from nightschool.errors import ReleaseRejected
-from nightschool.registry import Registry
-from nightschool.release import BaseModel, check_digest, check_tenant, verify_release
+from nightschool.registry import Registry, content_digest
+from nightschool.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, check_tenant, verify_release
 from nightschool_serving.routing import Adapter
 
 MAX_RELEASE_BYTES = 4 << 30
@@ -60,7 +60,8 @@ class AdapterCache:
             max_rank=self._max_rank,
             max_bytes=MAX_RELEASE_BYTES,
         )
-        return Adapter(manifest.tenant, digest, manifest.engine_id, folder)
+        read = sorted(file.sha256 for file in manifest.files if file.name in (WEIGHTS, ADAPTER_CONFIG))
+        return Adapter(manifest.tenant, digest, manifest.engine_id, folder, content_digest(*map(str.encode, read)))
 
 
 def _copy_release(source: Path, target: Path) -> None:

@@ -45,6 +45,8 @@ class Adapter:
     digest: str
     engine_id: int
     folder: Path
+    content: str
+    """SHA-256 of what the engine reads; releases of equal content may share an id."""
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nightschool.errors import ConfigError
@@ -54,6 +54,7 @@ def test_the_scheme_is_read_without_case_and_spaces_are_trimmed() -> None:
 
 
 @given(ANY_TEXT)
+@example("\ud800")
 def test_no_header_is_an_error(header: str) -> None:
     """Whatever a client sends is a tenant or None, never an exception."""
     assert KeyRing({"acme": ["a" * 64]}).tenant_of(header) is None
@@ -83,6 +84,7 @@ def test_a_pseudonym_is_stable_keyed_and_of_128_bits() -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT)
+@example("\ud800", "\udfff")
 def test_a_pseudonym_exists_for_every_text(secret: str, user: str) -> None:
     """Any user id gets a pseudonym of 32 hex digits, a broken one included."""
     assert len(bytes.fromhex(subject_of(secret, user))) == 16

@@ -39,7 +39,8 @@ def only_record(request: ExportLogsServiceRequest) -> LogRecord:
 
 
 # --- round trips --------------------------------------------------------------------------------------------------------
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
+CHARACTERS = st.characters(exclude_categories=["Cs"])
+TEXT = st.text(CHARACTERS, min_size=1, max_size=40)
 
 
 def hex_id(digits: int) -> st.SearchStrategy[str]:
@@ -57,7 +58,7 @@ VALUES = {
     "bool": st.booleans(),
     "int": st.integers(-(2**63) + 1, 2**63 - 1),
     "float": st.floats(allow_nan=False, allow_infinity=False),
-    "str": st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
+    "str": st.text(CHARACTERS, max_size=40),
     "null": st.none(),
 }
 JSON_VALUES = st.recursive(

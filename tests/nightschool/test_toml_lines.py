@@ -88,7 +88,8 @@ NAMES = st.text(st.sampled_from("ab.[]=\"' #"), min_size=1, max_size=5)
 @given(st.lists(st.tuples(NAMES, NAMES, st.integers(0, 3)), min_size=1, max_size=8, unique_by=lambda entry: entry[0]))
 def test_every_key_is_found_whatever_it_is_called(entries: list[tuple[str, str, int]]) -> None:
     """Quoted table and key names of any characters, with blank lines and comments between, are found on their lines."""
-    lines, expected = [], {}
+    lines: list[str] = []
+    expected: dict[tuple[str, ...], int] = {}
     for table, key, blanks in entries:
         lines += ["# [a] b = 1"] * blanks
         lines.append("[" + quoted(table) + "]")

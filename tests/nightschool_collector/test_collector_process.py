@@ -140,7 +140,7 @@ def test_what_was_acknowledged_survives_sigkill(start: Start, config: Path, url:
 
 
 def test_sigterm_finishes_what_it_began(start: Start, config: Path, url: str, requests: Any) -> None:
-    """Told to stop, the collector takes nothing new and loses nothing acknowledged."""
+    """Told to stop, the collector takes nothing new, loses nothing acknowledged and closes the stream."""
     process = start()
     with httpx.Client(base_url=url, timeout=30) as client:
         assert post_spans(client, requests.spans(1)).status_code == 200
@@ -149,6 +149,7 @@ def test_sigterm_finishes_what_it_began(start: Start, config: Path, url: str, re
         with pytest.raises(httpx.TransportError):
             post_spans(client, requests.spans(2))
     assert "Traceback" not in process.communicate()[1]
+    assert not (config.parent / "var" / "stream.db-wal").exists()  # SQLite removes it when the file is closed in order
     assert [span.trace_id[-1] for span in stored_spans(config)] == [1]
 
 

@@ -110,11 +110,17 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def publish_tiny(registry: Registry, tmp_path: Path) -> Publish:
-    """Publish a tiny adapter: `publish_tiny(tenant, seed, shape=..., **manifest changes)`."""
+def tiny_base_model() -> BaseModel:
+    """The base model that tiny adapters belong to."""
+    return TINY
 
-    def publish_one(tenant: str, seed: int, shape: AdapterShape | None = None, **changes: Any) -> str:
-        return publish(registry, tenant, tmp_path / "adapters", shape or AdapterShape(), seed, **changes)
+
+@pytest.fixture
+def publish_tiny(registry: Registry, tmp_path: Path) -> Publish:
+    """Publish a tiny adapter: `publish_tiny(tenant, seed, rank=8, **manifest_changes) -> digest`."""
+
+    def publish_one(tenant: str, seed: int, *, rank: int = 8, **changes: Any) -> str:
+        return publish(registry, tenant, tmp_path / "adapters", AdapterShape(rank=rank), seed, **changes)
 
     return publish_one
 

@@ -89,6 +89,18 @@ def test_a_full_disk_is_unavailable(path: Path) -> None:
         assert (placed.offset, values(stream)) == (1, [b"before", b"after"])
 
 
+def test_an_append_is_all_or_nothing(path: Path) -> None:
+    """A record that the file refuses takes with it what the same append had written before it."""
+    with SqliteStream(path, partitions=1) as stream:
+        with closing(sqlite3.connect(path)) as other:
+            refuse = "CREATE TRIGGER refuse BEFORE INSERT ON log WHEN new.value = x'626164' BEGIN SELECT RAISE(FAIL, 'no'); END"
+            other.execute(refuse)
+        with pytest.raises(StreamError):
+            stream.append(TOPIC, [Record(b"k", b"good"), Record(b"k", b"bad")])
+        (placed,) = stream.append(TOPIC, [Record(b"k", b"next")])
+        assert (placed.offset, values(stream)) == (0, [b"next"])
+
+
 def test_a_file_that_is_no_stream_is_refused(path: Path) -> None:
     """Some other file is not taken for a stream and not overwritten."""
     path.parent.mkdir()

@@ -1,0 +1,91 @@
+"""What `nightschool serve` checks and starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nightschool.config import Config, ServingConfig, TenantConfig
+from nightschool.errors import ConfigError
+from nightschool_serving.launch import (
+    DANGEROUS_VARIABLES,
+    check_environment,
+    check_extra,
+    server_environment,
+    warnings_about,
+)
+
+
+@pytest.mark.parametrize("name", DANGEROUS_VARIABLES)
+def test_a_dangerous_switch_stops_the_start(name: str) -> None:
+    """Each would undo the isolation of tenants; set to nothing or 0 it is off."""
+    with pytest.raises(ConfigError, match=f"{name} is set to '1'.*unset it"):
+        check_environment({name: "1"})
+    check_environment({name: "0", "PATH": "/bin"})
+    check_environment({name: ""})
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--lora-modules", "--middleware=x.Y", "--api_key=k", "--api-k", "--model", "--served-model-name=gpt", "--config=c.yaml"],
+)
+def test_an_option_that_nightschool_owns_is_refused(argument: str) -> None:
+    """In every spelling that vLLM's parser would take."""
+    with pytest.raises(ConfigError, match="nightschool sets --"):
+        check_extra(["--seed", "1", argument])
+
+
+def test_other_vllm_options_pass() -> None:
+    """What decides nothing about tenants is the operator's."""
+    check_extra(["--max-num-seqs", "64", "--tensor-parallel-size=2", "-tp", "2", "--seed", "1", "--enforce-eager"])
+
+
+def test_the_environment_of_the_server(tmp_path: Path) -> None:
+    """Our plugins and nothing else, no hub, no usage statistics, and the configuration by its absolute path."""
+    found = server_environment(tmp_path / "nightschool.toml", Config(), {"VLLM_PLUGINS": "evil", "HOME": "/home/x"})
+    assert found["VLLM_PLUGINS"] == "nightschool,nightschool_cpu_lora"
+    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"], found["HOME"]) == ("1", "1", "/home/x")
+    assert found["NIGHTSCHOOL_CONFIG"] == str(tmp_path / "nightschool.toml")
+
+
+def test_bytecode_is_kept_in_our_cache_when_the_environment_forbids_it_elsewhere(tmp_path: Path) -> None:
+    """A start without bytecode takes twice as long; site-packages stays as it is, and a prefix of the user's own is kept."""
+    forbidding = {"PYTHONDONTWRITEBYTECODE": "1"}
+    found = server_environment(tmp_path / "n.toml", Config(), forbidding)
+    assert "PYTHONDONTWRITEBYTECODE" not in found
+    assert found["PYTHONPYCACHEPREFIX"].endswith("nightschool/bytecode")
+    assert "PYTHONPYCACHEPREFIX" not in server_environment(tmp_path / "n.toml", Config(), {})
+    kept = server_environment(tmp_path / "n.toml", Config(), {**forbidding, "PYTHONPYCACHEPREFIX": "/mine"})
+    assert kept["PYTHONPYCACHEPREFIX"] == "/mine"
+
+
+def test_what_will_disappoint_is_said() -> None:
+    """No tenants at all, and more releases to keep than fit in memory."""
+    assert "no [tenants.NAME] table" in warnings_about(Config())[0]
+    tenants = {f"t{number}": TenantConfig() for number in range(9)}
+    assert "max_cpu_loras is 16" in warnings_about(Config(tenants=tenants))[0]
+    assert warnings_about(Config(tenants=tenants, serving=ServingConfig(max_cpu_loras=18))) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "message"),
+    [
+        ("[serving]\nprot = 1\n", {}, "unknown key 'prot'"),
+        ("", {"VLLM_SERVER_DEV_MODE": "1"}, "VLLM_SERVER_DEV_MODE is set to '1'"),
+    ],
+)
+def test_a_bad_start_is_one_line_and_status_2(tmp_path: Path, config: str, environment: dict[str, str], message: str) -> None:
+    """Before anything heavy is imported, without a traceback."""
+    path = tmp_path / "nightschool.toml"
+    path.write_text(config)
+    command = [sys.executable, "-X", "importtime", "-m", "nightschool_serving", "--config", str(path)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not any(line.endswith((" torch", " vllm", " fastapi")) for line in done.stderr.splitlines())

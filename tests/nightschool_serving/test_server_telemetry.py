@@ -1,0 +1,176 @@
+"""Server spans: what they say, and how they reach a collector."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+
+from nightschool_serving.recorder import Choice, Recording
+from nightschool_serving.spans import ServedRequest, TraceParent, error_of, to_export_request, to_span
+from nightschool_serving.telemetry import Telemetry
+
+TRACE = "00-" + "a1" * 16 + "-" + "b2" * 8 + "-01"
+
+
+def served(**changes: Any) -> ServedRequest:
+    recording = Recording([[7, 8, 9]], {(0, 0): Choice([1, 2], [-0.5, -0.25], "stop")}, first_token_ns=1_500_000_000)
+    fields: dict[str, Any] = {
+        "tenant": "bank",
+        "authorization": "Bearer bank-key",
+        "operation": "chat",
+        "alias": "nightschool",
+        "model": "t-bank.0123",
+        "release": "ab" * 32,
+        "response_id": "chatcmpl-1",
+        "started_ns": 1_000_000_000,
+        "parent": None,
+        "sent": {"temperature": 0.5, "stop": "END"},
+        "recording": recording,
+        "ended_ns": 2_000_000_000,
+        "status": 200,
+    }
+    return ServedRequest(**{**fields, **changes})
+
+
+def plain(value: AnyValue) -> Any:
+    if value.HasField("array_value"):
+        return [plain(item) for item in value.array_value.values]
+    return getattr(value, value.WhichOneof("value") or "string_value")
+
+
+def attributes(request: ServedRequest) -> dict[str, Any]:
+    return {entry.key: plain(entry.value) for entry in to_span(request).attributes}
+
+
+def test_a_span_says_what_was_sampled_by_which_release() -> None:
+    """Every attribute of an ordinary answer; what the client did not send is absent."""
+    assert attributes(served()) == {
+        "nightschool.side": "server",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "vllm",
+        "gen_ai.request.model": "nightschool",
+        "gen_ai.response.model": "t-bank.0123",
+        "gen_ai.response.id": "chatcmpl-1",
+        "nightschool.policy.version": "ab" * 32,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.stop_sequences": ["END"],
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 2,
+        "gen_ai.response.finish_reasons": ["stop"],
+        "nightschool.prompt.token_ids": [7, 8, 9],
+        "nightschool.completion.token_ids": [1, 2],
+        "nightschool.completion.logprobs": [-0.5, -0.25],
+    }
+
+
+def test_a_stream_has_its_time_to_the_first_chunk() -> None:
+    """In seconds from the arrival of the request."""
+    assert attributes(served(sent={"stream": True}))["gen_ai.response.time_to_first_chunk"] == 0.5
+
+
+def test_a_span_joins_the_clients_trace() -> None:
+    """With a traceparent the span is its child, without one it starts a trace."""
+    child, root = to_span(served(parent=TraceParent.parse(TRACE))), to_span(served())
+    assert (child.trace_id.hex(), child.parent_span_id.hex()) == ("a1" * 16, "b2" * 8)
+    assert (len(root.trace_id), root.parent_span_id) == (16, b"")
+    assert len({child.span_id, root.span_id}) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "x", TRACE[:-1], TRACE.upper(), "ff" + TRACE[2:], TRACE.replace("a1", "00"), TRACE.replace("b2", "00")],
+)
+def test_what_is_no_traceparent_is_ignored(header: str | None) -> None:
+    """A bad header never costs the span."""
+    assert TraceParent.parse(header) is None
+
+
+def test_tokens_without_logprobs_are_left_out() -> None:
+    """Unknown is not zero: lengths that do not match are not recorded as if they did."""
+    recording = Recording([[7]], {(0, 0): Choice([1, 2], [-0.5], "stop")})
+    found = attributes(served(recording=recording))
+    assert "nightschool.completion.token_ids" not in found
+    assert found["gen_ai.usage.output_tokens"] == 2
+
+
+def test_several_answers_are_counted_but_not_mixed() -> None:
+    """n=2 has usage and both finish reasons, and no token ids."""
+    recording = Recording([[7]], {(0, 0): Choice([1], [-1.0], "stop"), (0, 1): Choice([2, 3], [-1.0, -1.0], "length")})
+    found = attributes(served(recording=recording))
+    assert (found["gen_ai.usage.output_tokens"], found["gen_ai.response.finish_reasons"]) == (3, ["stop", "length"])
+    assert "nightschool.completion.token_ids" not in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({}, None),
+        ({"status": 400, "recording": Recording()}, "400"),
+        ({"status": 500}, "500"),
+        ({"recording": Recording([[7]], {(0, 0): Choice([1], [-1.0], None)})}, "cancelled"),
+        ({"status": None, "recording": Recording()}, "cancelled"),
+        ({"recording": Recording([[7]], {(0, 0): Choice([1], [-1.0], "error")})}, "generation_error"),
+    ],
+)
+def test_an_answer_that_is_not_whole_is_an_error(changes: dict[str, Any], error: str | None) -> None:
+    """Refused, failed and abandoned requests say so."""
+    request = served(**changes)
+    assert error_of(request) == error
+    assert attributes(request).get("error.type") == error
+
+
+def test_the_tenant_is_on_the_resource() -> None:
+    """A collector that knows no keys still knows whose span it is."""
+    export = to_export_request("bank", [served(), served()])
+    resource = {entry.key: plain(entry.value) for entry in export.resource_spans[0].resource.attributes}
+    assert resource == {"service.name": "nightschool-serving", "nightschool.tenant.id": "bank"}
+    assert len(export.resource_spans[0].scope_spans[0].spans) == 2
+
+
+def test_spans_go_under_the_key_of_their_client(span_sink: Any) -> None:
+    """Each tenant's spans are sent with the key its client used, and never together with another's."""
+    telemetry = Telemetry(span_sink.url)
+    for tenant in ("bank", "telecom", "bank"):
+        telemetry.record(served(tenant=tenant, authorization=f"Bearer {tenant}-key"))
+    telemetry.close()
+    assert sorted(authorization for authorization, _ in span_sink.spans()) == [
+        "Bearer bank-key",
+        "Bearer bank-key",
+        "Bearer telecom-key",
+    ]
+    assert (telemetry.sent, telemetry.dropped) == (3, 0)
+
+
+def test_a_collector_under_pressure_is_tried_again(span_sink: Any) -> None:
+    """503 is not the end of a span."""
+    span_sink.statuses = [503, 429]
+    telemetry = Telemetry(span_sink.url, retry_seconds=0.01)
+    telemetry.record(served())
+    while not span_sink.spans():
+        threading.Event().wait(0.01)
+    telemetry.close()
+    assert (telemetry.sent, telemetry.dropped) == (1, 0)
+
+
+def test_a_refused_span_is_dropped_and_counted(span_sink: Any) -> None:
+    """401 will not get better by asking again."""
+    span_sink.statuses = [401]
+    telemetry = Telemetry(span_sink.url)
+    telemetry.record(served())
+    telemetry.close()
+    assert (telemetry.sent, telemetry.dropped, span_sink.spans()) == (0, 1, [])
+
+
+def test_a_missing_collector_blocks_nobody() -> None:
+    """With nobody listening and the queue full, recording returns, drops and counts; closing ends."""
+    telemetry = Telemetry("http://127.0.0.1:9", max_queued=2, retry_seconds=60.0)
+    for _ in range(50):
+        telemetry.record(served())
+    dropped_while_full = telemetry.dropped
+    telemetry.close()
+    assert dropped_while_full >= 47
+    assert telemetry.sent == 0
+    assert telemetry.dropped <= 50

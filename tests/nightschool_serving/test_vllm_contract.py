@@ -1,0 +1,164 @@
+"""What we take from the pinned vLLM, by name and signature: a new version that moves any of it fails here first."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import Any
+
+import pytest
+import vllm
+from fastapi import FastAPI
+
+pytestmark = pytest.mark.vllm
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_version_is_the_one_this_was_read_in() -> None:
+    """A new minor version needs a new reading of every hook."""
+    assert vllm.__version__.startswith("0.32.")
+
+
+def test_the_engine_client() -> None:
+    """The LoRA methods exist on AsyncLLM alone; the abstract client declares only add_lora."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert parameters(AsyncLLM.add_lora) == ["self", "lora_request"]
+    assert parameters(AsyncLLM.remove_lora) == ["self", "lora_id"]
+    assert parameters(AsyncLLM.list_loras) == ["self"]
+    assert parameters(AsyncLLM.collective_rpc)[:2] == ["self", "method"]
+    assert parameters(AsyncLLM.generate)[:4] == ["self", "prompt", "sampling_params", "request_id"]
+    assert "lora_request" in parameters(AsyncLLM.generate)
+
+
+def test_a_lora_request() -> None:
+    """Fields, and the prefix-cache key that makes immutable names and paths necessary."""
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.core.kv_cache_utils import _gen_lora_extra_hash_keys
+
+    request = LoRARequest(lora_name="t-a.1", lora_int_id=1000, lora_path="/x")
+    assert (request.lora_name, request.lora_int_id, request.lora_path, request.load_inplace) == ("t-a.1", 1000, "/x", False)
+    keys = _gen_lora_extra_hash_keys(type("R", (), {"lora_request": request})())
+    assert "t-a.1" in str(keys)
+    assert "/x" in str(keys)
+
+
+def test_our_routes_replace_vllms() -> None:
+    """A plugin's route takes the place of vLLM's of the same path and method; a new path is added."""
+    from vllm.entrypoints.openai.chat_completion import api_router as chat_routes
+    from vllm.plugins import endpoint_plugins
+
+    from nightschool_serving.endpoint import NightschoolEndpoint, create_endpoint
+    from nightschool_serving.routes import chat, show_releases
+
+    app = FastAPI()
+    chat_routes.attach_router(app)
+    plugin = create_endpoint()
+    interface = endpoint_plugins.interface
+    assert isinstance(plugin, interface.EndpointPlugin)
+    original = vllm.plugins.load_endpoint_plugins
+    vllm.plugins.load_endpoint_plugins = lambda _: [NightschoolEndpoint()]
+    try:
+        interface.attach_endpoint_plugins(app, ("generate",))
+    finally:
+        vllm.plugins.load_endpoint_plugins = original
+    found = {(route.path, method): route.endpoint for route in app.routes for method in getattr(route, "methods", ())}
+    assert found["/v1/chat/completions", "POST"] is chat
+    assert found["/nightschool/v1/releases", "GET"] is show_releases
+
+
+def test_the_handlers_that_our_routes_hand_on_to() -> None:
+    """vLLM's own route functions take the body first and the raw request second, and find their handler in app.state."""
+    from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+    from vllm.entrypoints.openai.completion.api_router import create_completion
+
+    for function, state in (
+        (create_chat_completion, "openai_serving_chat"),
+        (create_completion, "openai_serving_completion"),
+    ):
+        assert parameters(function) == ["request", "raw_request"]
+        module = inspect.getsource(inspect.getmodule(function))
+        assert f"app.state.{state}" in module
+
+
+@pytest.mark.parametrize("name", ["ChatCompletionRequest", "CompletionRequest"])
+def test_the_request_fields_we_overwrite(name: str) -> None:
+    """They exist, so that assigning them is not in vain; and no new field smuggles in an identity or a priority."""
+    from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
+    from vllm.entrypoints.openai.completion import protocol as completion_protocol
+
+    from nightschool_serving.routes import FORBIDDEN_FIELDS
+
+    kind = getattr(chat_protocol if name.startswith("Chat") else completion_protocol, name)
+    ours = {"model", "cache_salt", "priority", "request_id", *FORBIDDEN_FIELDS}
+    assert ours <= set(kind.model_fields)
+    suspicious = {field for field in kind.model_fields if field.endswith(("_id", "_salt", "priority", "_transfer_params"))}
+    assert suspicious <= ours
+
+
+def test_the_headers_that_beat_the_body() -> None:
+    """The four that the guard strips are all that vLLM's handlers read to steer the engine."""
+    from vllm.entrypoints.generate.base import serving
+    from vllm.entrypoints.serve.engine import serving as engine_serving
+
+    read = set()
+    for module in (serving, engine_serving):
+        source = inspect.getsource(module)
+        read |= {line.split('headers.get("')[1].split('"')[0] for line in source.splitlines() if 'headers.get("' in line}
+    read |= {serving.SESSION_ID_HEADER, serving.PRIORITY_HEADER}
+    assert {name.lower() for name in read} == {"x-request-id", "x-vllm-priority", "x-session-id", "x-data-parallel-rank"}
+
+
+def test_the_recorder_sees_deltas_or_one_final_output() -> None:
+    """Never cumulative outputs, which it would add up twice; and logprobs=0 means the sampled token alone."""
+    from vllm import SamplingParams
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}])
+    assert request.to_sampling_params(5, {}).output_kind.name == "FINAL_ONLY"
+    request.stream = True
+    assert request.to_sampling_params(5, {}).output_kind.name == "DELTA"
+    assert SamplingParams(logprobs=0).num_logprobs == 0
+    assert SamplingParams().num_logprobs is None
+
+
+def test_the_cpu_lora_operations() -> None:
+    """The wrapper we extend, where the platform names it, and every method we replace."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.platforms.cpu import CpuPlatform
+
+    wrapper = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+    assert wrapper in inspect.getsource(CpuPlatform.get_punica_wrapper) or "nightschool" in CpuPlatform.get_punica_wrapper()
+    assert parameters(PunicaWrapperCPU.add_shrink) == ["self", "y", "x", "lora_a_stacked", "scale", "kwargs"]
+    expand = ["self", "y", "x", "lora_b_stacked", "output_slices", "offset_start", "add_inputs", "kwargs"]
+    assert parameters(PunicaWrapperCPU.add_expand) == expand
+    linear = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "output_slices", "buffer", "kwargs"]
+    assert parameters(PunicaWrapperCPU.add_lora_linear) == linear
+    logits = ["self", "y", "x", "lora_a_stacked", "lora_b_stacked", "scale", "buffer", "kwargs"]
+    assert parameters(PunicaWrapperCPU.add_lora_logits) == logits
+    assert parameters(PunicaWrapperCPU.add_lora_embedding) == ["self", "y", "x", "lora_b_stacked", "add_inputs", "kwargs"]
+    operations = {name for name in dir(PunicaWrapperCPU) if name.startswith(("add_", "apply_"))}
+    replaced = {"add_shrink", "add_expand", "add_lora_linear", "add_lora_logits", "add_lora_embedding"}
+    # Of classifiers, which are not served here, and of mixtures of experts, which raise on CPUs.
+    assert operations - replaced <= {"apply_lora_full_linear", "add_lora_fused_moe", "add_lora_w13", "add_lora_w2"}
+
+
+def test_the_options_we_start_the_server_with() -> None:
+    """Every option is one of vLLM's, and processed log-probabilities are a mode it has."""
+    from vllm.config.model import LogprobsMode
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from nightschool.config import Config
+    from nightschool_serving.launch import OWNED_OPTIONS, server_arguments
+
+    parser = make_arg_parser(FlexibleArgumentParser())
+    arguments = parser.parse_args(server_arguments(Config(), []))
+    assert arguments.middleware == ["nightschool_serving.guard.TenantGuard"]
+    assert arguments.served_model_name == ["base"]
+    assert "processed_logprobs" in typing.get_args(LogprobsMode)
+    known = {option for action in parser._actions for option in action.option_strings}
+    assert {f"--{option}" for option in OWNED_OPTIONS} <= known

@@ -1,0 +1,113 @@
+"""Adapters inside the engine: what is loaded, tried and unloaded. The engine client is a fake; names and types are vLLM's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nightschool.errors import ReleaseRejected
+from nightschool_serving.engine import VllmEngine
+from nightschool_serving.routing import Adapter
+
+BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), content="1")
+
+
+class FakeClient:
+    """Holds adapter ids as AsyncLLM does."""
+
+    def __init__(self, logprob: float = -0.5) -> None:
+        self.ids: set[int] = set()
+        self.logprob = logprob
+        self.error: Exception | None = None
+        self.smoked: list[Any] = []
+
+    async def add_lora(self, request: Any) -> bool:
+        if self.error:
+            raise self.error
+        self.ids.add(request.lora_int_id)
+        return True
+
+    async def remove_lora(self, engine_id: int) -> bool:
+        found = engine_id in self.ids
+        self.ids.discard(engine_id)
+        return found
+
+    async def list_loras(self) -> set[int]:
+        return self.ids
+
+    async def generate(self, prompt: Any, params: Any, request_id: str, *, lora_request: Any) -> AsyncIterator[Any]:
+        self.smoked.append((lora_request.lora_name, params.max_tokens))
+        answer = SimpleNamespace(token_ids=[5], logprobs=[{5: SimpleNamespace(logprob=self.logprob)}])
+        yield SimpleNamespace(outputs=[answer])
+
+
+async def test_a_loaded_adapter_was_tried_before_it_has_a_name() -> None:
+    """One token is generated on it, then vLLM's handlers know it by its immutable name, id and local path."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    await engine.load(BANK)
+    request = names[BANK.name]
+    assert client.smoked == [(BANK.name, 1)]
+    assert (request.lora_int_id, request.lora_path, request.load_inplace) == (1001, "/cache/bank", False)
+    assert (engine.engine_id(BANK.name), engine.engine_id("base")) == (1001, None)
+
+
+async def test_unloading_takes_the_name_and_the_weights() -> None:
+    """Neither vLLM's list of names nor the engine keeps it."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    await engine.load(BANK)
+    await engine.unload(BANK)
+    assert (client.ids, names) == (set(), {})
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("inf"), float("-inf")])
+async def test_an_adapter_that_overflows_is_rejected(logprob: float) -> None:
+    """A smoke answer without a finite log-probability leaves nothing behind."""
+    client, names = FakeClient(logprob), {}
+    with pytest.raises(ReleaseRejected, match="overflow"):
+        await VllmEngine(client, names).load(BANK)
+    assert (client.ids, names) == (set(), {})
+
+
+async def test_whatever_the_engine_raises_is_a_rejection() -> None:
+    """vLLM's loader raises many types; each becomes a reason that is shown."""
+    client = FakeClient()
+    client.error = KeyError("lm_head")
+    with pytest.raises(ReleaseRejected, match="lm_head"):
+        await VllmEngine(client, {}).load(BANK)
+
+
+async def test_an_id_in_use_is_never_given_to_other_weights() -> None:
+    """vLLM would silently serve the first adapter under the second one's name."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    await engine.load(BANK)
+    for other in (
+        replace(BANK, digest="b" * 64, content="2"),
+        replace(BANK, tenant="telecom", digest="b" * 64),
+    ):
+        with pytest.raises(ReleaseRejected, match="id 1001"):
+            await engine.load(other)
+    assert (client.ids, list(names)) == ({1001}, [BANK.name])
+    client.ids.add(7)
+    with pytest.raises(ReleaseRejected, match="id 7"):
+        await engine.load(replace(BANK, digest="c" * 64, engine_id=7))
+
+
+async def test_a_release_filed_again_with_the_same_weights_shares_them() -> None:
+    """The same id under a second name; the weights leave with the last name."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    again = replace(BANK, digest="b" * 64)
+    await engine.load(BANK)
+    await engine.load(again)
+    await engine.unload(BANK)
+    assert (client.ids, list(names)) == ({1001}, [again.name])
+    await engine.unload(again)
+    assert client.ids == set()
