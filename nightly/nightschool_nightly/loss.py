@@ -91,6 +91,6 @@ def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[Member
 
 def _keep(difference_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor, int]:
     """1 for the tokens of members whose sampler and trainer agree, 0 for the others, and how many members are left out."""
-    agree = [bool((part.abs() <= _TOKEN_LIMIT).all()) for part in difference_N.split(list(lengths))]
+    agree = [bool((part.abs() <= _TOKEN_LIMIT).all()) for part in torch.split(difference_N, list(lengths))]
     keep_N = torch.repeat_interleave(torch.tensor(agree, dtype=difference_N.dtype), torch.tensor(list(lengths)))
     return keep_N, agree.count(False)

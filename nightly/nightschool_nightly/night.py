@@ -7,7 +7,6 @@ the pointer moves, which is the last thing done, serving is as it was.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -101,7 +100,8 @@ def run_night(
         if not resume and not dry_run:
             folder.write(night_manifest.FILE, manifest.to_json())
             folder.clear()
-        progress.watch(folder.path / "events.jsonl")
+        if not dry_run:
+            progress.watch(folder.path / "events.jsonl")
         progress.phase(
             "freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records"
         )
@@ -246,7 +246,7 @@ def _learn_and_evaluate(
     """Train, and answer the held-out prompts with every policy; what the gate and the report need."""
     settings = night.config.night
     night.progress.phase("rollouts", "starting vLLM and the trainer")
-    policy, engine, parent = _start_engines(night, manifest, adapters)
+    policy, engine = _start_engines(night, manifest, adapters)
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(night.model)
@@ -260,8 +260,8 @@ def _learn_and_evaluate(
         return answer_holdout(name, engine, save, selection.holdout, night.rubrics, night=manifest.digest)
 
     answers = [answer("base", None)]
-    if parent is not None:
-        answers.append(answer("release", lambda folder: shutil.copytree(parent.parent, folder) and None))
+    if manifest.pointer.stable is not None:
+        answers.append(answer("release", policy.save))  # nothing was learnt yet: the policy is the parent
     trainer = Trainer(
         policy,
         engine,
@@ -282,8 +282,8 @@ def _learn_and_evaluate(
     }
 
 
-def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tuple[Policy, RolloutEngine, Path | None]:
-    """The policy (on top of the parent release, if there is one), the engine, and the parent's weights."""
+def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tuple[Policy, RolloutEngine]:
+    """The policy, on top of the parent release if there is one, and the engine."""
     settings, parent, rank, alpha = night.config.night, None, night.config.night.lora_rank, night.config.night.lora_alpha
     if manifest.pointer.stable is not None:
         release = night.registry.manifest(night.tenant, manifest.pointer.stable)
@@ -303,7 +303,7 @@ def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tu
         max_num_seqs=min(256, settings.prompts_per_step * settings.group_size),
         kv_cache_gib=night.config.serving.kv_cache_gib,
     )
-    return policy, engine, parent
+    return policy, engine
 
 
 def _train(

@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,25 @@ from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, Tex
 from nightschool.errors import NightError
 from nightschool_nightly.episodes import BuiltEpisode
 from nightschool_nightly.rubric import Rubric
+
+
+class Drop(StrEnum):
+    """Why an episode, or an example, takes no part in a night."""
+
+    SEEN = "seen-by-an-earlier-night"
+    """None of its records is new since the last published night."""
+    NO_RUBRIC = "task-without-rubric"
+    NOT_TEXT_ANSWER = "answer-is-not-text"
+    """The answer called a tool, or holds parts other than text."""
+    NOT_TEXT_PROMPT = "message-is-not-text"
+    NO_OUTCOME = "no-outcome"
+    """Nobody said how it turned out; that is not a bad grade."""
+    CONFLICT = "conflicting-outcomes"
+    """Two raters chose differently."""
+    TOO_LONG = "prompt-too-long"
+    DUPLICATE = "duplicate-prompt"
+    """The same prompt as another example's; it could stand on both sides of the split."""
+    USER_SHARE = "over-share-of-one-user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +97,27 @@ class _Selector:
     rubrics: Mapping[str, Rubric]
     tokenizer: ChatTokenizer
     max_model_len: int
-    dropped: Counter[str] = field(default_factory=Counter)
     seen: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
-    def example(self, episode: Episode) -> Example | None:
-        """The example of an episode's last call, or None with the reason counted."""
+    def example(self, episode: Episode) -> Example | Drop:
+        """The example of an episode's last call, or why it is none."""
         call, rubric = episode.calls[-1], self.rubrics.get(episode.task)
         if rubric is None:
-            return self.drop("task-without-rubric")
+            return Drop.NO_RUBRIC
         if any(not isinstance(part, TextPart) for part in call.answer.parts):
-            return self.drop("answer-is-not-text")
+            return Drop.NOT_TEXT_ANSWER
         references = find_references(call, episode.outcomes, rubric)
-        if isinstance(references, str):
-            return self.drop(references)
+        if isinstance(references, Drop):
+            return references
         prompt_ids = call.tokens.prompt_ids if call.tokens else self.render(call)
         if prompt_ids is None:
-            return self.drop("message-is-not-text")
+            return Drop.NOT_TEXT_PROMPT
         asked = int(call.request.get("max_tokens") or self.settings.max_tokens)
         max_tokens = min(asked, self.settings.max_tokens)
         if len(prompt_ids) + max_tokens > self.max_model_len:
-            return self.drop("prompt-too-long")
+            return Drop.TOO_LONG
         if (episode.task, prompt_ids) in self.seen:
-            return self.drop("duplicate-prompt")
+            return Drop.DUPLICATE
         self.seen.add((episode.task, prompt_ids))
         texts = [message.text for message in call.messages if message.role == "user"]
         stop = call.request.get("stop_sequences") or ()
@@ -118,9 +137,6 @@ class _Selector:
             top_p=float(call.request.get("top_p", 1.0)),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
-
-    def drop(self, reason: str) -> None:
-        self.dropped[reason] += 1
 
     def render(self, call: ModelCall) -> tuple[int, ...] | None:
         """Token ids of the context, by the same chat template that serving uses."""
@@ -144,19 +160,22 @@ def select_examples(
 ) -> Selection:
     """Choose a night's examples out of its episodes, which must come in a fixed order."""
     selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len)
-    num_new = 0
+    num_new, dropped = 0, Counter[str]()
     train: list[Example] = []
     holdout: list[Example] = []
     for item in built:
         if not item.new:
-            selector.drop("seen-by-an-earlier-night")
+            dropped[Drop.SEEN] += 1
             continue
         num_new += 1
-        if (example := selector.example(item.episode)) is not None:
+        example = selector.example(item.episode)
+        if isinstance(example, Drop):
+            dropped[example] += 1
+        else:
             (holdout if is_held_out(tenant, example.user, settings.holdout_share) else train).append(example)
-    train = _cap_users(train, settings.max_share_per_user, selector.dropped)
-    holdout = _cap_users(holdout, settings.max_share_per_user, selector.dropped)
-    return Selection(tuple(train), tuple(holdout), dict(sorted(selector.dropped.items())), num_new)
+    train = _cap_users(train, settings.max_share_per_user, dropped)
+    holdout = _cap_users(holdout, settings.max_share_per_user, dropped)
+    return Selection(tuple(train), tuple(holdout), dict(sorted(dropped.items())), num_new)
 
 
 def is_held_out(tenant: str, user: str, share: float) -> bool:
@@ -165,15 +184,15 @@ def is_held_out(tenant: str, user: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric: Rubric) -> dict[str, str] | str:
+def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric: Rubric) -> dict[str, str] | Drop:
     """What the human finally chose, for each outcome the rubric needs; or the reason why that is not known."""
     references: dict[str, str] = {}
     for name in rubric.outcome_names:
         texts = {text for history in outcomes if history.current.name == name and (text := _chosen(call, history)) is not None}
         if not texts:
-            return "no-outcome"
+            return Drop.NO_OUTCOME
         if len(texts) > 1:
-            return "conflicting-outcomes"
+            return Drop.CONFLICT
         references[name] = texts.pop()
     return references
 
@@ -198,7 +217,7 @@ def _cap_users(examples: list[Example], share: float, dropped: Counter[str]) -> 
         if taken[example.user] <= limit:
             kept.append(example)
         else:
-            dropped["over-share-of-one-user"] += 1
+            dropped[Drop.USER_SHARE] += 1
     return kept
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from nightschool.cli import become_python
 from nightschool.config import load_config
 from nightschool.errors import NightschoolError
 from nightschool_serving.launch import check_environment, check_extra, server_arguments, server_environment, warnings_about
@@ -26,15 +27,15 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         check_environment(os.environ)
         check_extra(extra)
         environment = server_environment(Path(arguments.config), config, os.environ)
-        command = [sys.executable, "-m", "nightschool_serving.server", *server_arguments(config, extra)]
+        command = ["-m", "nightschool_serving.server", *server_arguments(config, extra)]
     except NightschoolError as error:
         print(f"nightschool serve: {error}", file=sys.stderr)
         sys.exit(2)
     for warning in warnings_about(config):
         print(f"nightschool serve: warning: {warning}", file=sys.stderr)
     print(f"nightschool serve: starting on http://{config.serving.host}:{config.serving.port}", flush=True)
-    # A fresh interpreter: how bytecode is cached is decided when an interpreter starts. Same process, same pid.
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is wanted
+    os.environ.update(environment)
+    become_python(command)
 
 
 if __name__ == "__main__":

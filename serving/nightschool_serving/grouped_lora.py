@@ -6,8 +6,6 @@ small model has 210 adapted matrices. Rows of one adapter usually lie together a
 Shapes: N rows (tokens), H inputs, O outputs, R rank, S slots.
 """
 
-# ruff: noqa: N803, N806 - names of tensors end in their shape
-
 from __future__ import annotations
 
 from collections.abc import Sequence

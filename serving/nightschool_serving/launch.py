@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from nightschool.base_model import base_model_folder, cache_folder
+from nightschool.base_model import base_model_folder
 from nightschool.config import Config
 from nightschool.errors import ConfigError, MissingExtraError
 from nightschool_serving.guard import CONFIG_VARIABLE
@@ -78,9 +78,8 @@ def check_extra(extra: Sequence[str]) -> None:
 
 
 def server_environment(config_path: Path, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the vLLM server and of the processes it starts."""
-    server = dict(environment)
-    server |= {
+    """What the vLLM server needs in its environment, beside what is there."""
+    needed = {
         CONFIG_VARIABLE: str(config_path.resolve()),
         "VLLM_PLUGINS": PLUGINS,
         "VLLM_NO_USAGE_STATS": "1",
@@ -89,16 +88,13 @@ def server_environment(config_path: Path, config: Config, environment: Mapping[s
         "HF_HUB_OFFLINE": "1",
     }
     if on_cpu():
-        server["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.kv_cache_gib)
+        needed["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.kv_cache_gib)
         # The worker inside the engine's process: one process less to import everything, and no queue between the two.
-        server["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        needed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # One core is left to the HTTP side. Compute threads on every core wait for each other whenever it runs: on two cores,
         # two threads answered 8.7 requests/s at 32 at a time, one answered 19.4.
-        server.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - 1)))
-    if server.pop("PYTHONDONTWRITEBYTECODE", None):
-        # Each process imports some 4,000 modules and would compile them anew: 15 s instead of 6 s. Kept in our own cache.
-        server.setdefault("PYTHONPYCACHEPREFIX", str(cache_folder() / "bytecode"))
-    return server
+        needed["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) - 1))
+    return needed
 
 
 def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from nightschool.base_model import PACKAGED, base_model_folder, describe_base_model
 from nightschool.keys import hash_key, new_key
-from nightschool.registry import Pointer, Registry
+from nightschool.registry import Registry
 from nightschool.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, ReleaseManifest, describe_file
 
 # SmolLM2-135M: inputs and outputs of each adapted matrix.
@@ -41,6 +41,11 @@ SMOLLM2_MODULES = {
     "mlp.down_proj": (1536, 576),
 }
 TINY = BaseModel(weights="1" * 64, tokenizer="2" * 64, chat_template="3" * 64)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # torch, imported by vLLM, decorates its own classes with what it has deprecated.
+    config.addinivalue_line("filterwarnings", r"ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,9 @@ def write_adapter(folder: Path, shape: AdapterShape, seed: int) -> None:
 Publish = Callable[..., str]
 
 
-def publish(registry: Registry, tenant: str, folder: Path, shape: AdapterShape, seed: int, **changes: Any) -> str:
+def publish(
+    registry: Registry, tenant: str, folder: Path, shape: AdapterShape, seed: int, *, pointed: bool = True, **changes: Any
+) -> str:
     """File a release of `tenant` made from `seed`, point at it, and return its digest; `changes` alter the manifest."""
     source = folder / f"{tenant}-{seed}"
     write_adapter(source, shape, seed)
@@ -95,13 +102,9 @@ def publish(registry: Registry, tenant: str, folder: Path, shape: AdapterShape, 
         return replace(manifest, **changes)
 
     digest = registry.add(source, describe)
-    point(registry, tenant, digest)
+    if pointed:
+        registry.move_pointer(tenant, registry.pointer(tenant), stable=digest)
     return digest
-
-
-def point(registry: Registry, tenant: str, digest: str | None) -> Pointer:
-    """Move the pointer of `tenant` to `digest`."""
-    return registry.move_pointer(tenant, registry.pointer(tenant), stable=digest)
 
 
 @pytest.fixture
@@ -277,7 +280,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, session_span_sink: SpanSink
     """One real server for the whole session: two tenants, an empty registry, spans into a sink."""
     folder = tmp_path_factory.mktemp("serving")
     model = base_model_folder(PACKAGED)
-    shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.03)
+    shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.06)
     port = free_port()
     tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
     config = write_config(folder, port, session_span_sink.url, tenants)

@@ -46,21 +46,10 @@ def test_other_vllm_options_pass() -> None:
 
 def test_the_environment_of_the_server(tmp_path: Path) -> None:
     """Our plugins and nothing else, no hub, no usage statistics, and the configuration by its absolute path."""
-    found = server_environment(tmp_path / "nightschool.toml", Config(), {"VLLM_PLUGINS": "evil", "HOME": "/home/x"})
+    found = server_environment(tmp_path / "nightschool.toml", Config(), {"VLLM_PLUGINS": "evil"})
     assert found["VLLM_PLUGINS"] == "nightschool,nightschool_cpu_lora"
-    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"], found["HOME"]) == ("1", "1", "/home/x")
+    assert (found["HF_HUB_OFFLINE"], found["VLLM_NO_USAGE_STATS"]) == ("1", "1")
     assert found["NIGHTSCHOOL_CONFIG"] == str(tmp_path / "nightschool.toml")
-
-
-def test_bytecode_is_kept_in_our_cache_when_the_environment_forbids_it_elsewhere(tmp_path: Path) -> None:
-    """A start without bytecode takes twice as long; site-packages stays as it is, and a prefix of the user's own is kept."""
-    forbidding = {"PYTHONDONTWRITEBYTECODE": "1"}
-    found = server_environment(tmp_path / "n.toml", Config(), forbidding)
-    assert "PYTHONDONTWRITEBYTECODE" not in found
-    assert found["PYTHONPYCACHEPREFIX"].endswith("nightschool/bytecode")
-    assert "PYTHONPYCACHEPREFIX" not in server_environment(tmp_path / "n.toml", Config(), {})
-    kept = server_environment(tmp_path / "n.toml", Config(), {**forbidding, "PYTHONPYCACHEPREFIX": "/mine"})
-    assert kept["PYTHONPYCACHEPREFIX"] == "/mine"
 
 
 def test_what_will_disappoint_is_said() -> None:

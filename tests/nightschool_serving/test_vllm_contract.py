@@ -46,25 +46,18 @@ def test_a_lora_request() -> None:
     assert "/x" in str(keys)
 
 
-def test_our_routes_replace_vllms() -> None:
-    """A plugin's route takes the place of vLLM's of the same path and method; a new path is added."""
+def test_our_routes_replace_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM finds the plugin by its entry point; its routes take the place of vLLM's own of the same path and method."""
     from vllm.entrypoints.openai.chat_completion import api_router as chat_routes
-    from vllm.plugins import endpoint_plugins
+    from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 
-    from nightschool_serving.endpoint import NightschoolEndpoint, create_endpoint
     from nightschool_serving.routes import chat, show_releases
 
+    monkeypatch.setenv("VLLM_PLUGINS", "nightschool")
     app = FastAPI()
     chat_routes.attach_router(app)
-    plugin = create_endpoint()
-    interface = endpoint_plugins.interface
-    assert isinstance(plugin, interface.EndpointPlugin)
-    original = vllm.plugins.load_endpoint_plugins
-    vllm.plugins.load_endpoint_plugins = lambda _: [NightschoolEndpoint()]
-    try:
-        interface.attach_endpoint_plugins(app, ("generate",))
-    finally:
-        vllm.plugins.load_endpoint_plugins = original
+    attach_endpoint_plugins(app, ("generate",))
+    assert [plugin.name for plugin in app.state.endpoint_plugins] == ["nightschool"]
     found = {(route.path, method): route.endpoint for route in app.routes for method in getattr(route, "methods", ())}
     assert found["/v1/chat/completions", "POST"] is chat
     assert found["/nightschool/v1/releases", "GET"] is show_releases
