@@ -118,11 +118,11 @@ class NightConfig:
         1.0, "sampling temperature of rollouts; the trainer's log-probabilities use the same", ge=0.1, le=2.0
     )
     max_tokens: int = _setting(64, "longest rollout; the median request's own max_tokens is used when smaller", ge=1, le=65_536)
-    learning_rate: float = _setting(1e-4, "AdamW learning rate of the LoRA matrices", ge=1e-8, le=1e-1)
+    learning_rate: float = _setting(5e-4, "AdamW learning rate of the LoRA matrices", ge=1e-8, le=1e-1)
     warmup_steps: int = _setting(3, "steps of linear warm-up", ge=0, le=10_000)
     lora_rank: int = _setting(16, "rank of a new adapter; an existing one keeps its own", one_of=(8, 16, 32, 64, 128))
     lora_alpha: int = _setting(32, "LoRA alpha; the adapter is scaled by alpha / rank", ge=1, le=1024)
-    negative_weight: float = _setting(1.0, "factor on negative advantages, from 0 (only reinforce) to 1 (GRPO)", ge=0.0, le=1.0)
+    negative_weight: float = _setting(0.3, "factor on negative advantages, from 0 (only reinforce) to 1 (GRPO)", ge=0.0, le=1.0)
     min_groups: int = _setting(1, "a step with fewer groups that have signal changes nothing", ge=1, le=4096)
     max_share_per_user: float = _setting(0.05, "largest share of a night's prompts from one user", ge=0.001, le=1.0)
     holdout_share: float = _setting(0.25, "share of users whose episodes only test the candidate", ge=0.05, le=0.9)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -240,11 +241,11 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
     console.print(f"done in {summary['seconds']} s. Look at:")
     for name, release in releases.items():
         if release != "base":
-            console.print(f"  {out}/registry/{name}/{release[:12]}*/report.html", soft_wrap=True, highlight=False)
+            console.print(f"  {os.path.relpath(out)}/registry/{name}/{release[:12]}*/report.html", soft_wrap=True, highlight=False)
     console.print("try next:", highlight=False)
     for name in releases:
         console.print(
-            f"  nightschool night --config {config} --tenant {name}     (no new evidence: it says so)",
+            f"  nightschool night --config {os.path.relpath(config)} --tenant {name}     (no new evidence: it says so)",
             soft_wrap=True,
             highlight=False,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 
@@ -15,7 +16,7 @@ def main() -> int:
     """Run the night; 0 when it ended, published or not, 2 when it stopped with an error."""
     parser = argparse.ArgumentParser(prog="nightschool night", description=command.SUMMARY)
     command.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments, started = parser.parse_args(), time.monotonic()
     try:
         config = load_config(arguments.config)
         config.tenant(arguments.tenant)
@@ -37,7 +38,8 @@ def main() -> int:
     except NightschoolError as error:
         print(f"nightschool night: {error}", file=sys.stderr)
         return 2
-    print(f"{result.end}: {result.text}")
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"{result.end}: {result.text} ({time.monotonic() - started:.0f} s, peak memory {peak_mib} MiB)")
     return 0
 
 

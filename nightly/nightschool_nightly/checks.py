@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nightschool.errors import RubricError
@@ -20,7 +20,7 @@ _MAX_CHECKED_CHARS = 100_000
 def build_check(options: Mapping[str, Any]) -> Check:
     """The check that `options` (a rubric item without its name, kind and weight) describes; `RubricError` if it is none."""
     kind = options.get("check")
-    if kind not in _BUILDERS:
+    if not isinstance(kind, str) or kind not in _BUILDERS:
         raise RubricError(f"check is {kind!r}; allowed are {', '.join(sorted(_BUILDERS))}")
     builder, allowed = _BUILDERS[kind]
     if unknown := sorted(set(options) - {"check", *allowed}):
@@ -53,7 +53,7 @@ def _regex(options: Mapping[str, Any]) -> Check:
     flags = re.IGNORECASE if _option(options, "ignore_case", bool, False) else re.NOFLAG
     try:
         compiled = re.compile(pattern, flags)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise RubricError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     return lambda answer: compiled.search(answer[:_MAX_CHECKED_CHARS]) is not None
 
@@ -67,6 +67,7 @@ def _length(options: Mapping[str, Any]) -> Check:
 
 def _json_schema(options: Mapping[str, Any]) -> Check:
     import jsonschema
+    import referencing.jsonschema
 
     schema = _option(options, "schema", dict)
     try:
@@ -74,7 +75,15 @@ def _json_schema(options: Mapping[str, Any]) -> Check:
         validator_class.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise RubricError(f"schema is not a JSON schema: {error.message}") from None
-    validator = validator_class(schema)
+    # Without its own registry the library would fetch what a schema refers to, in the middle of a night.
+    validator = validator_class(schema, registry=referencing.Registry())
+    resource = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
+    resolver = referencing.Registry().with_resource("", resource).resolver()
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except referencing.exceptions.Unresolvable:
+            raise RubricError(f"schema refers to {reference!r}, which it does not hold; put it under $defs") from None
 
     def check(answer: str) -> bool:
         try:
@@ -83,6 +92,17 @@ def _json_schema(options: Mapping[str, Any]) -> Check:
             return False
 
     return check
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Every `$ref` in a schema."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for part in schema:
+            yield from _references(part)
 
 
 def _option(options: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:

@@ -98,7 +98,7 @@ class Policy:
     def load(self, weights: Path) -> None:
         """Continue from the adapter in `weights`."""
         tensors = load_file(weights)
-        if set(tensors) != set(self.parameters):
+        if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in self.parameters.items()}:
             raise NightError(f"the adapter in {weights} has other matrices than rank {self.rank} on {', '.join(self.targets)}")
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[name].to(parameter))

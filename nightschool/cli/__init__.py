@@ -17,6 +17,7 @@ from typing import NoReturn
 from nightschool.base_model import cache_folder
 from nightschool.errors import MissingExtraError, NightschoolError
 
+_CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
 COMMANDS = ("demo", "init", "key", "config", "collect", "night", "serve")
 
 
@@ -52,8 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """--config, the same in every command that reads nightschool.toml."""
-    parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the configuration (default: %(default)s)")
+    """--config, the same in every command that reads nightschool.toml; without one, what the demo left is looked at."""
+    found = next((path for path in _CONFIGS if os.path.isfile(path)), _CONFIGS[0])  # noqa: PTH113 - pathlib costs start-up time
+    text = f"the configuration (default: {_CONFIGS[0]}, else the demo's {_CONFIGS[1]})"
+    parser.add_argument("--config", default=found, metavar="FILE", help=text)
 
 
 def start_service(package: str, arguments: Sequence[str], *, part: str, extra: str) -> NoReturn:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nightschool.cli import add_config_argument
 from nightschool.errors import ConfigError
 from nightschool.keys import hash_key, new_key
 
@@ -47,7 +46,7 @@ weight = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_argument(parser)
+    parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the file to write (default: %(default)s)")
     parser.add_argument("--tenant", default="demo", help="name of the first tenant (default: %(default)s)")
 
 

@@ -145,7 +145,7 @@ def _configured_keys() -> KeyRing:
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), None)
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 async def _refuse(send: Send, status: int, message: str, *headers: tuple[bytes, bytes]) -> None:

@@ -268,39 +268,59 @@ def free_port() -> int:
 def write_config(folder: Path, port: int, collector: str, tenants: dict[str, ServedTenant]) -> Path:
     tables = "\n".join(f'[tenants.{t.name}]\nkey_sha256 = ["{hash_key(t.key)}"]' for t in tenants.values())
     path = folder / "nightschool.toml"
+    # In bf16 two tokens may be equally likely, and which wins depends on the size of the batch; float32 lets a test ask for
+    # the very same answer.
     path.write_text(
-        f'[registry]\npath = "registry"\n[model]\npath = "{PACKAGED}"\n'
+        f'[registry]\npath = "registry"\n[model]\npath = "{PACKAGED}"\ndtype = "float32"\n'
         f'[serving]\nport = {port}\ncollector = "{collector}"\npoll_seconds = 0.2\n{tables}\n'
     )
     return path
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, session_span_sink: SpanSink) -> Iterator[RunningServer]:
-    """One real server for the whole session: two tenants, an empty registry, spans into a sink."""
-    folder = tmp_path_factory.mktemp("serving")
+Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
+
+
+def start_server(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """`nightschool serve`, as its command line starts it."""
+    command = [sys.executable, "-m", "nightschool_serving", "--config", str(config)]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def run_server(folder: Path, sink: SpanSink, start: Start) -> RunningServer:
+    """A server for two tenants on an empty registry, not waited for."""
     model = base_model_folder(PACKAGED)
     shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.06)
-    port = free_port()
     tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
-    config = write_config(folder, port, session_span_sink.url, tenants)
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nightschool_serving", "--config", str(config)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )
-    running = RunningServer(
-        f"http://127.0.0.1:{port}", Registry(folder / "registry"), folder, shape, tenants, session_span_sink, process, log
-    )
+    port, log = free_port(), folder / "server.log"
+    process = start(write_config(folder, port, sink.url, tenants), log)
+    url = f"http://127.0.0.1:{port}"
+    return RunningServer(url, Registry(folder / "registry"), folder, shape, tenants, sink, process, log)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, session_span_sink: SpanSink) -> Iterator[RunningServer]:
+    """One real server for the whole session; its spans go into a sink."""
+    running = run_server(tmp_path_factory.mktemp("serving"), session_span_sink, start_server)
     try:
         running.wait_until(lambda: is_up(running), "start of the server", seconds=240.0)
         yield running
     finally:
-        stop(process)
+        stop(running.process)
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[[Start], RunningServer]]:
+    """Starts a server of the test's own: `make_server(start)` with `start(config, log) -> process`."""
+    started: list[RunningServer] = []
+
+    def make(start: Start) -> RunningServer:
+        started.append(run_server(tmp_path, span_sink, start))
+        return started[-1]
+
+    yield make
+    for running in started:
+        stop(running.process)
 
 
 def is_up(running: RunningServer) -> bool:

@@ -64,6 +64,16 @@ def test_every_row_gets_its_own_adapter_and_no_other(slots: list[int], scale: fl
         assert torch.equal(result[base], y[base])
 
 
+@pytest.mark.parametrize("slots", MIXTURES.values(), ids=MIXTURES)
+def test_bf16_is_the_reference_rounded(slots: list[int]) -> None:
+    """In the type that is served, within its precision; a wrong adapter would be off by the size of the values."""
+    a, b = ([tensor.bfloat16() for tensor in side] for side in weights())
+    x, y = torch.randn(len(slots), HIDDEN).bfloat16(), torch.randn(len(slots), sum(WIDTHS)).bfloat16()
+    expected = reference(x.float(), slots, y.float(), 1.0)
+    apply_linear(x, a, b, WIDTHS, y, group_rows(torch.tensor(slots)), 1.0)
+    torch.testing.assert_close(y.float(), expected, atol=0.3, rtol=0.03)
+
+
 def test_shrink_leaves_zeros_where_no_adapter_is() -> None:
     """A buffer that is used again carries nothing over."""
     out = torch.full((3, RANK), 7.0)
