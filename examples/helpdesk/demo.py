@@ -34,7 +34,7 @@ from nightschool.keys import hash_key, new_key
 HERE = Path(__file__).resolve().parent
 TENANTS = {"bank": "bank", "telecom": "telecom"}
 CONCURRENCY = 24
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 @dataclass

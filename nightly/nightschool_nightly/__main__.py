@@ -32,7 +32,7 @@ def main() -> int:
             arguments.tenant,
             dry_run=arguments.dry_run,
             resume=arguments.resume,
-            progress=Progress(Console()),
+            progress=Progress(Console(width=None if sys.stdout.isatty() else 110)),
             now_ms=lambda: time.time_ns() // 1_000_000,
         )
     except NightschoolError as error:

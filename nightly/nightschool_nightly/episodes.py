@@ -8,15 +8,18 @@ app's by response id. All of it inside one tenant: a trace id is the client's an
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import duckdb
 import pyarrow as pa
+from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
 from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledTokens
@@ -24,10 +27,11 @@ from nightschool.errors import RecordError
 from nightschool.outcomes import Outcome, canonical, from_log_record
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
-from nightschool_nightly.spans import SpanRow, context_of, read_messages, read_spans, request_of, tools_of
+from nightschool_nightly.spans import SpanRow, attributes_of, context_of, read_messages, read_spans, request_of, tools_of
 
 _BATCH = 2000
 _CLOCK_SKEW_NS = 5 * 60 * 10**9
+_LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
 _DEFAULT_TASK = "default"
 
 _SPANS = pa.schema(
@@ -126,7 +130,12 @@ class EpisodeStore:
     def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
         """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""
         header = record.headers.get(names.HEADER_TENANT)
-        return header == tenant.encode() if header is not None else _resource_tenant(record) == tenant
+        if header is not None:
+            return header == tenant.encode()
+        owner = _resource_tenant(record)
+        if owner is None:
+            self.counts.dropped["record-without-tenant"] += 1
+        return owner == tenant
 
     def _span_rows(self, record: StoredRecord, part: FrozenRange, place: int) -> Iterator[dict[str, Any]]:
         self.counts.span_records += 1
@@ -147,7 +156,7 @@ class EpisodeStore:
                         yield _outcome_columns(
                             outcome, log.observed_time_unix_nano, new=record.offset >= part.new_from, place=place
                         )
-        except (RecordError, ValueError):
+        except (RecordError, DecodeError):
             self.counts.dropped["undecodable-outcome-record"] += 1
 
     def _insert(self, table: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
@@ -229,23 +238,24 @@ _READ = """
 
 
 def _resource_tenant(record: StoredRecord) -> str | None:
-    """The tenant a record without our header names in its resource; both OTLP requests keep resources in field 1."""
+    """The one tenant that the resources of a record without our header name; None when they name none, several, or not all do."""
     try:
-        request = ExportLogsServiceRequest.FromString(record.value)
-    except Exception:
+        if record.topic == names.TOPIC_SPANS:
+            resources = [part.resource for part in ExportTraceServiceRequest.FromString(record.value).resource_spans]
+        else:
+            resources = [part.resource for part in ExportLogsServiceRequest.FromString(record.value).resource_logs]
+    except DecodeError:
         return None
-    for resource in request.resource_logs:
-        for item in resource.resource.attributes:
-            if item.key == names.TENANT_ID:
-                return item.value.string_value
-    return None
+    tenants = {attributes_of(resource.attributes).get(names.TENANT_ID) for resource in resources}
+    owner = tenants.pop() if len(tenants) == 1 else None
+    return owner if isinstance(owner, str) else None
 
 
 def _span_columns(row: SpanRow, *, new: bool, place: int) -> dict[str, Any]:
     return {
         "trace": row.trace_id,
         "span": row.span_id,
-        "started": row.started_ns,
+        "started": min(row.started_ns, _LAST_NS),
         "side": row.side,
         "model_call": row.is_model_call,
         "response": row.response_id,
@@ -262,6 +272,7 @@ def _span_columns(row: SpanRow, *, new: bool, place: int) -> dict[str, Any]:
 def _outcome_columns(outcome: Outcome, received_ns: int, *, new: bool, place: int) -> dict[str, Any]:
     kind = outcome.target_kind
     target = outcome.target[kind]
+    received_ns = min(received_ns, _LAST_NS)
     occurred = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
     return {
         "event": outcome.id,
@@ -331,6 +342,16 @@ def _tokens(server: Mapping[str, Any]) -> SampledTokens | None:
     prompt, completion, logprobs = (
         server.get(name) for name in (names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS)
     )
-    if not prompt or completion is None or logprobs is None or len(completion) != len(logprobs):
+    if not _are_ids(prompt) or not prompt or not _are_ids(completion) or not _are_logprobs(logprobs):
         return None
-    return SampledTokens(tuple(map(int, prompt)), tuple(map(int, completion)), tuple(map(float, logprobs)))
+    if len(completion) != len(logprobs):
+        return None
+    return SampledTokens(tuple(prompt), tuple(completion), tuple(map(float, logprobs)))
+
+
+def _are_ids(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _are_logprobs(value: Any) -> TypeGuard[list[float]]:
+    return isinstance(value, list) and all(type(item) in (int, float) and math.isfinite(item) for item in value)

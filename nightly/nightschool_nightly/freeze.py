@@ -32,30 +32,24 @@ def freeze_night(
 ) -> NightManifest:
     """Take the end offsets of every partition once, and everything else that decides, as the night's manifest.
 
-    `DataLossError` when a topic is another one than the last published night read, or when records that night had not yet seen
-    have expired.
+    `DataLossError` when a topic is gone or another one than the last published night read, or when records that night had not
+    yet seen have expired.
     """
     seen = {(part.topic, part.partition): part for part in last_published.ranges} if last_published else {}
-    ranges = []
+    ranges: list[FrozenRange] = []
     for topic in TOPICS:
-        topic_id, starts, ends = stream.topic_id(topic), stream.start_offsets(topic), stream.end_offsets(topic)
-        for partition in sorted(ends):
-            before = seen.get((topic, partition))
-            new_from = before.end if before else starts[partition]
-            if before and before.topic_id != topic_id:
-                raise DataLossError(
-                    f"topic {topic} is not the one the last night read (id {before.topic_id}, now {topic_id}); was it re-created?"
-                )
-            if new_from > ends[partition]:
-                raise DataLossError(
-                    f"topic {topic} partition {partition} ends at {ends[partition]}, before offset {new_from} that was already read"
-                )
-            if before and new_from < starts[partition]:
-                lost = f"offsets {new_from} to {starts[partition] - 1}"
-                raise DataLossError(
-                    f"topic {topic} partition {partition}: {lost} expired before any night read them; raise the retention"
-                )
-            ranges.append(FrozenRange(topic, topic_id or "", partition, starts[partition], new_from, ends[partition]))
+        # The ends first: every partition that has one also has a start.
+        topic_id, ends, starts = stream.topic_id(topic) or "", stream.end_offsets(topic), stream.start_offsets(topic)
+        for partition, end in sorted(ends.items()):
+            before = seen.pop((topic, partition), None)
+            found = FrozenRange(topic, topic_id, partition, starts[partition], before.end if before else starts[partition], end)
+            if before:
+                _check_continues(before, found)
+            ranges.append(found)
+    for part in seen.values():
+        raise DataLossError(
+            f"topic {part.topic} partition {part.partition}, which the last night read, is gone; restore the stream"
+        )
     return NightManifest(
         tenant=tenant,
         ranges=tuple(ranges),
@@ -66,3 +60,17 @@ def freeze_night(
         pointer=pointer,
         frozen_at_ms=now_ms,
     )
+
+
+def _check_continues(before: FrozenRange, now: FrozenRange) -> None:
+    """`DataLossError` unless the records after those of the last published night are all there."""
+    where = f"topic {now.topic} partition {now.partition}"
+    if before.topic_id != now.topic_id:
+        raise DataLossError(
+            f"topic {now.topic} is not the one the last night read (id {before.topic_id}, now {now.topic_id}); was it re-created?"
+        )
+    if now.new_from > now.end:
+        raise DataLossError(f"{where} ends at {now.end}, before offset {now.new_from} that was already read")
+    if now.new_from < now.start:
+        lost = f"offsets {now.new_from} to {now.start - 1}"
+        raise DataLossError(f"{where}: {lost} expired before any night read them; raise the retention")

@@ -6,12 +6,16 @@ Paired by prompt, clustered by user: users are resampled, not prompts, because o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 _RESAMPLES = 10_000
+# With three users all of them are better by chance one time in eight, and no resample of them says otherwise.
+_MIN_USERS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,8 @@ def compare(
         sums[place[user]] += b - a
         counts[place[user]] += 1
     means = _bootstrap_means(sums, counts, seed)
-    low, high, bound = np.quantile(means, [0.025, 0.975, 1 - confidence])
+    tail, bound_tail = _tail(0.025, len(names)), _tail(1 - confidence, len(names))
+    low, high, bound = np.quantile(means, [tail, 1 - tail, bound_tail])
     return Comparison(
         against=against,
         num_prompts=len(pairs),
@@ -80,18 +85,36 @@ def compare(
 def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """Means of the paired differences over resamples of users [RESAMPLES]."""
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_RESAMPLES)
-    means: np.ndarray = (weights @ sums) / (weights @ counts)
+    drawn = generator.integers(0, len(sums), size=(_RESAMPLES, len(sums)))
+    means: np.ndarray = sums[drawn].sum(1) / counts[drawn].sum(1)
     return means
+
+
+def _tail(chance: float, num_users: int) -> float:
+    """The quantile of the bootstrap that leaves out `chance`: the expanded percentile (Hesterberg 2015, arXiv 1411.5279).
+
+    A bootstrap over few users is too narrow: with 10 the plain percentile accepts no difference 8% of the time where 5% is promised.
+    """
+    freedom = num_users - 1
+    if freedom == 0:
+        return 0.0
+    z = NormalDist().inv_cdf(chance)
+    # Student's t from the normal quantile, Cornish-Fisher to the second order.
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return NormalDist().cdf(t * math.sqrt(num_users / freedom))
 
 
 def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl_budget: float) -> Decision:
     """Accept only if the lower bound against every other policy lies above zero and no guardrail is broken."""
-    reasons = []
+    reasons = [] if comparisons else ["compared with no other policy"]
     for comparison in comparisons:
         if comparison.num_prompts < min_holdout:
             reasons.append(
                 f"{comparison.num_prompts} scored held-out prompts against {comparison.against}, at least {min_holdout} are needed"
+            )
+        elif comparison.num_users < _MIN_USERS:
+            reasons.append(
+                f"{comparison.num_users} held-out users against {comparison.against}, at least {_MIN_USERS} are needed"
             )
         elif not comparison.lower_bound > 0:
             reasons.append(

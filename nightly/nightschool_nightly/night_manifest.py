@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nightschool.errors import NightError
+from nightschool.errors import NightError, RegistryError
 from nightschool.registry import Pointer
 from nightschool.release import BaseModel
 
@@ -73,7 +73,7 @@ class NightManifest:
             raw["ranges"] = tuple(FrozenRange(**part) for part in raw["ranges"])
             raw["base_model"], raw["pointer"] = BaseModel(**raw["base_model"]), Pointer(**raw["pointer"])
             manifest = cls(**raw)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RegistryError) as error:
             raise NightError(f"night.json cannot be read ({error}); start a new night without --resume") from None
         if manifest.digest != digest:
             raise NightError("night.json does not match its own digest: it was altered; start a new night without --resume")

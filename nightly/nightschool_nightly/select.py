@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 from nightschool.config import NightConfig
 from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, TextPart
 from nightschool.errors import NightError
@@ -28,6 +30,8 @@ class Drop(StrEnum):
     NOT_TEXT_ANSWER = "answer-is-not-text"
     """The answer called a tool, or holds parts other than text."""
     NOT_TEXT_PROMPT = "message-is-not-text"
+    NO_TEMPLATE = "refused-by-chat-template"
+    """The base model's chat template has no spelling for the conversation (a role it does not know, say)."""
     NO_OUTCOME = "no-outcome"
     """Nobody said how it turned out; that is not a bad grade."""
     CONFLICT = "conflicting-outcomes"
@@ -110,8 +114,8 @@ class _Selector:
         if isinstance(references, Drop):
             return references
         prompt_ids = call.tokens.prompt_ids if call.tokens else self.render(call)
-        if prompt_ids is None:
-            return Drop.NOT_TEXT_PROMPT
+        if isinstance(prompt_ids, Drop):
+            return prompt_ids
         asked = int(call.request.get("max_tokens") or self.settings.max_tokens)
         max_tokens = min(asked, self.settings.max_tokens)
         if len(prompt_ids) + max_tokens > self.max_model_len:
@@ -138,14 +142,17 @@ class _Selector:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
 
-    def render(self, call: ModelCall) -> tuple[int, ...] | None:
-        """Token ids of the context, by the same chat template that serving uses."""
+    def render(self, call: ModelCall) -> tuple[int, ...] | Drop:
+        """Token ids of the context, by the same chat template that serving uses; or why it has none."""
         if any(not isinstance(part, TextPart) for message in call.messages for part in message.parts):
-            return None
+            return Drop.NOT_TEXT_PROMPT
         conversation = [_chat_message(message) for message in call.messages]
-        ids = self.tokenizer.apply_chat_template(
-            conversation, tools=list(call.tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                conversation, tools=list(call.tools) or None, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError:
+            return Drop.NO_TEMPLATE
         return tuple(ids)
 
 

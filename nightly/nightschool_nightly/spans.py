@@ -6,7 +6,8 @@ Raw bytes are kept in the stream and understood here, on read, so that a better 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,26 @@ from nightschool.episode import Message, OtherPart, Part, TextPart, ToolCallPart
 from nightschool.errors import RecordError
 
 _MODEL_OPERATIONS = {"chat", "text_completion", "generate_content"}
-_REQUEST = {
-    names.GEN_AI_REQUEST_TEMPERATURE: "temperature",
-    names.GEN_AI_REQUEST_TOP_P: "top_p",
-    names.GEN_AI_REQUEST_MAX_TOKENS: "max_tokens",
-    names.GEN_AI_REQUEST_SEED: "seed",
-    names.GEN_AI_REQUEST_STOP_SEQUENCES: "stop_sequences",
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Attribute -> our name, and whether a value is one that a sampler takes.
+_REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    names.GEN_AI_REQUEST_TEMPERATURE: ("temperature", lambda value: _is_number(value) and value >= 0),
+    names.GEN_AI_REQUEST_TOP_P: ("top_p", lambda value: _is_number(value) and 0 < value <= 1),
+    names.GEN_AI_REQUEST_MAX_TOKENS: ("max_tokens", lambda value: _is_whole(value) and value > 0),
+    names.GEN_AI_REQUEST_SEED: ("seed", _is_whole),
+    names.GEN_AI_REQUEST_STOP_SEQUENCES: (
+        "stop_sequences",
+        lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
+    ),
 }
 
 
@@ -37,7 +52,7 @@ class SpanRow:
     span_id: str
     started_ns: int
     side: str
-    """"app" or "server"; a span of an instrumentation that does not say is the app's."""
+    """"server" for a span of our server; whatever else says, or does not say, where it stood is the app's."""
     is_model_call: bool
     response_id: str | None
     conversation: str | None
@@ -66,7 +81,7 @@ def _row(span: Span, resource: Mapping[str, Any]) -> SpanRow:
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         started_ns=span.start_time_unix_nano,
-        side=str(attributes.get(names.SPAN_SIDE, "app")),
+        side="server" if attributes.get(names.SPAN_SIDE) == "server" else "app",
         is_model_call=attributes.get(names.GEN_AI_OPERATION_NAME) in _MODEL_OPERATIONS and names.ERROR_TYPE not in attributes,
         response_id=_text(attributes.get(names.GEN_AI_RESPONSE_ID)),
         conversation=_text(attributes.get(names.GEN_AI_CONVERSATION_ID)),
@@ -101,14 +116,20 @@ def _plain(value: AnyValue) -> Any:
             return getattr(value, kind)
 
 
+def _structured(value: Any) -> Any:
+    """The value that JSON text means, None when it means none; what is structured already as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+
+
 # --- messages -----------------------------------------------------------------------------------------------------------
 def read_messages(value: Any) -> tuple[Message, ...] | None:
     """Messages of `gen_ai.input.messages` or `gen_ai.output.messages`, as JSON text or structured; None when not captured."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
+    value = _structured(value)
     if not isinstance(value, list):
         return None
     messages = [read_message(item) for item in value]
@@ -137,29 +158,26 @@ def read_part(part: Mapping[str, Any]) -> Part:
 
 
 def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    """What the model was given, system instructions first; None when content was not captured."""
+    """What the model was given, system instructions first; None when content was not captured, or not all of it is understood."""
     messages = read_messages(attributes.get(names.GEN_AI_INPUT_MESSAGES))
     if not messages:
         return None
     if (system := attributes.get(names.GEN_AI_SYSTEM_INSTRUCTIONS)) is None:
         return messages
-    parts = json.loads(system) if isinstance(system, str) else system
-    return (Message("system", tuple(read_part(part) for part in parts if isinstance(part, dict))), *messages)
+    parts = _structured(system)
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return None
+    return (Message("system", tuple(read_part(part) for part in parts)), *messages) if parts else messages
 
 
 def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters as sent; what was not sent is absent."""
-    return {short: attributes[name] for name, short in _REQUEST.items() if attributes.get(name) is not None}
+    """Sampling parameters as sent; what was not sent, or no sampler takes, is absent."""
+    return {short: attributes[name] for name, (short, fits) in _REQUEST.items() if name in attributes and fits(attributes[name])}
 
 
 def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """Tool definitions; empty when there are none or they were not captured."""
-    value = attributes.get(names.GEN_AI_TOOL_DEFINITIONS)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return ()
+    value = _structured(attributes.get(names.GEN_AI_TOOL_DEFINITIONS))
     return tuple(_chat_tool(item) for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
 
 

@@ -42,7 +42,7 @@ def shrink(x_NH: torch.Tensor, a_SRH: torch.Tensor, out_NR: torch.Tensor, groups
     out_NR.zero_()
     for group in groups:
         a_RH = _slot(a_SRH, group.slot).to(x_NH.dtype)
-        out_NR[group.rows, : a_RH.shape[0]] = ((x_NH[group.rows] @ a_RH.T) * scale).to(out_NR.dtype)
+        out_NR[group.rows, : a_RH.shape[0]] = ((_take(x_NH, group.rows) @ a_RH.T) * scale).to(out_NR.dtype)
 
 
 def expand(x_NR: torch.Tensor, b_SOR: torch.Tensor, out_NO: torch.Tensor, groups: Sequence[Group], *, add: bool) -> None:
@@ -50,7 +50,7 @@ def expand(x_NR: torch.Tensor, b_SOR: torch.Tensor, out_NO: torch.Tensor, groups
     for group in groups:
         b_OR = _slot(b_SOR, group.slot).to(out_NO.dtype)
         width = min(b_OR.shape[0], out_NO.shape[1])  # the model may pad its vocabulary differently than the adapter
-        _accumulate(out_NO[:, :width], group.rows, x_NR[group.rows].to(out_NO.dtype), b_OR[:width], add=add)
+        _accumulate(out_NO[:, :width], group.rows, _take(x_NR, group.rows).to(out_NO.dtype), b_OR[:width], add=add)
 
 
 def apply_linear(
@@ -64,7 +64,7 @@ def apply_linear(
 ) -> None:
     """out[:, slice] += scale * (x @ A[slot].T) @ B[slot].T for each slice (q, k, v) and the rows of each group."""
     for group in groups:
-        x_nH = x_NH[group.rows]
+        x_nH = _take(x_NH, group.rows)
         start = 0
         for a_SRH, b_SOR, width in zip(a_slices, b_slices, widths, strict=True):
             h_nR = x_nH @ _slot(a_SRH, group.slot).to(x_nH.dtype).T
@@ -80,13 +80,17 @@ def _slot(weights: torch.Tensor, slot: int) -> torch.Tensor:
     return weights[slot, 0] if weights.dim() == 4 else weights[slot]
 
 
+def _take(x: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
+    return x[rows] if isinstance(rows, slice) else x.index_select(0, rows)
+
+
 def _accumulate(out: torch.Tensor, rows: slice | torch.Tensor, x: torch.Tensor, b: torch.Tensor, *, add: bool) -> None:
     if not add:
         out[rows] = x @ b.T
     elif isinstance(rows, slice):
         out[rows].addmm_(x, b.T)
     else:
-        out[rows] = out[rows].addmm_(x, b.T)
+        out.index_copy_(0, rows, out.index_select(0, rows).addmm_(x, b.T))
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM has no type information

@@ -272,7 +272,9 @@ def write_config(folder: Path, port: int, collector: str, tenants: dict[str, Ser
     # the very same answer.
     path.write_text(
         f'[registry]\npath = "registry"\n[model]\npath = "{PACKAGED}"\ndtype = "float32"\n'
-        f'[serving]\nport = {port}\ncollector = "{collector}"\npoll_seconds = 0.2\n{tables}\n'
+        f'[serving]\nport = {port}\ncollector = "{collector}"\npoll_seconds = 0.2\n'
+        # With both slots taken by the two tenants, a row without an adapter that reads the last slot reads a tenant's weights.
+        f"max_loras = 2\n{tables}\n"
     )
     return path
 
