@@ -241,7 +241,9 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
     console.print(f"done in {summary['seconds']} s. Look at:")
     for name, release in releases.items():
         if release != "base":
-            console.print(f"  {os.path.relpath(out)}/registry/{name}/{release[:12]}*/report.html", soft_wrap=True, highlight=False)
+            console.print(
+                f"  {os.path.relpath(out)}/registry/{name}/{release[:12]}*/report.html", soft_wrap=True, highlight=False
+            )
     console.print("try next:", highlight=False)
     for name in releases:
         console.print(

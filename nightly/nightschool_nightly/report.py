@@ -80,7 +80,8 @@ def changed_answers(examples: Sequence[Example], answers: Sequence[Answers]) -> 
     ]
     worse = [item for item in changed if (item.reward_after or 0) < (item.reward_before or 0)]
     others = [item for item in changed if item not in worse]
-    return (worse[: _MAX_CHANGED // 2] + others)[:_MAX_CHANGED]
+    num_worse = max(_MAX_CHANGED // 2, _MAX_CHANGED - len(others))
+    return (worse[:num_worse] + others)[:_MAX_CHANGED]
 
 
 def draw_curve(name: str, points: Sequence[tuple[int, float]], *, top: float) -> Curve | None:

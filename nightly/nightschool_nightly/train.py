@@ -161,6 +161,7 @@ class Trainer:
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go back to a state; the next step is then the same as if nothing had happened."""
+        self.optimizer.state.clear()
         for name, parameter in self.policy.parameters.items():
             parameter.data.copy_(tensors[f"adapter/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")

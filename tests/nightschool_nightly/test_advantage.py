@@ -62,7 +62,10 @@ def test_a_reward_that_is_no_number_is_refused(bad: float) -> None:
 
 def test_negative_weight_scales_only_what_pushes_down() -> None:
     """Positive advantages and the scale stay; negative ones are multiplied."""
-    whole, softer = group_advantages([[1.0, 0.0, 0.0]]).values[0], group_advantages([[1.0, 0.0, 0.0]], negative_weight=0.2).values[0]
+    whole, softer = (
+        group_advantages([[1.0, 0.0, 0.0]]).values[0],
+        group_advantages([[1.0, 0.0, 0.0]], negative_weight=0.2).values[0],
+    )
     assert softer[0] == whole[0]
     assert softer[1:] == tuple(0.2 * value for value in whole[1:] if value is not None)
 

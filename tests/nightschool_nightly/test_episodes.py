@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from nightschool import semconv as names
 from nightschool.config import NightConfig
@@ -59,7 +60,13 @@ class Day:
         self.spans = itertools.count(1)
 
     def span(
-        self, trace: int, *, tenant: str | None = "acme", resource: Sequence[str] = ("acme",), span: int | None = None, start_ns: int = T0,
+        self,
+        trace: int,
+        *,
+        tenant: str | None = "acme",
+        resource: Sequence[str] = ("acme",),
+        span: int | None = None,
+        start_ns: int = T0,
         **attributes: Any,
     ) -> Record:
         """A record with one span; `attributes` are named by their constants in semconv."""
@@ -67,11 +74,14 @@ class Day:
         for number, name in enumerate(resource):
             part = request.resource_spans.add()
             part.resource.attributes.add(key=names.TENANT_ID).value.string_value = name
-            found = part.scope_spans.add().spans.add(trace_id=trace.to_bytes(16, "big"), name="chat m", start_time_unix_nano=start_ns)
+            found = part.scope_spans.add().spans.add(
+                trace_id=trace.to_bytes(16, "big"), name="chat m", start_time_unix_nano=start_ns
+            )
             found.span_id = ((span or next(self.spans)) + 1000 * number).to_bytes(8, "big")
-            found.kind = 3
-            for key, value in attributes.items():
-                found.attributes.add(key=getattr(names, key)).value.CopyFrom(any_value(value))
+            found.kind = Span.SPAN_KIND_CLIENT
+            found.attributes.extend(
+                KeyValue(key=getattr(names, key), value=any_value(value)) for key, value in attributes.items()
+            )
         return self.record(trace_id(trace).encode(), request.SerializeToString(), tenant)
 
     def app(self, trace: int, question: str = "q", answer: str = "a", **options: Any) -> Record:
@@ -81,7 +91,11 @@ class Day:
 
     def server(self, trace: int, response: str, **options: Any) -> Record:
         """The span of a model call as our server saw it."""
-        tokens: dict[str, Any] = {"PROMPT_TOKEN_IDS": [1, 2, 3], "COMPLETION_TOKEN_IDS": [4, 5], "COMPLETION_LOGPROBS": [-0.5, -1.5]}
+        tokens: dict[str, Any] = {
+            "PROMPT_TOKEN_IDS": [1, 2, 3],
+            "COMPLETION_TOKEN_IDS": [4, 5],
+            "COMPLETION_LOGPROBS": [-0.5, -1.5],
+        }
         said = {"SPAN_SIDE": "server", "GEN_AI_RESPONSE_ID": response, "POLICY_VERSION": "f" * 64}
         return self.app(trace, **{**said, **tokens, **options})
 
@@ -153,7 +167,10 @@ def current(episode: Episode) -> list[Any]:
 # --- calls --------------------------------------------------------------------------------------------------------------
 def test_the_servers_tokens_join_the_apps_call_by_response_id(day: Day, build: Build) -> None:
     """One call: the app's content, user and task, the server's tokens and release, whatever trace the server's span is in."""
-    day.append(day.server(99, "r1", PROMPT_TOKEN_IDS=[7, 8]), day.app(1, "where?", "here", GEN_AI_RESPONSE_ID="r1", SUBJECT="u", TASK="t"))
+    day.append(
+        day.server(99, "r1", PROMPT_TOKEN_IDS=[7, 8]),
+        day.app(1, "where?", "here", GEN_AI_RESPONSE_ID="r1", SUBJECT="u", TASK="t"),
+    )
     built, counts = build(day)
     episode = only(built)
     assert (episode.trace_id, episode.subject, episode.task, episode.tenant) == (trace_id(1), "u", "t", "acme")
@@ -201,7 +218,11 @@ def test_calls_of_a_trace_are_in_order_of_start(day: Day, build: Build) -> None:
 
 def test_a_call_without_content_is_counted(day: Day, build: Build) -> None:
     """Content that was not captured, and answers that cannot be read, leave no episode, and a count."""
-    day.append(day.app(1, GEN_AI_INPUT_MESSAGES=""), day.app(2, GEN_AI_OUTPUT_MESSAGES="[]"), day.app(3, GEN_AI_SYSTEM_INSTRUCTIONS="{broken"))
+    day.append(
+        day.app(1, GEN_AI_INPUT_MESSAGES=""),
+        day.app(2, GEN_AI_OUTPUT_MESSAGES="[]"),
+        day.app(3, GEN_AI_SYSTEM_INSTRUCTIONS="{broken"),
+    )
     built, counts = build(day)
     assert built == [] and counts.dropped == {"call-without-content": 3}
 
@@ -209,7 +230,11 @@ def test_a_call_without_content_is_counted(day: Day, build: Build) -> None:
 def test_tools_and_sampling_parameters_come_along(day: Day, build: Build) -> None:
     """Tool definitions are nested for chat templates, and the request is as sent."""
     tool = {"type": "function", "name": "lookup", "parameters": {}}
-    day.append(day.app(1, GEN_AI_TOOL_DEFINITIONS=json.dumps([tool]), GEN_AI_REQUEST_TEMPERATURE=0.5, GEN_AI_RESPONSE_FINISH_REASONS=["stop"]))
+    day.append(
+        day.app(
+            1, GEN_AI_TOOL_DEFINITIONS=json.dumps([tool]), GEN_AI_REQUEST_TEMPERATURE=0.5, GEN_AI_RESPONSE_FINISH_REASONS=["stop"]
+        )
+    )
     built, _ = build(day)
     (call,) = only(built).calls
     assert call.tools == ({"type": "function", "function": {"name": "lookup", "parameters": {}}},)
@@ -240,7 +265,9 @@ def test_a_span_sent_twice_counts_once(day: Day, build: Build) -> None:
 def test_an_outcome_finds_its_trace(target: dict[str, Any], day: Day, build: Build) -> None:
     """By trace, response, episode or conversation, stored before its trace or after, and no other trace gets it."""
     day.outcomes(day.outcome(target=target, value="fraud"))
-    day.append(day.app(1, GEN_AI_RESPONSE_ID="r1", EPISODE_ID="e1", GEN_AI_CONVERSATION_ID="c1"), day.app(2, GEN_AI_RESPONSE_ID="r2"))
+    day.append(
+        day.app(1, GEN_AI_RESPONSE_ID="r1", EPISODE_ID="e1", GEN_AI_CONVERSATION_ID="c1"), day.app(2, GEN_AI_RESPONSE_ID="r2")
+    )
     built, counts = build(day)
     assert [current(item.episode) for item in built] == [["fraud"], []]
     assert not counts.dropped
@@ -327,7 +354,9 @@ def test_a_conversation_of_several_traces_needs_a_turn(day: Day, build: Build) -
     day.outcomes(day.outcome(target={"conversation_id": "c1", "turn": 1}, value="second"))
     built, counts = build(day)
     assert {item.episode.trace_id: current(item.episode) for item in built} == {
-        trace_id(1): [], trace_id(2): ["second"], trace_id(3): []
+        trace_id(1): [],
+        trace_id(2): ["second"],
+        trace_id(3): [],
     }
     assert counts.dropped == {"ambiguous-outcome": 1}
 
@@ -335,7 +364,10 @@ def test_a_conversation_of_several_traces_needs_a_turn(day: Day, build: Build) -
 def test_an_outcome_without_trace_is_counted(day: Day, build: Build) -> None:
     """It may come first; until its trace is there, or where nothing is ever known by that key, it is a count."""
     day.append(day.app(1))
-    day.outcomes(day.outcome(target={"trace_id": trace_id(8)}, value="x"), day.outcome(target={"join_key": {"ns": "t", "id": "1"}}, value="x"))
+    day.outcomes(
+        day.outcome(target={"trace_id": trace_id(8)}, value="x"),
+        day.outcome(target={"join_key": {"ns": "t", "id": "1"}}, value="x"),
+    )
     built, counts = build(day)
     assert current(only(built)) == [] and counts.dropped == {"outcome-without-trace": 2}
 
@@ -343,7 +375,7 @@ def test_an_outcome_without_trace_is_counted(day: Day, build: Build) -> None:
 # --- tenants ------------------------------------------------------------------------------------------------------------
 def test_another_tenants_records_do_not_exist(day: Day, build: Build) -> None:
     """The same trace and response ids, forged by another tenant, reach neither content, tokens nor outcomes of ours."""
-    forged = {"tenant": "globex", "resource": ("acme",)}
+    forged: dict[str, Any] = {"tenant": "globex", "resource": ("acme",)}
     day.append(day.app(1, answer="globex was here", span=7, **forged), day.server(1, "r1", PROMPT_TOKEN_IDS=[6, 6, 6], **forged))
     day.append(day.app(1, answer="ours", span=7, GEN_AI_RESPONSE_ID="r1"))
     day.outcomes(day.outcome(target={"trace_id": trace_id(1)}, value="bad", tenant="globex"))
@@ -397,7 +429,9 @@ def test_new_is_what_the_last_published_night_had_not_read(day: Day, build: Buil
     """A trace is new when any of it is: itself, its server's span, an outcome or a retraction that came late."""
     for number in (1, 2, 3, 4):
         day.append(day.app(number, span=number, GEN_AI_RESPONSE_ID=f"r{number}"))
-    day.outcomes(day.outcome(target={"trace_id": trace_id(3)}, value="x"), day.outcome(target={"trace_id": trace_id(4)}, value="x"))
+    day.outcomes(
+        day.outcome(target={"trace_id": trace_id(3)}, value="x"), day.outcome(target={"trace_id": trace_id(4)}, value="x")
+    )
     last = day.freeze()
     day.append(day.app(5), day.server(2, "r2", span=50), day.app(1, span=1))
     day.outcomes(
@@ -431,7 +465,9 @@ def test_order_of_arrival_does_not_matter(tmp_path: Path, build: Build) -> None:
             spans = [day.app(n, answer=str(n), span=n, GEN_AI_RESPONSE_ID=f"r{n}") for n in range(1, 30)]
             spans += [day.server(n + 100, f"r{n}", span=n + 100) for n in range(1, 30, 2)]
             outcomes = [
-                day.outcome(target={"response_id": f"r{n}"}, value=f"v{at}", occurred_at_ns=T0 + at) for n in range(1, 30, 3) for at in range(3)
+                day.outcome(target={"response_id": f"r{n}"}, value=f"v{at}", occurred_at_ns=T0 + at)
+                for n in range(1, 30, 3)
+                for at in range(3)
             ]
             shuffle = random.Random(number).shuffle
             shuffle(spans), shuffle(outcomes)

@@ -76,14 +76,15 @@ def test_the_digest_is_of_the_input_not_of_the_clock(stream: Stream) -> None:
     first = freeze(stream)
     assert freeze(stream, now_ms=2).digest == first.digest
     assert freeze(stream, settings=NightConfig(state=Path("elsewhere"))).digest == first.digest
-    for change in (
+    changes: list[dict[str, Any]] = [
         {"settings": NightConfig(seed=1)},
         {"dtype": "bfloat16"},
         {"tenant": "globex"},
         {"rubrics": {}},
         {"pointer": Pointer(epoch=1, stable="f" * 64)},
         {"base_model": BaseModel("d" * 64, "b" * 64, "c" * 64)},
-    ):
+    ]
+    for change in changes:
         assert freeze(stream, **change).digest != first.digest
     stream.append(SPANS, [Record(b"1", b"v")])
     assert freeze(stream).digest != first.digest
@@ -101,7 +102,10 @@ def test_a_topic_created_again_is_data_loss(stream: Stream, tmp_path: Path) -> N
 def test_a_topic_that_is_gone_is_data_loss(stream: Stream, tmp_path: Path) -> None:
     """A topic or partition that the last night read and that no longer exists is not an empty day."""
     last = freeze(stream)
-    with SqliteStream(tmp_path / "other.db", partitions=2) as other, pytest.raises(DataLossError, match=r"ns\.otlp_spans partition 0, .* is gone"):
+    with (
+        SqliteStream(tmp_path / "other.db", partitions=2) as other,
+        pytest.raises(DataLossError, match=r"ns\.otlp_spans partition 0, .* is gone"),
+    ):
         freeze(other, last)
     more = replace(last, ranges=(*last.ranges, replace(last.ranges[0], partition=7)))
     with pytest.raises(DataLossError, match=r"ns\.otlp_spans partition 7, .* is gone"):
@@ -116,7 +120,9 @@ def test_records_that_expired_unread_are_data_loss(stream: Stream, path: Path) -
     expire(path, before=end)
     assert freeze(stream, last).ranges[0].start == end
     expire(path, before=end + 1)
-    with pytest.raises(DataLossError, match=f"partition 0: offsets {end} to {end} expired before any night read them; raise the retention"):
+    with pytest.raises(
+        DataLossError, match=f"partition 0: offsets {end} to {end} expired before any night read them; raise the retention"
+    ):
         freeze(stream, last)
 
 

@@ -53,7 +53,12 @@ def test_output_and_gradients_are_those_of_peft(block: Block) -> None:
     torch.testing.assert_close(ours_y, theirs_y, rtol=1e-5, atol=1e-6)
     ours_at = [x, *(p for layer in layers.values() for p in (layer.lora_A, layer.lora_B))]
     theirs_at = [
-        x, *(p.weight for name in layers for p in (getattr(theirs, name).lora_A["default"], getattr(theirs, name).lora_B["default"]))
+        x,
+        *(
+            p.weight
+            for name in layers
+            for p in (getattr(theirs, name).lora_A["default"], getattr(theirs, name).lora_B["default"])
+        ),
     ]
     ours, expected = torch.autograd.grad(ours_y, ours_at, pull), torch.autograd.grad(theirs_y, theirs_at, pull)
     for found, other in zip(ours, expected, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,7 +25,9 @@ def logprobs() -> Tensor:
     return torch.tensor([-1.0, -2.0, -0.3, -1.2, -4.0, -0.5, -0.7, -0.2], requires_grad=True)
 
 
-def naive(logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int) -> tuple[float, Tensor]:
+def naive(
+    logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int
+) -> tuple[float, Tensor]:
     """Loss and gradient token by token in Python floats, from the formula; the ratio exp(l - sg[l]) is 1 with gradient 1."""
     values = [float(value) for value in logprobs_N.detach().double()]
     loss, gradient, at = 0.0, [], 0
@@ -99,7 +100,8 @@ def test_log_probabilities_of_another_length_are_refused(sampler: tuple[float, .
 
 
 # --- T6: exact enumeration on a vocabulary of three ---------------------------------------------------------------------
-REWARDS = {pair: reward for pair, reward in zip(itertools.product(range(3), repeat=2), (1, 0, 0.5, 0, 0, 1, 0.2, 0.9, 0), strict=True)}
+PAIRS = [(first, second) for first in range(3) for second in range(3)]
+REWARDS = dict(zip(PAIRS, (1, 0, 0.5, 0, 0, 1, 0.2, 0.9, 0), strict=True))
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:

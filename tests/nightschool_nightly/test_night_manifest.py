@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,14 @@ def test_a_manifest_survives_its_file(make_manifest: Callable[..., NightManifest
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tenant", "globex"), ("dtype", "bfloat16"), ("settings", {"seed": 9}), ("rubrics", {}), ("digest", "0" * 64), ("schema", 2)],
+    [
+        ("tenant", "globex"),
+        ("dtype", "bfloat16"),
+        ("settings", {"seed": 9}),
+        ("rubrics", {}),
+        ("digest", "0" * 64),
+        ("schema", 2),
+    ],
 )
 def test_an_altered_manifest_is_refused(name: str, value: object, make_manifest: Callable[..., NightManifest]) -> None:
     """Nobody resumes a night on another input than it froze."""
@@ -38,11 +46,12 @@ def test_an_altered_range_is_refused(make_manifest: Callable[..., NightManifest]
 
 
 @pytest.mark.parametrize(
-    "change", ["", "[]", '"x"', "3", "{}", {"ranges": 5}, {"pointer": {"epoch": -1}}, {"pointer": {"stable": "../x"}}, {"extra": 1}]
+    "change",
+    ["", "[]", '"x"', "3", "{}", {"ranges": 5}, {"pointer": {"epoch": -1}}, {"pointer": {"stable": "../x"}}, {"extra": 1}],
 )
-def test_what_is_no_manifest_is_refused(change: object, make_manifest: Callable[..., NightManifest]) -> None:
+def test_what_is_no_manifest_is_refused(change: str | dict[str, Any], make_manifest: Callable[..., NightManifest]) -> None:
     """A damaged file is a night error that says what to do, whatever is wrong with it."""
-    text = change if isinstance(change, str) else json.dumps(json.loads(make_manifest().to_json()) | dict(change))  # type: ignore[call-overload]
+    text = change if isinstance(change, str) else json.dumps(json.loads(make_manifest().to_json()) | change)
     with pytest.raises(NightError, match=r"night.json cannot be read .* start a new night without --resume"):
         NightManifest.from_json(text)
 

@@ -68,7 +68,10 @@ def test_outcomes_may_be_compared_without_case() -> None:
 
 def test_outcome_names_are_what_the_rubric_needs() -> None:
     """Each outcome once, in order of the items."""
-    more = RUBRIC + '[[items]]\nname = "a"\nkind = "outcome"\noutcome = "edit"\n[[items]]\nname = "b"\nkind = "outcome"\noutcome = "queue"'
+    more = (
+        RUBRIC
+        + '[[items]]\nname = "a"\nkind = "outcome"\noutcome = "edit"\n[[items]]\nname = "b"\nkind = "outcome"\noutcome = "queue"'
+    )
     assert parse_rubric(more).outcome_names == ("queue", "edit")
 
 
@@ -108,14 +111,29 @@ def test_any_other_meaning_is_another_digest(old: str, new: str) -> None:
         ('task = "t"\nitems = []', r"needs at least one \[\[items\]\] table"),
         ('task = "t"\nitems = [3]', r"item 1 is 3; it must be an \[\[items\]\] table"),
         ('task = "t"\nitems = [{kind = "check"}]', "item 1 has no name"),
-        ('task = "t"\nitems = [{name = "a", kind = "vibes"}]', r"item 1 \('a'\): kind is 'vibes'; allowed are 'check' and 'outcome'"),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "vibes"}]',
+            r"item 1 \('a'\): kind is 'vibes'; allowed are 'check' and 'outcome'",
+        ),
         ('task = "t"\nitems = [{name = "a"}]', r"kind is None; allowed are 'check' and 'outcome'"),
         ('task = "t"\nitems = [{name = "a", kind = ["check"]}]', r"kind is \['check'\]; allowed are 'check' and 'outcome'"),
-        ('task = "t"\nitems = [{name = "a", kind = "check", check = "nice"}]', r"item 1 \('a'\): check is 'nice'; allowed are exact"),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "check", check = "nice"}]',
+            r"item 1 \('a'\): check is 'nice'; allowed are exact",
+        ),
         ('task = "t"\nitems = [{name = "a", kind = "outcome"}]', "outcome must be the name of an outcome"),
-        ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", fold = 1}]', "unknown option 'fold'; allowed are ignore_case, outcome"),
-        ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = 0}]', "weight is 0; it must be a number above 0"),
-        ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = nan}]', "weight is nan; it must be a number above 0"),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", fold = 1}]',
+            "unknown option 'fold'; allowed are ignore_case, outcome",
+        ),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = 0}]',
+            "weight is 0; it must be a number above 0",
+        ),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = nan}]',
+            "weight is nan; it must be a number above 0",
+        ),
         ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = inf}]', "weight is inf"),
         ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = true}]', "weight is True"),
         ('task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", hard = 1}]', "hard is 1; it must be true or false"),

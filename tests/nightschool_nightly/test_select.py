@@ -13,7 +13,17 @@ import pytest
 from jinja2 import TemplateError
 
 from nightschool.config import NightConfig
-from nightschool.episode import Episode, Message, ModelCall, OtherPart, OutcomeHistory, Part, SampledTokens, TextPart, ToolCallPart
+from nightschool.episode import (
+    Episode,
+    Message,
+    ModelCall,
+    OtherPart,
+    OutcomeHistory,
+    Part,
+    SampledTokens,
+    TextPart,
+    ToolCallPart,
+)
 from nightschool.errors import NightError
 from nightschool.outcomes import Outcome
 from nightschool_nightly.episodes import BuiltEpisode
@@ -40,7 +50,9 @@ def outcome(value: Any = "fraud", **fields: Any) -> OutcomeHistory:
     return OutcomeHistory(found, (found,))
 
 
-def call(number: int = 1, *, message: Part | None = None, answer: Part | None = None, role: str = "user", **fields: Any) -> ModelCall:
+def call(
+    number: int = 1, *, message: Part | None = None, answer: Part | None = None, role: str = "user", **fields: Any
+) -> ModelCall:
     return ModelCall(
         span_id=f"{number:016x}",
         messages=(Message(role, (message or TextPart(f"message {number}"),)),),
@@ -87,7 +99,7 @@ def test_no_user_learns_and_tests() -> None:
 
 
 def test_a_user_stays_on_one_side_every_night() -> None:
-    """The side is the user's alone: other nights, other traffic and more held-out users never turn a tester into training data."""
+    """The side is the user's alone: no other traffic, and no larger share, turns a tester into training data."""
     users = [f"user-{number}" for number in range(300)]
     held = {user for user in users if is_held_out("acme", user, 0.25)}
     night = select([episode(number, subject=user) for number, user in enumerate(users[100:200], start=1)])
@@ -122,7 +134,13 @@ def test_an_example_is_the_last_call_of_its_trace() -> None:
     (example,) = everything(select([episode(1, calls=calls)]))
     assert (example.prompt_ids, example.message, example.answer) == ((7, 8), "message 2", "card")
     assert (example.references, example.demonstration) == ({"queue": "fraud"}, "fraud")
-    assert (example.max_tokens, example.cut_short, example.temperature, example.top_p, example.stop) == (5, False, 0.25, 0.5, ("\n",))
+    assert (example.max_tokens, example.cut_short, example.temperature, example.top_p, example.stop) == (
+        5,
+        False,
+        0.25,
+        0.5,
+        ("\n",),
+    )
 
 
 def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> None:
@@ -176,7 +194,11 @@ def test_the_current_outcome_counts_not_its_history() -> None:
 
 def test_two_references_are_no_demonstration() -> None:
     """With two outcomes no single text is the human's answer to the prompt."""
-    rubric = parse_rubric("".join(['task = "triage"', *(f'\n[[items]]\nname = "{n}"\nkind = "outcome"\noutcome = "{n}"' for n in ("queue", "mood"))]))
+    rubric = parse_rubric(
+        "".join(
+            ['task = "triage"', *(f'\n[[items]]\nname = "{n}"\nkind = "outcome"\noutcome = "{n}"' for n in ("queue", "mood"))]
+        )
+    )
     (example,) = everything(select([episode(1, outcomes=[outcome(), outcome("good", name="mood")])], rubric=rubric))
     assert (example.references, example.demonstration) == ({"queue": "fraud", "mood": "good"}, None)
 
@@ -216,7 +238,10 @@ def test_the_same_prompt_is_taken_once() -> None:
     """A second copy, another user's too, is left out: it could stand on both sides of the split."""
     held, learns = (next(f"u{n}" for n in range(99) if is_held_out("acme", f"u{n}", 0.25) is side) for side in (True, False))
     tokens = SampledTokens((1, 2, 3), (4,), (-0.1,))
-    built = [episode(number, subject=user, calls=(call(number, tokens=tokens),)) for number, user in enumerate((held, learns, held), start=1)]
+    built = [
+        episode(number, subject=user, calls=(call(number, tokens=tokens),))
+        for number, user in enumerate((held, learns, held), start=1)
+    ]
     selection = select(built)
     assert [example.trace_id for example in everything(selection)] == [built[0].episode.trace_id]
     assert selection.dropped == {Drop.DUPLICATE: 2}
@@ -225,7 +250,12 @@ def test_the_same_prompt_is_taken_once() -> None:
 # --- file ---------------------------------------------------------------------------------------------------------------
 def test_a_selection_survives_its_file(tmp_path: Path) -> None:
     """What is read back is what was written, to the last field."""
-    selection = select([*(episode(number, calls=(call(number, request={"stop_sequences": "x"}),)) for number in range(1, 20)), episode(30, new=False)])
+    selection = select(
+        [
+            *(episode(number, calls=(call(number, request={"stop_sequences": "x"}),)) for number in range(1, 20)),
+            episode(30, new=False),
+        ]
+    )
     (tmp_path / "selection.json").write_text(selection.to_json())
     assert load_selection(tmp_path / "selection.json") == selection
     assert load_selection(tmp_path / "selection.json").to_json() == selection.to_json()
@@ -235,13 +265,21 @@ def test_a_selection_survives_its_file(tmp_path: Path) -> None:
 def test_a_damaged_selection_is_refused(text: str, tmp_path: Path) -> None:
     """A file that is not a selection stops the night with what to do."""
     (tmp_path / "selection.json").write_text(text)
-    with pytest.raises(NightError, match="cannot be read .* start the night without --resume"):
+    with pytest.raises(NightError, match=r"cannot be read .* start the night without --resume"):
         load_selection(tmp_path / "selection.json")
 
 
 def test_reasons_are_pinned() -> None:
     """Reports and dashboards name these reasons; a new one is a deliberate change."""
     assert [reason.value for reason in Drop] == [
-        "seen-by-an-earlier-night", "task-without-rubric", "answer-is-not-text", "message-is-not-text", "refused-by-chat-template",
-        "no-outcome", "conflicting-outcomes", "prompt-too-long", "duplicate-prompt", "over-share-of-one-user",
-    ]  # fmt: skip
+        "seen-by-an-earlier-night",
+        "task-without-rubric",
+        "answer-is-not-text",
+        "message-is-not-text",
+        "refused-by-chat-template",
+        "no-outcome",
+        "conflicting-outcomes",
+        "prompt-too-long",
+        "duplicate-prompt",
+        "over-share-of-one-user",
+    ]

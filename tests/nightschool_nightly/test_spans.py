@@ -19,7 +19,10 @@ TOOL = {"type": "function", "name": "lookup", "description": "d", "parameters": 
 CHAT_TOOL = {"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "parts", "type", "content", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "parts", "type", "content", "x"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -77,7 +80,10 @@ def test_attributes_of_every_kind_become_plain_values() -> None:
     attributes.add(key="nothing")
     (row,) = read_spans(message.SerializeToString())
     assert {name: row.attributes[name] for name in ("list", "table", "bytes", "nothing")} == {
-        "list": [3], "table": {"a": True}, "bytes": "ff", "nothing": None
+        "list": [3],
+        "table": {"a": True},
+        "bytes": "ff",
+        "nothing": None,
     }
 
 
@@ -89,7 +95,7 @@ def test_bytes_that_are_no_request_are_a_record_error() -> None:
 
 def test_messages_are_read_with_their_parts() -> None:
     """Text, tool calls and tool answers (under either name) have types; any other part passes through whole."""
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"type": "text", "content": "hi"},
         {"type": "tool_call", "name": "lookup", "id": "c1", "arguments": {"a": 1}},
         {"type": "tool_call_response", "id": "c1", "response": 5},
@@ -114,7 +120,8 @@ def test_messages_are_read_with_their_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", "not json", "{}", 5, [{"role": "user"}], [{"parts": []}], [{"role": "user", "parts": []}, 3], "[" * 100_000]
+    "value",
+    [None, "", "not json", "{}", 5, [{"role": "user"}], [{"parts": []}], [{"role": "user", "parts": []}, 3], "[" * 100_000],
 )
 def test_content_that_was_not_captured_is_none(value: Any) -> None:
     """Messages are all understood or not at all: a conversation with a hole is another conversation."""
@@ -171,6 +178,11 @@ def test_sampling_parameters_are_as_sent_or_absent() -> None:
 def test_no_attribute_value_is_an_error(value: Any) -> None:
     """Whatever an app puts into an attribute, reading it never raises."""
     read_message(value)
-    for name in (names.GEN_AI_INPUT_MESSAGES, names.GEN_AI_SYSTEM_INSTRUCTIONS, names.GEN_AI_TOOL_DEFINITIONS, names.GEN_AI_REQUEST_MAX_TOKENS):
+    for name in (
+        names.GEN_AI_INPUT_MESSAGES,
+        names.GEN_AI_SYSTEM_INSTRUCTIONS,
+        names.GEN_AI_TOOL_DEFINITIONS,
+        names.GEN_AI_REQUEST_MAX_TOKENS,
+    ):
         attributes = {names.GEN_AI_INPUT_MESSAGES: [{"role": "user", "parts": []}], name: value}
         context_of(attributes), tools_of(attributes), request_of(attributes)

@@ -15,7 +15,7 @@ from nightschool_nightly.policy import Policy
 from nightschool_nightly.tree import Sample, TokenTree, pack_tree
 
 SYSTEM = (1, 5, 9, 2, 7)
-BATCHES = {
+BATCHES: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {
     "one": [(SYSTEM, (3, 4))],
     "no completion tokens": [(SYSTEM, ()), (SYSTEM, (8,))],
     "one completion token": [(SYSTEM, (3,)), (SYSTEM, (4,)), (SYSTEM, (3,))],
@@ -98,7 +98,7 @@ def test_any_split_into_trees_has_the_same_gradient(make_policy: Callable[..., P
 @settings(max_examples=60, deadline=None)
 @given(batches)
 def test_every_row_sees_itself_and_its_ancestors_only(samples: Sequence[Sample]) -> None:
-    """The rows of a tree are the distinct prefixes of its inputs, each sees exactly its own prefixes, its position is its depth."""
+    """Rows are the distinct prefixes of the inputs; each sees exactly its own prefixes and has its depth as position."""
     tree = pack_tree(samples)
     mask_LL = tree.mask_LL()
     paths = paths_of(tree)
@@ -146,5 +146,5 @@ def test_entropy_is_that_of_the_prediction(make_policy: Callable[..., Policy]) -
     """The entropy beside each token is that of the distribution it was drawn from, at the same temperature."""
     policy, tree = make_policy(moved=0.2), pack_tree([Sample((1, 2), (3,)), Sample((1, 2), (4,))])
     _, entropy_N = policy.tree_logprobs(tree, temperature=0.5)
-    predicted = torch.distributions.Categorical(logits=policy.tree_logits(tree)[0].detach() / 0.5)
-    torch.testing.assert_close(entropy_N, predicted.entropy().expand(2))
+    chances_V = (policy.tree_logits(tree)[0].detach() / 0.5).softmax(-1)
+    torch.testing.assert_close(entropy_N, -(chances_V * chances_V.log()).sum().expand(2))

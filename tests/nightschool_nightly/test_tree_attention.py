@@ -51,9 +51,7 @@ def test_blocks_give_the_numbers_of_the_dense_mask(
     found, expected = attend(*tensors, plan, scaling=0.3), dense(*tensors, tree.mask_LL(), scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
-    for ours, theirs in zip(
-        torch.autograd.grad(found, tensors, pull), torch.autograd.grad(expected, tensors, pull), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(found, tensors, pull), torch.autograd.grad(expected, tensors, pull), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

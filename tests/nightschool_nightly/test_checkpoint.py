@@ -1,0 +1,121 @@
+"""A night's folder: files that appear whole, and what counts after a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nightschool.errors import NightError
+from nightschool_nightly.checkpoint import NightFolder, NightFolders
+from nightschool_nightly.night_manifest import NightManifest
+from nightschool_nightly.train import StepFigures
+
+STATE = {"adapter/a": torch.tensor([[1.5, -2.0]]), "adam/step/a": torch.tensor(3.0)}
+
+
+def figures(step: int) -> StepFigures:
+    return StepFigures(step, 0.5, None, 8, 1, 2, {"kept": 1, "uniform": 0}, 0.1, None, 0, 0, 10, 40, None, 0.25)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> NightFolder:
+    return NightFolder(tmp_path / "night")
+
+
+def test_a_checkpoint_comes_back_whole(folder: NightFolder) -> None:
+    """Steps, state and figures are those that were saved; before the first there is none."""
+    assert folder.load_checkpoint() is None
+    folder.save_checkpoint(5, STATE, [figures(n) for n in range(5)])
+    found = folder.load_checkpoint()
+    assert found is not None
+    steps, state, read = found
+    assert steps == 5 and read == [figures(n) for n in range(5)]
+    assert set(state) == set(STATE) and all(torch.equal(state[name], STATE[name]) for name in STATE)
+
+
+def test_the_newest_complete_checkpoint_counts(folder: NightFolder) -> None:
+    """By number and not by name, and older ones are removed once a newer one is complete."""
+    for steps in (5, 10, 9):
+        folder.save_checkpoint(steps, STATE, [])
+    assert [path.name for path in sorted(folder.path.iterdir())] == ["checkpoint-9"]
+    (folder.path / "checkpoint-9").rename(folder.path / "kept")
+    folder.save_checkpoint(10, STATE, [])
+    (folder.path / "kept").rename(folder.path / "checkpoint-9")  # as after a crash between the new one and the removal
+    found = folder.load_checkpoint()
+    assert found is not None and found[0] == 10
+
+
+def test_a_torn_draft_does_not_count(folder: NightFolder) -> None:
+    """A checkpoint that was being written when the night was killed is ignored, and does not stop the next one."""
+    folder.save_checkpoint(5, STATE, [])
+    torn = folder.path / ".checkpoint-10.tmp"
+    torn.mkdir()
+    (torn / "state.safetensors").write_bytes(b"half a sta")
+    found = folder.load_checkpoint()
+    assert found is not None and found[0] == 5
+    folder.save_checkpoint(10, STATE, [figures(9)])
+    found = folder.load_checkpoint()
+    assert found is not None and (found[0], found[2]) == (10, [figures(9)]) and not torn.exists()
+
+
+def test_a_checkpoint_may_be_saved_again(folder: NightFolder) -> None:
+    """A resumed night that repeats its last step replaces that checkpoint."""
+    folder.save_checkpoint(5, STATE, [])
+    folder.save_checkpoint(5, {"adapter/a": torch.zeros(2)}, [figures(4)])
+    found = folder.load_checkpoint()
+    assert found is not None and set(found[1]) == {"adapter/a"} and found[2] == [figures(4)]
+
+
+def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
+    """A written file leaves no draft, a draft is no file, and what was not written is None."""
+    assert folder.read("evaluation.json") is None
+    folder.write("evaluation.json", '{"kl": 0.5}')
+    folder.write("evaluation.json", '{"kl": 0.25}')
+    (folder.path / ".finished.json.tmp").write_text('{"end": "publ')
+    assert folder.read("evaluation.json") == {"kl": 0.25}
+    assert not folder.finished
+    folder.write("finished.json", '{"end": "published"}')
+    assert folder.finished == {"end": "published"}
+    assert not [path for path in folder.path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_starting_over_keeps_only_the_manifest(folder: NightFolder) -> None:
+    """Nothing of an earlier try of the same night is left to be mixed in."""
+    folder.save_checkpoint(5, STATE, [])
+    for name in ("night.json", "selection.json", "evaluation.json"):
+        folder.write(name, "{}")
+    folder.clear()
+    assert [path.name for path in folder.path.iterdir()] == ["night.json"]
+
+
+def test_the_unfinished_night_frozen_last_is_resumed(tmp_path: Path, make_manifest: Callable[..., NightManifest]) -> None:
+    """By the time it was frozen, finished ones and other folders left aside."""
+    folders = NightFolders(tmp_path, "acme")
+    nights = {}
+    for frozen_at, steps in ((30, 1), (10, 2), (20, 3)):
+        manifest = make_manifest(frozen_at_ms=frozen_at, settings={"steps": steps})
+        nights[frozen_at] = folders.night(manifest.digest)
+        nights[frozen_at].write("night.json", manifest.to_json())
+    (tmp_path / "acme" / "stray").mkdir()
+    assert folders.newest_unfinished().path == nights[30].path
+    nights[30].write("finished.json", json.dumps({"end": "rejected"}))
+    assert folders.newest_unfinished().manifest().frozen_at_ms == 20
+
+
+def test_nothing_to_resume_says_so(tmp_path: Path) -> None:
+    """Without an unfinished night, --resume is an error that says what to do."""
+    with pytest.raises(NightError, match=r"no unfinished night in .*acme; start one without --resume"):
+        NightFolders(tmp_path, "acme").newest_unfinished()
+
+
+def test_one_night_of_a_tenant_at_a_time(tmp_path: Path) -> None:
+    """A second night of the tenant is refused while the first runs, another tenant's is not, and afterwards it may."""
+    one, same, other = NightFolders(tmp_path, "acme"), NightFolders(tmp_path, "acme"), NightFolders(tmp_path, "globex")
+    with one.locked(), other.locked(), pytest.raises(NightError, match="another night of this tenant is running"), same.locked():
+        pass
+    with same.locked():
+        pass
