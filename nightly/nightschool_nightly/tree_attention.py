@@ -89,7 +89,6 @@ def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tupl
         keys = torch.cat([torch.tensor(path, dtype=torch.long), rows])
         rows_KR[number, : len(rows)] = rows
         keys_KC[number, : len(keys)] = keys
-        mask_KRC[number, : len(rows)] = False
         mask_KRC[number, : len(rows), : len(keys)] = _sees(rows, keys, end_L)
     return rows_KR, keys_KC, mask_KRC
 

@@ -36,6 +36,7 @@ class Serving:
 
     table: RoutingTable
     replica: Replica
+    cache: AdapterCache
     engine: VllmEngine
     telemetry: Telemetry | None
     max_model_len: int
@@ -66,6 +67,7 @@ class NightschoolEndpoint:
         for handler in (state.openai_serving_chat, state.openai_serving_completion):
             handler.engine_client = RecordingEngine(engine_client)
         await serving.replica.reconcile()
+        await asyncio.to_thread(serving.cache.prune)  # what earlier runs left and this one does not need
         serving.watcher = asyncio.create_task(serving.replica.watch(config.serving.poll_seconds))
         state.nightschool = serving
 
@@ -86,7 +88,7 @@ async def build_serving(config: Config, engine_client: Any, state: Any, args: Na
     telemetry = Telemetry(config.serving.collector) if config.serving.collector else None
     if telemetry:
         atexit.register(telemetry.close)
-    return Serving(table, replica, engine, telemetry, engine_client.model_config.max_model_len)
+    return Serving(table, replica, cache, engine, telemetry, engine_client.model_config.max_model_len)
 
 
 async def check_lora_operations(engine_client: Any) -> None:

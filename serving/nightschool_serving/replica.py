@@ -132,7 +132,11 @@ class Replica:
     async def _load(self, tenant: str, state: TenantState, digest: str) -> Adapter:
         # Hashing the local copy also warms the page cache: the engine blocks every stream while it reads the file.
         adapter = await asyncio.to_thread(self._cache.fetch, tenant, digest)
-        await self._engine.load(adapter)
+        try:
+            await self._engine.load(adapter)
+        except ReleaseRejected:
+            await asyncio.to_thread(self._cache.drop, adapter)
+            raise
         state.resident[digest] = adapter
         return adapter
 
@@ -168,4 +172,5 @@ class Replica:
                 del state.resident[digest], state.idle_since[digest]
                 self._table.forget(adapter)
                 await self._engine.unload(adapter)
+                await asyncio.to_thread(self._cache.drop, adapter)
                 _logger.info("tenant %s: %s left the engine", tenant, adapter.name)

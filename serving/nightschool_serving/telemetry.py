@@ -32,6 +32,7 @@ class Telemetry:
         self._queue: queue.Queue[ServedRequest | None] = queue.Queue(max_queued)
         self._retry_seconds = retry_seconds
         self._closing = threading.Event()
+        self._counting = threading.Lock()
         self.sent = 0
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="nightschool-telemetry", daemon=True)
@@ -114,7 +115,9 @@ class Telemetry:
             connection.close()
 
     def _drop(self, count: int, reason: str) -> None:
-        self.dropped += count
+        with self._counting:
+            self.dropped += count
+            dropped = self.dropped
         # Powers of two: the first loss is told at once, a lasting one does not fill the log.
-        if self.dropped & (self.dropped - 1) == 0 or count > 1:
-            _logger.warning("%d server spans lost so far: %s", self.dropped, reason)
+        if dropped & (dropped - 1) == 0 or count > 1:
+            _logger.warning("%d server spans lost so far: %s", dropped, reason)

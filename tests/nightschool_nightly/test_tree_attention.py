@@ -64,6 +64,13 @@ def test_max_block_decides_what_stands_above_the_cuts() -> None:
     assert plan_attention(tree.end_L, max_block=2).rows_KR.tolist() == [[2, 3], [4, 5]]
 
 
+def test_a_block_looks_at_its_own_path_only() -> None:
+    """The keys of a block are its ancestors and itself: rows of branches that ended before it cost nothing."""
+    plan = plan_attention(tree_of([(1, 2, 3, 4), (1, 5, 6, 7)]).end_L, max_block=2)
+    assert plan.top_T.tolist() == [0, 1, 4]
+    assert plan.keys_KC.tolist() == [[0, 1, 2, 3], [0, 4, 5, 6]]
+
+
 def test_a_typical_batch_takes_a_part_of_the_dense_pairs() -> None:
     """With one system prompt, many messages and short answers, far fewer pairs are computed than a dense mask has."""
     system, batch = tuple(range(100, 140)), []

@@ -177,8 +177,8 @@ def span_sink() -> Iterator[SpanSink]:
     sink.close()
 
 
-@pytest.fixture(scope="session")
-def session_span_sink() -> Iterator[SpanSink]:
+@pytest.fixture(scope="module")
+def module_span_sink() -> Iterator[SpanSink]:
     sink = SpanSink()
     yield sink
     sink.close()
@@ -218,8 +218,8 @@ class RunningServer:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def call(self, method: str, path: str, body: Any = None, *, tenant: str | None = None, **headers: str) -> Answer:
-        """One HTTP request, with the key of `tenant`."""
+    def request(self, method: str, path: str, body: Any = None, *, tenant: str | None = None, **headers: str) -> Any:
+        """A request to open, with the key of `tenant`."""
         request = urllib.request.Request(self.url + path, method=method)
         request.data = None if body is None else json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
@@ -227,8 +227,12 @@ class RunningServer:
             request.add_header("Authorization", f"Bearer {self.tenants[tenant].key}")
         for name, value in headers.items():
             request.add_header(name.replace("_", "-"), value)
+        return request
+
+    def call(self, method: str, path: str, body: Any = None, *, tenant: str | None = None, **headers: str) -> Answer:
+        """One HTTP request and its whole answer."""
         try:
-            with urllib.request.urlopen(request, timeout=120) as response:
+            with urllib.request.urlopen(self.request(method, path, body, tenant=tenant, **headers), timeout=120) as response:
                 return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, response.read().decode())
         except urllib.error.HTTPError as error:
             with error:
@@ -240,6 +244,13 @@ class RunningServer:
         messages = [{"role": "user", "content": text}]
         path = "/v1/chat/completions"
         return self.call("POST", path, {"model": model, "messages": messages, **body}, tenant=tenant, **(headers or {}))
+
+    def is_up(self) -> bool:
+        assert self.process.poll() is None, f"the server stopped; its log:\n{self.log.read_text()[-3000:]}"
+        try:
+            return self.call("GET", "/health").status == 200
+        except urllib.error.URLError:
+            return False
 
     def releases(self, tenant: str) -> Any:
         return self.call("GET", "/nightschool/v1/releases", tenant=tenant).json
@@ -300,23 +311,23 @@ def run_server(folder: Path, sink: SpanSink, start: Start) -> RunningServer:
     return RunningServer(url, Registry(folder / "registry"), folder, shape, tenants, sink, process, log)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, session_span_sink: SpanSink) -> Iterator[RunningServer]:
-    """One real server for the whole session; its spans go into a sink."""
-    running = run_server(tmp_path_factory.mktemp("serving"), session_span_sink, start_server)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, module_span_sink: SpanSink) -> Iterator[RunningServer]:
+    """One real server; its spans go into a sink."""
+    running = run_server(tmp_path_factory.mktemp("serving"), module_span_sink, start_server)
     try:
-        running.wait_until(lambda: is_up(running), "start of the server", seconds=240.0)
+        running.wait_until(lambda: running.is_up(), "start of the server", seconds=240.0)
         yield running
     finally:
         stop(running.process)
 
 
 @pytest.fixture
-def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[[Start], RunningServer]]:
-    """Starts a server of the test's own: `make_server(start)` with `start(config, log) -> process`."""
+def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[..., RunningServer]]:
+    """Starts a server of the test's own, or what `start(config, log) -> process` makes of it."""
     started: list[RunningServer] = []
 
-    def make(start: Start) -> RunningServer:
+    def make(start: Start = start_server) -> RunningServer:
         started.append(run_server(tmp_path, span_sink, start))
         return started[-1]
 
@@ -325,17 +336,9 @@ def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[[Start
         stop(running.process)
 
 
-def is_up(running: RunningServer) -> bool:
-    assert running.process.poll() is None, f"the server stopped; its log:\n{running.log.read_text()[-3000:]}"
-    try:
-        return running.call("GET", "/health").status == 200
-    except urllib.error.URLError:
-        return False
-
-
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End the server, and the processes of its own session should it not go by itself."""
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """A real `nightschool serve` on SmolLM2-135M: two tenants, releases published while it runs.
 
-The tests share one server and run on whatever releases earlier tests have published; each publishes what it needs.
+The tests share one server and run on whatever releases earlier tests have published; each publishes what it needs. The last
+test stops the server.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
+import signal
+import urllib.request
 from typing import Any
 
 import pytest
@@ -265,3 +268,19 @@ def test_a_rollback_answers_as_before(server: Any, released: dict[str, str]) -> 
     registry.move_pointer("telecom", registry.pointer("telecom"), stable=released["telecom"])
     server.wait_until(lambda: server.releases("telecom")["previous"] == other, "the second rollback")
     assert text(server.chat("telecom", "nightschool", PROMPT, **LONG)) == first
+
+
+def test_a_server_told_to_stop_finishes_what_it_is_answering(server: Any) -> None:
+    """SIGTERM in the middle of a stream: the stream ends whole, its span arrives, and the process ends with status 0."""
+    length = 300
+    message = {"role": "user", "content": "Tell me a long story."}
+    body = {"model": "base", "messages": [message], "stream": True, "max_tokens": length, "ignore_eos": True}
+    request = server.request("POST", "/v1/chat/completions", body, tenant="bank")
+    with urllib.request.urlopen(request, timeout=120) as stream:
+        lines = [stream.readline()]
+        server.process.send_signal(signal.SIGTERM)
+        lines += stream.readlines()
+    assert server.process.wait(60) == 0
+    assert [line for line in lines if line.strip()][-1].strip() == b"data: [DONE]"
+    span = span_of(server, json.loads(lines[0].removeprefix(b"data: "))["id"])
+    assert len(span["nightschool.completion.token_ids"]) == length

@@ -1,0 +1,77 @@
+"""Releases on local disk: who may delete what, and when."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nightschool.errors import ReleaseRejected
+from nightschool.registry import Registry
+from nightschool.release import WEIGHTS, BaseModel
+from nightschool_serving.adapter_cache import AdapterCache
+
+Publish = Callable[..., str]
+MakeCache = Callable[[], AdapterCache]
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> MakeCache:
+    """One more server's cache on the same folder."""
+    return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, max_rank=16)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_release_is_deleted_when_its_last_server_drops_it(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """Two servers share one copy; the first to drop it leaves it to the other."""
+    digest = publish_tiny("bank", 1)
+    first, second = make_cache(), make_cache()
+    mine, theirs = first.fetch("bank", digest), second.fetch("bank", digest)
+    assert mine == theirs
+    first.drop(mine)
+    assert (theirs.folder / WEIGHTS).is_file()
+    second.drop(theirs)
+    assert names(mine.folder.parent) == set()
+
+
+def test_pruning_spares_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """What earlier runs left goes; another server's release, one's own and a copy under way stay; an old half copy goes."""
+    left, ours, theirs = (publish_tiny("bank", seed) for seed in (1, 2, 3))
+    earlier = make_cache()
+    folder = earlier.fetch("bank", left).folder
+    del earlier  # the process ended: its handles are closed
+    os.closerange(*handles_of(folder))
+    cache, other = make_cache(), make_cache()
+    cache.fetch("bank", ours)
+    other.fetch("bank", theirs)
+    (folder.parent / ".young-draft").mkdir()
+    (folder.parent / ".old-draft").mkdir()
+    os.utime(folder.parent / ".old-draft", (0, 0))
+    cache.prune()
+    assert names(folder.parent) == {ours, theirs, ".young-draft"}
+
+
+def handles_of(folder: Path) -> tuple[int, int]:
+    """The range of this process's one open handle on `folder`."""
+    open_handles = Path("/proc/self/fd")
+    number = next(int(link.name) for link in open_handles.iterdir() if link.exists() and link.resolve() == folder)
+    return number, number + 1
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    make_cache: MakeCache, publish_tiny: Publish, registry: Registry, tmp_path: Path
+) -> None:
+    """Neither a refused release nor an unreadable one leaves files or locks behind."""
+    digest = publish_tiny("bank", 1)
+    cache = make_cache()
+    (registry.release_folder("bank", digest) / WEIGHTS).write_bytes(b"damaged")
+    with pytest.raises(ReleaseRejected):
+        cache.fetch("bank", digest)
+    with pytest.raises(FileNotFoundError):
+        cache.fetch("bank", "0" * 64)
+    assert names(tmp_path / "cache" / "bank") == set()
