@@ -165,7 +165,7 @@ def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> Non
     done = workplace.night("--dry-run")
     assert done.returncode == 0, done.stderr
     assert "48 new episodes" in done.stdout
-    assert not list(tmp_path.glob("nights/*/*"))
+    assert not list(tmp_path.glob("nights/*/*/*"))
 
 
 @pytest.mark.parametrize(
