@@ -188,6 +188,16 @@ def test_a_servers_call_that_no_app_saw_is_an_episode_of_its_own(day: Day, build
     assert [item.episode.calls[0].tokens is not None for item in built] == [False, True]
 
 
+def test_a_response_id_that_two_traces_claim_joins_neither(day: Day, build: Build) -> None:
+    """One of them is mistaken and nothing says which: the server's call stands alone, and the outcome is ambiguous."""
+    day.append(day.app(1, GEN_AI_RESPONSE_ID="r1"), day.app(2, GEN_AI_RESPONSE_ID="r1"), day.server(9, "r1"))
+    day.outcomes(day.outcome(target={"response_id": "r1"}, value="fraud"))
+    built, counts = build(day)
+    assert [item.episode.calls[0].tokens is not None for item in built] == [False, False, True]
+    assert [current(item.episode) for item in built] == [[], [], []]
+    assert counts.dropped == {"ambiguous-outcome": 1}
+
+
 @pytest.mark.parametrize(
     "tokens",
     [
