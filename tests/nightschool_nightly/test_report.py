@@ -111,7 +111,7 @@ def test_answers_that_stayed_are_not_shown(make_example: Callable[..., Example])
     """White space is no change."""
     examples = [make_example("a"), make_example("b")]
     found = changed_answers(
-        examples, [answers("base", ["card", "loan"], [1.0, 0.0]), answers("candidate", ["card\n", "fraud"], [1.0, 1.0])]
+        examples, [answers("base", [" card", "loan"], [1.0, 0.0]), answers("candidate", ["card\n", "fraud"], [1.0, 1.0])]
     )
     assert [(item.before, item.after, item.human) for item in found] == [("loan", "fraud", "fraud")]
 
