@@ -58,17 +58,37 @@ class RolloutEngine:
     ) -> None:
         # Only our own plugin: in-tree resolvers would look for adapters by name. Read by vLLM when it is imported.
         os.environ["VLLM_PLUGINS"] = "nightschool_cpu_lora"
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = os.environ["HF_HUB_OFFLINE"] = "1"
         try:
             from vllm import LLM
+            from vllm.config import KVTransferConfig
             from vllm.platforms import current_platform
         except ImportError as error:
             raise MissingExtraError("sampling rollouts", "serving-cpu", error.name or "vllm") from error
         on_cpu = current_platform.is_cpu()
-        options: dict[str, Any] = {"block_size": 32, "enforce_eager": True} if on_cpu else {}
+        # With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile and skips its warm-up.
+        options: dict[str, Any] = (
+            {
+                "block_size": 32,
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": kv_cache_gib * 2**30,
+                "kv_transfer_config": KVTransferConfig(
+                    kv_connector="PromptTailConnector",
+                    kv_connector_module_path="nightschool_nightly.prompt_tails",
+                    kv_role="kv_both",
+                ),
+            }
+            if on_cpu
+            else {}
+        )
+        self._shares_tails = on_cpu
+        if on_cpu:
+            # vLLM compiles one small sampling function even for an eager model: seconds at the first step, and it needs a C++ compiler.
+            import torch
+
+            torch.compiler.set_stance("force_eager")
         self._llm = LLM(
             str(model),
             dtype=dtype,
@@ -106,7 +126,7 @@ class RolloutEngine:
         from vllm import SamplingParams
 
         # A resumed night starts with an empty cache; clearing it here makes every step alike.
-        self._llm.reset_prefix_cache()
+        self._llm.reset_prefix_cache(reset_connector=self._shares_tails)
         parameters = [
             SamplingParams(
                 n=ask.num_samples,
@@ -120,6 +140,9 @@ class RolloutEngine:
             for ask in asks
         ]
         prompts = [{"prompt_token_ids": list(ask.prompt_ids)} for ask in asks]
+        if self._shares_tails and any(ask.num_samples > 1 for ask in asks):
+            first_token = SamplingParams(max_tokens=1, temperature=0.0)
+            self._llm.generate(prompts, first_token, lora_request=self._adapter, use_tqdm=False)
         outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
         return [[_rollout(completion) for completion in output.outputs] for output in outputs]
 

@@ -1,0 +1,111 @@
+"""Lets the rollouts of one prompt share the keys and values of its last, partly filled block.
+
+vLLM's prefix cache holds whole blocks only (32 tokens on a CPU), so each of a group's n rollouts computes what its prompt has
+beyond the last whole block: 16 tokens on average, which for answers of a few tokens is most of the sampling's arithmetic. This
+connector, on vLLM's public KV connector interface, copies that block once a prompt has been computed and gives each later request
+for the same prompt the copy, so that it computes one token. Only requests of later engine steps can be served: sample one token a
+prompt first, then the group.
+
+It shares by prompt alone: call `reset_prefix_cache(reset_connector=True)` whenever the weights change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+PromptIds = tuple[int, ...]
+
+
+@dataclass
+class TailCopies(KVConnectorMetadata):
+    """What the worker copies in one engine step; a block is named by its index in the KV cache."""
+
+    forget_all: bool
+    load: list[tuple[PromptIds, int]] = field(default_factory=list)
+    save: list[tuple[PromptIds, int]] = field(default_factory=list)
+
+
+class PromptTailConnector(KVConnectorBase_V1):
+    """One instance decides (in the scheduler), another copies (in the worker)."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._block_size: int = vllm_config.cache_config.block_size
+        # Scheduler.
+        self._saved: set[PromptIds] = set()
+        self._loads: dict[str, tuple[PromptIds, int]] = {}
+        self._forget_all = False
+        # Worker.
+        self._kv_caches: list[torch.Tensor] = []
+        self._tails: dict[PromptIds, list[torch.Tensor]] = {}
+
+    # --- scheduler ------------------------------------------------------------------------------------------------------
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        """Tokens of the tail that need not be computed. The last is, for its logits."""
+        prompt = tuple(request.prompt_token_ids or ())
+        tail_starts = (len(prompt) - 1) // self._block_size * self._block_size
+        if prompt not in self._saved or num_computed_tokens != tail_starts or request.num_tokens != len(prompt):
+            return 0, False
+        return len(prompt) - 1 - tail_starts, False
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        if num_external_tokens:
+            prompt = tuple(request.prompt_token_ids or ())
+            self._loads[request.request_id] = (prompt, self._tail_block(prompt, blocks.get_block_ids()[0]))
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        copies = TailCopies(self._forget_all, load=list(self._loads.values()))
+        for new in scheduler_output.scheduled_new_reqs:
+            prompt = tuple(new.prompt_token_ids or ())
+            whole = new.num_computed_tokens + scheduler_output.num_scheduled_tokens[new.req_id] == len(prompt)
+            if whole and prompt not in self._saved and (len(prompt) - 1) % self._block_size:
+                self._saved.add(prompt)
+                copies.save.append((prompt, self._tail_block(prompt, new.block_ids[0])))
+        self._loads = {}
+        self._forget_all = False
+        return copies
+
+    def reset_cache(self) -> bool:
+        self._saved.clear()
+        self._forget_all = True
+        return True
+
+    def _tail_block(self, prompt: PromptIds, block_ids: Any) -> int:
+        return int(block_ids[(len(prompt) - 1) // self._block_size])
+
+    # --- worker ---------------------------------------------------------------------------------------------------------
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """`kv_caches`: of each layer, indexed by block first."""
+        self._kv_caches = list(kv_caches.values())
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        copies = self._get_connector_metadata()
+        assert isinstance(copies, TailCopies)
+        if copies.forget_all:
+            self._tails.clear()
+        for prompt, block in copies.load:
+            for cache, tail in zip(self._kv_caches, self._tails[prompt], strict=True):
+                cache[block].copy_(tail)
+
+    def wait_for_save(self) -> None:
+        copies = self._get_connector_metadata()
+        assert isinstance(copies, TailCopies)
+        for prompt, block in copies.save:
+            self._tails[prompt] = [cache[block].clone() for cache in self._kv_caches]
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Everything was copied before the step."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Everything is copied after the step."""
