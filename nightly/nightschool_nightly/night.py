@@ -276,7 +276,7 @@ def _learn_and_evaluate(
     answers.append(answer("candidate", policy.save))
     return {
         "no_signal": not any(f.groups[GroupFate.KEPT] for f in figures),
-        "kl": kl(),
+        "kl": figures[-1].kl,  # measured after the last step, whatever its number
         "figures": [asdict(f) for f in figures],
         "answers": [asdict(a) for a in answers],
     }

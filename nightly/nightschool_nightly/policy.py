@@ -76,13 +76,15 @@ class Policy:
 
     def tree_logprobs(self, tree: TokenTree, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of every completion token [N], with gradient, and the entropy behind each [N], without."""
-        logits_PV = self.tree_logits(tree) / temperature
+        logits_PV = self.tree_logits(tree)
+        if temperature != 1.0:
+            logits_PV = logits_PV / temperature
         normaliser_P = torch.logsumexp(logits_PV, dim=-1)
         row_E, token_E = tree.edge_row_E.to(self.device), tree.edge_token_E.to(self.device)
         logprobs_E = logits_PV[row_E, token_E] - normaliser_P[row_E]
         with torch.no_grad():
-            probabilities_PV = torch.exp(logits_PV - normaliser_P[:, None])
-            entropy_P = normaliser_P - (probabilities_PV * logits_PV).sum(-1)
+            weighted_PV = torch.exp_(logits_PV - normaliser_P[:, None]).mul_(logits_PV)
+            entropy_P = normaliser_P - weighted_PV.sum(-1)
         return logprobs_E.cpu()[tree.edges_N], entropy_P[row_E].cpu()[tree.edges_N]
 
     def _autocast(self) -> torch.autocast:

@@ -26,12 +26,13 @@ class TreePlan:
 
     top_T: Tensor
     """Rows above the cuts."""
-    top_mask_TT: Tensor
+    top_bias_TT: Tensor
+    """Added to the scores: 0 where a row sees a key, minus infinity where not."""
     rows_KR: Tensor
     """Rows of each block; padding repeats row 0."""
     keys_KC: Tensor
     """Path to the root, then the rows of the block; padding repeats row 0."""
-    mask_KRC: Tensor
+    bias_KRC: Tensor
     order_L: Tensor
     """Where each tree row stands in [top rows, blocks row by row]."""
 
@@ -42,7 +43,7 @@ class TreePlan:
     @property
     def pairs(self) -> int:
         """Query-key pairs computed per head and layer, padding included; a dense mask takes L squared."""
-        return self.top_mask_TT.numel() + self.mask_KRC.numel()
+        return self.top_bias_TT.numel() + self.bias_KRC.numel()
 
 
 def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
@@ -69,12 +70,16 @@ def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
     width = rows_KR.shape[1]
     for number, (_, first, last) in enumerate(blocks):
         order_L[first:last] = torch.arange(last - first) + len(top) + number * width
-    return TreePlan(top_T, _sees(top_T, top_T, end_L), rows_KR, keys_KC, mask_KRC, order_L)
+    return TreePlan(top_T, _bias(_sees(top_T, top_T, end_L)), rows_KR, keys_KC, _bias(mask_KRC), order_L)
 
 
 def _sees(rows: Tensor, keys: Tensor, end_L: Tensor) -> Tensor:
     """Whether each of `rows` may look at each of `keys`: itself and its ancestors."""
     return (keys[None, :] <= rows[:, None]) & (rows[:, None] < end_L[keys][None, :])
+
+
+def _bias(mask: Tensor) -> Tensor:
+    return torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
 
 
 def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,16 +103,16 @@ def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan
     # Rows are gathered whole (all heads at once), so that the backward pass adds contiguous rows.
     query_LHD, key_LGD, value_LGD = (x.transpose(0, 1).contiguous() for x in (query_HLD, key_GLD, value_GLD))
 
-    def part(rows_BR: Tensor, keys_BC: Tensor, mask_BRC: Tensor) -> Tensor:
-        """Attention of `rows` over `keys` under `mask`: [B * R, H, D]."""
+    def part(rows_BR: Tensor, keys_BC: Tensor, bias_BRC: Tensor) -> Tensor:
+        """Attention of `rows` over `keys` under `bias`: [B * R, H, D]."""
         query, key, value = _gather(query_LHD, rows_BR), _gather(key_LGD, keys_BC), _gather(value_LGD, keys_BC)
-        return _softmax_attention(query, key, value, mask_BRC, scaling=scaling)
+        return _softmax_attention(query, key, value, bias_BRC, scaling=scaling)
 
     pieces = []
     if len(plan.top_T):
-        pieces.append(part(plan.top_T[None], plan.top_T[None], plan.top_mask_TT[None]))
+        pieces.append(part(plan.top_T[None], plan.top_T[None], plan.top_bias_TT[None]))
     if len(plan.rows_KR):
-        pieces.append(part(plan.rows_KR, plan.keys_KC, plan.mask_KRC))
+        pieces.append(part(plan.rows_KR, plan.keys_KC, plan.bias_KRC))
     return torch.cat(pieces).index_select(0, plan.order_L)
 
 
@@ -116,7 +121,7 @@ def _gather(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
     return source_LHD.index_select(0, rows_BR.flatten()).view(*rows_BR.shape, *source_LHD.shape[1:])
 
 
-def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, mask_BRC: Tensor, *, scaling: float) -> Tensor:
+def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, bias_BRC: Tensor, *, scaling: float) -> Tensor:
     """Plain attention, [B * R, H, D]. On a CPU the fused kernel takes five times as long on blocks this small."""
     batch, rows, heads, size = query_BRHD.shape
     keys, groups = key_BCGD.shape[1:3]
@@ -124,9 +129,10 @@ def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor,
     query = query_BRHD.view(batch, rows, groups, shared, size).permute(0, 2, 3, 1, 4).reshape(batch * groups, shared * rows, size)
     key = key_BCGD.permute(0, 2, 3, 1).reshape(batch * groups, size, keys)
     value = value_BCGD.transpose(1, 2).reshape(batch * groups, keys, size)
-    scores = torch.bmm(query * scaling, key).view(batch, groups * shared, rows, keys).float()
-    weights = scores.masked_fill(~mask_BRC[:, None], float("-inf")).softmax(-1).to(value.dtype)
-    output = torch.bmm(weights.view(batch * groups, shared * rows, keys), value)
+    # The bias is added inside the product, and a constant: backward, it costs nothing. softmax computes in fp32 whatever its type.
+    bias = bias_BRC.to(query.dtype)[:, None, None].expand(-1, groups, shared, -1, -1).reshape(batch * groups, shared * rows, keys)
+    weights = torch.baddbmm(bias, query, key, alpha=scaling).softmax(-1)
+    output = torch.bmm(weights, value)
     return output.view(batch, groups, shared, rows, size).permute(0, 3, 1, 2, 4).reshape(batch * rows, heads, size)
 
 
