@@ -28,7 +28,7 @@ PromptIds = tuple[int, ...]
 
 
 @dataclass
-class TailCopies(KVConnectorMetadata):
+class TailCopies(KVConnectorMetadata):  # type: ignore[misc]  # vLLM has no type information
     """What the worker copies in one engine step; a block is named by its index in the KV cache."""
 
     forget_all: bool
@@ -36,7 +36,7 @@ class TailCopies(KVConnectorMetadata):
     save: list[tuple[PromptIds, int]] = field(default_factory=list)
 
 
-class PromptTailConnector(KVConnectorBase_V1):
+class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
     """One instance decides (in the scheduler), another copies (in the worker)."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
