@@ -26,8 +26,8 @@ from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledToken
 from nightschool.errors import RecordError
 from nightschool.outcomes import Outcome, canonical, from_log_record
 from nightschool.stream import StoredRecord, Stream
+from nightschool_nightly.dialects import SpanRow, attributes_of, context_of, read_messages, read_spans, request_of, tools_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
-from nightschool_nightly.spans import SpanRow, attributes_of, context_of, read_messages, read_spans, request_of, tools_of
 
 _BATCH = 2000
 _CLOCK_SKEW_NS = 5 * 60 * 10**9

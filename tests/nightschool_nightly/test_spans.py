@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.spans import context_of, read_message, read_messages, read_spans, request_of, tools_of
+from nightschool_nightly.dialects import context_of, read_message, read_messages, read_spans, request_of, tools_of
 
 TOOL = {"type": "function", "name": "lookup", "description": "d", "parameters": {"type": "object"}}
 CHAT_TOOL = {"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}

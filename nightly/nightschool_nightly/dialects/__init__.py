@@ -1,0 +1,21 @@
+"""Spans and events of every dialect, read into one: that of the OpenTelemetry GenAI conventions.
+
+One file a dialect. Raw bytes are kept in the stream and understood here, on read, so that a better reading repairs history.
+"""
+
+from nightschool_nightly.dialects.call import context_of, request_of, tools_of
+from nightschool_nightly.dialects.messages import read_message, read_messages, read_part
+from nightschool_nightly.dialects.record import SpanRow, read_spans
+from nightschool_nightly.dialects.values import attributes_of
+
+__all__ = [
+    "SpanRow",
+    "attributes_of",
+    "context_of",
+    "read_message",
+    "read_messages",
+    "read_part",
+    "read_spans",
+    "request_of",
+    "tools_of",
+]

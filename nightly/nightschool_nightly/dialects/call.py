@@ -1,0 +1,54 @@
+"""What a model call was: context, sampling parameters and tools, out of attributes that already have their GenAI names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nightschool import semconv as names
+from nightschool.episode import Message
+from nightschool_nightly.dialects.messages import read_messages, read_part
+from nightschool_nightly.dialects.values import is_number, is_whole, structured
+
+# Attribute -> our name, and whether a value is one that a sampler takes.
+_REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    names.GEN_AI_REQUEST_TEMPERATURE: ("temperature", lambda value: is_number(value) and value >= 0),
+    names.GEN_AI_REQUEST_TOP_P: ("top_p", lambda value: is_number(value) and 0 < value <= 1),
+    names.GEN_AI_REQUEST_MAX_TOKENS: ("max_tokens", lambda value: is_whole(value) and value > 0),
+    names.GEN_AI_REQUEST_SEED: ("seed", is_whole),
+    names.GEN_AI_REQUEST_STOP_SEQUENCES: (
+        "stop_sequences",
+        lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
+    ),
+}
+
+
+def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    """What the model was given, system instructions first; None when content was not captured, or not all of it is understood."""
+    messages = read_messages(attributes.get(names.GEN_AI_INPUT_MESSAGES))
+    if not messages:
+        return None
+    if (system := attributes.get(names.GEN_AI_SYSTEM_INSTRUCTIONS)) is None:
+        return messages
+    parts = structured(system)
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return None
+    return (Message("system", tuple(read_part(part) for part in parts)), *messages) if parts else messages
+
+
+def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling parameters as sent; what was not sent, or no sampler takes, is absent."""
+    return {short: attributes[name] for name, (short, fits) in _REQUEST.items() if name in attributes and fits(attributes[name])}
+
+
+def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Tool definitions; empty when there are none or they were not captured."""
+    value = structured(attributes.get(names.GEN_AI_TOOL_DEFINITIONS))
+    return tuple(_chat_tool(item) for item in value if isinstance(item, dict)) if isinstance(value, list) else ()
+
+
+def _chat_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as chat templates expect it, under "function"; the GenAI conventions define it flat."""
+    if tool.get("type") != "function" or "function" in tool:
+        return tool
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
