@@ -23,7 +23,7 @@ from nightschool.errors import RecordError, StreamError
 from nightschool.keys import KeyRing
 from nightschool.outcomes import Outcome, to_logs_request
 from nightschool.stream import Record, Stream
-from nightschool_collector import otlp
+from nightschool_collector import otlp, outcome_intake
 from nightschool_collector.body import decoded, read_body
 from nightschool_collector.logs import sort_logs
 from nightschool_collector.otlp import Format
@@ -67,6 +67,7 @@ class Receiver:
     ) -> None:
         self._stream, self._keys, self._max_body_bytes = stream, keys, max_body_bytes
         self._clock_ns, self._jitter = clock_ns, jitter
+        self._intake = outcome_intake.OutcomeIntake(self._append_outcomes)
 
     # --- routes ----------------------------------------------------------------------------------------------------------
     async def traces(self, request: Request) -> Response:
@@ -147,10 +148,8 @@ class Receiver:
             allowed = " and ".join(OUTCOME_CONTENT_TYPES)
             raise RefusedError(UNSUPPORTED, f"Content-Type is {content_type!r}; allowed are {allowed}, both with JSON")
         raw = decoded(body, headers.get("content-encoding"), limit=self._max_body_bytes)
-        outcomes, batch = parse_outcomes(raw, headers.get("idempotency-key"))
-        self._append_outcomes(tenant, outcomes)
-        said = [{"event_id": outcome.id, "status": "accepted"} for outcome in outcomes]
-        return JSONResponse({"outcomes": said} if batch else said[0], status_code=202)
+        parsed = parse_outcomes(raw, headers.get("idempotency-key"))
+        return outcome_intake.answer(parsed, self._intake.take(tenant, parsed.items))
 
     def _append_outcomes(self, tenant: str, outcomes: Iterable[Outcome]) -> None:
         now = self._clock_ns()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from nightschool.errors import RecordError, shown
@@ -13,17 +13,27 @@ MAX_OUTCOMES = 1000
 MAX_KEY_CHARS = 256
 
 
-def parse_outcomes(body: bytes, idempotency_key: str | None) -> tuple[list[Outcome], bool]:
-    """The outcomes of a body and whether it was a batch; one that is wrong refuses all, named by its place."""
-    data = _load(body)
+@dataclass(frozen=True, slots=True)
+class OutcomeBody:
+    """What a request holds."""
+
+    items: list[Outcome | RecordError]
+    """In the order of the body; what could not be understood is its error."""
+    is_batch: bool
+
+
+def parse_outcomes(body: bytes, idempotency_key: str | None) -> OutcomeBody:
+    """Read a body; an item of a batch that is wrong is wrong alone, a body that is wrong raises `RecordError`."""
+    data = load_json(body)
     if isinstance(data, dict) and "outcomes" in data:
         if idempotency_key is not None:
             raise RecordError("Idempotency-Key names one outcome; in a batch give each its own event_id")
-        return _parse_batch(data), True
-    return [_with_key(parse_outcome(data), idempotency_key)], False
+        return OutcomeBody([_parsed(item) for item in _batch_items(data)], is_batch=True)
+    return OutcomeBody([_with_key(parse_outcome(data), idempotency_key)], is_batch=False)
 
 
-def _load(body: bytes) -> Any:
+def load_json(body: bytes) -> Any:
+    """The JSON of a body, without NaN and infinity; `RecordError` if it is none."""
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except RecursionError:
@@ -36,7 +46,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parse_batch(data: dict[str, Any]) -> list[Outcome]:
+def _batch_items(data: dict[str, Any]) -> list[Any]:
     items = data["outcomes"]
     if len(data) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_OUTCOMES:
         found = f"{len(items)} outcomes" if isinstance(items, list) else shown(items)
@@ -44,13 +54,14 @@ def _parse_batch(data: dict[str, Any]) -> list[Outcome]:
             f'a batch is {{"outcomes": [...]}} with 1 to {MAX_OUTCOMES} outcomes and nothing else, got {found}'
             f" beside {len(data) - 1} other fields"
         )
-    outcomes = []
-    for place, item in enumerate(items):
-        try:
-            outcomes.append(parse_outcome(item))
-        except RecordError as error:
-            raise RecordError(f"outcomes[{place}]: {error}") from None
-    return outcomes
+    return items
+
+
+def _parsed(item: Any) -> Outcome | RecordError:
+    try:
+        return parse_outcome(item)
+    except RecordError as error:
+        return error
 
 
 def _with_key(outcome: Outcome, key: str | None) -> Outcome:

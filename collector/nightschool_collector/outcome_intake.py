@@ -1,0 +1,105 @@
+"""From outcomes to what became of each: accepted, known already, in conflict with a known one, or refused.
+
+The process remembers the newest event ids and what each said. Inside that memory a replay is answered `duplicate` without storing
+it again, and an id that comes back with another body is a conflict. Past it (a restart, another collector) both are stored, and the
+nightly read keeps the first record of an id: what an id is good for does not depend on this memory, only how soon one hears of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse, Response
+
+from nightschool.errors import RecordError, shown
+from nightschool.outcomes import Outcome, canonical
+from nightschool_collector.outcome_api import OutcomeBody
+from nightschool_collector.refusal import BAD_REQUEST
+
+ACCEPTED, CONFLICT = 202, 409
+REMEMBERED_EVENTS = 65_536  # about 15 MB; at 100 outcomes a second, the replays of the last ten minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one outcome."""
+
+    status: Literal["accepted", "duplicate", "conflict", "rejected"]
+    event_id: str | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        said = {"event_id": self.event_id, "status": self.status, "error": self.error}
+        return {name: value for name, value in said.items() if value is not None}
+
+
+class OutcomeIntake:
+    """Stores outcomes once. Safe to use from several threads."""
+
+    def __init__(self, append: Callable[[str, Sequence[Outcome]], None], *, num_remembered: int = REMEMBERED_EVENTS) -> None:
+        """`append` stores outcomes of a tenant and returns when they are durable."""
+        self._append, self._num_remembered = append, num_remembered
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+
+    def take(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
+        """Store what is new, and say what became of each item, in order. Whatever it says is said of durable records."""
+        known = self._recall(tenant, items)
+        fresh: dict[str, Outcome] = {}
+        verdicts = []
+        for item in items:
+            if isinstance(item, RecordError):
+                verdicts.append(Verdict("rejected", error=_printable(str(item))))
+                continue
+            event, said = item.id, _fingerprint(item)
+            if event not in known:
+                known[event], fresh[event] = said, item
+                verdicts.append(Verdict("accepted", event))
+            elif known[event] == said:
+                verdicts.append(Verdict("duplicate", event))
+            else:
+                what = f"event_id {shown(event)} was used before with another body; give every outcome an id of its own"
+                verdicts.append(Verdict("conflict", event, what))
+        if fresh:
+            self._append(tenant, list(fresh.values()))
+            self._remember(tenant, fresh)
+        return verdicts
+
+    def _recall(self, tenant: str, items: Sequence[Outcome | RecordError]) -> dict[str, bytes]:
+        with self._lock:
+            events = {item.id for item in items if isinstance(item, Outcome)}
+            return {event: said for event in events if (said := self._known.get((tenant, event))) is not None}
+
+    def _remember(self, tenant: str, fresh: dict[str, Outcome]) -> None:
+        with self._lock:
+            for event, outcome in fresh.items():
+                self._known[tenant, event] = _fingerprint(outcome)
+            while len(self._known) > self._num_remembered:
+                self._known.popitem(last=False)
+
+
+def answer(body: OutcomeBody, verdicts: Sequence[Verdict]) -> Response:
+    """202 when anything of the body is stored, now or before; each item of a batch has its own status."""
+    said = [verdict.to_json() for verdict in verdicts]
+    is_stored = any(verdict.status in ("accepted", "duplicate") for verdict in verdicts)
+    if not body.is_batch:
+        status = ACCEPTED if is_stored else CONFLICT
+        return JSONResponse(said[0], status_code=status)
+    if is_stored:
+        return JSONResponse({"outcomes": said}, status_code=ACCEPTED)
+    status = CONFLICT if any(verdict.status == "conflict" for verdict in verdicts) else BAD_REQUEST
+    return JSONResponse({"error": f"outcomes[0]: {verdicts[0].error}", "outcomes": said}, status_code=status)
+
+
+def _fingerprint(outcome: Outcome) -> bytes:
+    return hashlib.sha256(canonical(outcome.to_json()).encode()).digest()[:16]
+
+
+def _printable(text: str) -> str:
+    # A message may quote what came, and JSON can carry lone surrogates, which no answer can.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
