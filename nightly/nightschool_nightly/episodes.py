@@ -1,19 +1,21 @@
 """Step 2 of a night: episodes out of the frozen ranges. Read, deduplicate, join outcomes, group by trace.
 
-The join is DuckDB's, over Arrow batches and a file of its own that spills to disk, so memory does not grow with the day. Every
-query has a total order. An outcome finds its trace by trace id, response id, episode id or conversation; a server's span finds the
-app's by response id. All of it inside one tenant: a trace id is the client's and proves nothing.
+The join is DuckDB's, over narrow columns in a file of its own that spills to disk; contents wait in a spool beside it, so memory
+does not grow with the day. Every query has a total order. An outcome finds its trace by trace id, response id, episode id or
+conversation; a server's span finds the app's by response id. All of it inside one tenant: a trace id is the client's and proves
+nothing.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import count, groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import duckdb
 import pyarrow as pa
@@ -28,8 +30,10 @@ from nightschool.outcomes import Outcome, canonical, from_log_record
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.dialects import SpanRow, attributes_of, context_of, read_messages, read_spans, request_of, tools_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
+from nightschool_nightly.spool import Spool
 
-_BATCH = 2000
+_BATCH = 20_000
+_READ_ROWS = 2048
 _CLOCK_SKEW_NS = 5 * 60 * 10**9
 _LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
 _DEFAULT_TASK = "default"
@@ -46,7 +50,7 @@ _SPANS = pa.schema(
         ("episode", pa.string()),
         ("task", pa.string()),
         ("subject", pa.string()),
-        ("attributes", pa.string()),
+        ("content", pa.int64()),
         ("new", pa.bool_()),
         ("place", pa.int64()),
     ]
@@ -60,7 +64,7 @@ _OUTCOMES = pa.schema(
         ("slot", pa.string()),
         ("occurred", pa.int64()),
         ("received", pa.int64()),
-        ("body", pa.string()),
+        ("content", pa.int64()),
         ("retracted", pa.bool_()),
         ("new", pa.bool_()),
         ("place", pa.int64()),
@@ -85,46 +89,66 @@ class BuiltEpisode:
     new: bool
 
 
+class _CallRow(NamedTuple):
+    """One model call as the join leaves it."""
+
+    trace: str
+    new: bool
+    span: str
+    started: int
+    response: str | None
+    conversation: str | None
+    task: str | None
+    subject: str | None
+    content: int
+    """Place of the app's attributes in the spool; the server's own where no app saw the call."""
+    server: int | None
+    """Place of the server's attributes."""
+
+
 class EpisodeStore:
     """The joined records of one night. `build` fills it, `episodes` reads it in order of trace id."""
 
-    def __init__(self, folder: Path, *, memory_mib: int = 1024) -> None:
+    def __init__(self, folder: Path, *, memory_mib: int = 512) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "episodes.duckdb"
         self._path.unlink(missing_ok=True)
         self.counts = ReadCounts()
         options: dict[str, Any] = {"memory_limit": f"{memory_mib}MB", "temp_directory": str(folder / "spill"), "threads": 2}
         self._db = duckdb.connect(str(self._path), config=options)
+        self._contents = Spool(folder / "contents")
+        self._places = count()
         for table, schema in (("raw_spans", _SPANS), ("raw_outcomes", _OUTCOMES)):
             empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
             self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
 
     def close(self) -> None:
-        """Drop the store and its file."""
+        """Drop the store and its files."""
         self._db.close()
         self._path.unlink(missing_ok=True)
+        self._contents.close()
 
     # --- filling --------------------------------------------------------------------------------------------------------
     def build(self, stream: Stream, manifest: NightManifest) -> None:
         """Read the frozen ranges, keep the tenant's records, and join."""
-        place = 0
-        spans: list[dict[str, Any]] = []
-        outcomes: list[dict[str, Any]] = []
+        spans: list[tuple[Any, ...]] = []
+        outcomes: list[tuple[Any, ...]] = []
+        self._db.execute("BEGIN")  # one commit: a night that is killed builds its store anew
         for part in manifest.ranges:
             for record in stream.read(part.topic, part.partition, part.start, part.end):
-                place += 1
                 if not self._is_ours(record, manifest.tenant):
                     continue
                 if part.topic == names.TOPIC_SPANS:
-                    spans += self._span_rows(record, part, place)
+                    spans += self._span_rows(record, part)
                 else:
-                    outcomes += self._outcome_rows(record, part, place)
+                    outcomes += self._outcome_rows(record, part)
                 if len(spans) >= _BATCH:
                     self._insert("raw_spans", _SPANS, spans)
                 if len(outcomes) >= _BATCH:
                     self._insert("raw_outcomes", _OUTCOMES, outcomes)
         self._insert("raw_spans", _SPANS, spans)
         self._insert("raw_outcomes", _OUTCOMES, outcomes)
+        self._db.execute("COMMIT")
         self._join()
 
     def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
@@ -137,15 +161,16 @@ class EpisodeStore:
             self.counts.dropped["record-without-tenant"] += 1
         return owner == tenant
 
-    def _span_rows(self, record: StoredRecord, part: FrozenRange, place: int) -> Iterator[dict[str, Any]]:
+    def _span_rows(self, record: StoredRecord, part: FrozenRange) -> Iterator[tuple[Any, ...]]:
         self.counts.span_records += 1
         try:
             for row in read_spans(record.value):
-                yield _span_columns(row, new=record.offset >= part.new_from, place=place)
+                content = self._contents.put(row.attributes) if row.is_model_call else None
+                yield _span_columns(row, content, new=record.offset >= part.new_from, place=next(self._places))
         except RecordError:
             self.counts.dropped["undecodable-span-record"] += 1
 
-    def _outcome_rows(self, record: StoredRecord, part: FrozenRange, place: int) -> Iterator[dict[str, Any]]:
+    def _outcome_rows(self, record: StoredRecord, part: FrozenRange) -> Iterator[tuple[Any, ...]]:
         self.counts.outcome_records += 1
         try:
             request = ExportLogsServiceRequest.FromString(record.value)
@@ -153,16 +178,18 @@ class EpisodeStore:
                 for scope in resource.scope_logs:
                     for log in scope.log_records:
                         outcome = from_log_record(log)
-                        yield _outcome_columns(
-                            outcome, log.observed_time_unix_nano, new=record.offset >= part.new_from, place=place
-                        )
+                        content, received_ns = self._contents.put(_outcome_values(outcome)), log.observed_time_unix_nano
+                        new, place = record.offset >= part.new_from, next(self._places)
+                        yield _outcome_columns(outcome, content, received_ns, new=new, place=place)
         except (RecordError, DecodeError):
             self.counts.dropped["undecodable-outcome-record"] += 1
 
-    def _insert(self, table: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
-        batch = pa.Table.from_pylist(rows, schema=schema)  # noqa: F841 -- DuckDB finds it by name
-        self._db.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 -- names are literals
-        rows.clear()
+    def _insert(self, table: str, schema: pa.Schema, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            columns = zip(zip(*rows, strict=True), schema.types, strict=True)
+            batch = pa.Table.from_arrays([pa.array(column, kind) for column, kind in columns], schema=schema)  # noqa: F841 -- DuckDB finds it by name
+            self._db.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 -- names are literals
+            rows.clear()
 
     def _join(self) -> None:
         for statement in _JOIN:
@@ -172,13 +199,72 @@ class EpisodeStore:
     # --- reading --------------------------------------------------------------------------------------------------------
     def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
         """Every trace that holds a model call, in order of trace id."""
-        rows = self._db.execute(_READ)
-        while batch := rows.fetchmany(256):
-            for trace, new, spans, outcomes in batch:
-                calls = [json.loads(text) for text in spans]
-                episode = _episode(tenant, trace, calls, [json.loads(text) for text in outcomes or ()], self.counts)
-                if episode is not None:
-                    yield BuiltEpisode(episode, bool(new))
+        attached = groupby(self._rows(_READ_OUTCOMES), key=itemgetter(0))
+        following = next(attached, None)
+        for trace, rows in groupby(map(_CallRow._make, self._rows(_READ_CALLS)), key=itemgetter(0)):
+            calls, outcomes, new = list(rows), (), False
+            if following is not None and following[0] == trace:
+                outcomes, new = self._outcomes(following[1])
+                following = next(attached, None)
+            episode = self._episode(tenant, calls, outcomes)
+            if episode is not None:
+                yield BuiltEpisode(episode, new or any(call.new for call in calls))
+
+    def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query as they come; each query has a cursor of its own."""
+        with self._db.cursor() as cursor:
+            cursor.execute(query)
+            while batch := cursor.fetchmany(_READ_ROWS):
+                yield from batch
+
+    def _outcomes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[tuple[OutcomeHistory, ...], bool]:
+        """The outcomes of one trace, and whether any of its slots is new; a retracted slot is no outcome, but may be new."""
+        histories, new = [], False
+        for _, slot in groupby(rows, key=itemgetter(1)):
+            revisions = list(slot)
+            new = new or any(row[2] for row in revisions)
+            if not revisions[-1][3]:
+                history = tuple(Outcome(*self._contents.get(row[4])) for row in revisions)
+                histories.append(OutcomeHistory(history[-1], history))
+        return tuple(histories), new
+
+    def _episode(self, tenant: str, rows: Sequence[_CallRow], outcomes: tuple[OutcomeHistory, ...]) -> Episode | None:
+        calls = [call for row in rows if (call := self._model_call(row)) is not None]
+        if not calls:
+            return None
+        return Episode(
+            tenant=tenant,
+            trace_id=rows[0].trace,
+            task=next((row.task for row in rows if row.task), _DEFAULT_TASK),
+            subject=next((row.subject for row in rows if row.subject), None),
+            conversation=next((row.conversation for row in rows if row.conversation), None),
+            started_ns=min(row.started for row in rows),
+            calls=tuple(calls),
+            outcomes=outcomes,
+        )
+
+    def _model_call(self, row: _CallRow) -> ModelCall | None:
+        attributes: dict[str, Any] = self._contents.get(row.content)
+        server: dict[str, Any] = {}
+        if row.server is not None:
+            server = attributes if row.server == row.content else self._contents.get(row.server)
+        messages = context_of(attributes)
+        answers = read_messages(attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
+        if messages is None or not answers:
+            self.counts.dropped["call-without-content"] += 1
+            return None
+        reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
+        return ModelCall(
+            span_id=row.span,
+            messages=messages,
+            answer=answers[0],
+            response_id=row.response,
+            tools=tools_of(attributes),
+            request=request_of(attributes),
+            finish_reason=str(reasons[0]) if isinstance(reasons, list) and reasons else None,
+            tokens=_tokens(server),
+            release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
+        )
 
 
 # Spans: the first copy of each (trace, span). A server's span of a call that the app saw too is matched by response id and only
@@ -193,12 +279,12 @@ _JOIN = (
        WHERE s.model_call AND s.side = 'server'
        QUALIFY row_number() OVER (PARTITION BY coalesce(s.response, s.trace || s.span) ORDER BY s.place) = 1""",
     """CREATE TABLE calls AS
-       SELECT c.trace, c.span, c.started, c.response, c.conversation, c.episode, c.task, c.subject, c.attributes,
-              s.attributes AS server, c.new OR coalesce(s.new, false) AS new
+       SELECT c.trace, c.span, c.started, c.response, c.conversation, c.episode, c.task, c.subject, c.content,
+              s.content AS server, c.new OR coalesce(s.new, false) AS new
        FROM spans c LEFT JOIN server_calls s ON s.app_trace = c.trace AND s.app_span = c.span
        WHERE c.model_call AND c.side = 'app'
        UNION ALL
-       SELECT trace, span, started, response, conversation, episode, task, subject, attributes, attributes, new
+       SELECT trace, span, started, response, conversation, episode, task, subject, content, content, new
        FROM server_calls WHERE app_trace IS NULL""",
     """CREATE TABLE turns AS SELECT conversation, trace, row_number() OVER (PARTITION BY conversation ORDER BY first, trace) - 1 AS turn
        FROM (SELECT conversation, trace, min(started) AS first FROM calls WHERE conversation IS NOT NULL GROUP BY conversation, trace)""",
@@ -210,9 +296,8 @@ _JOIN = (
        UNION SELECT 'conversation_id', conversation, trace, turn FROM turns""",
     """CREATE TABLE outcomes AS SELECT * FROM raw_outcomes
        QUALIFY row_number() OVER (PARTITION BY event ORDER BY place) = 1""",
-    """CREATE TABLE slots AS SELECT slot, kind, target, turn, bool_or(new) AS new,
-              list(body ORDER BY occurred, received, place) AS history,
-              last(retracted ORDER BY occurred, received, place) AS retracted
+    """CREATE TABLE slots AS SELECT slot, kind, target, turn,
+              arg_max(retracted, row(occurred, received, place)) AS retracted
        FROM outcomes GROUP BY slot, kind, target, turn""",
     """CREATE TABLE joined AS SELECT s.slot, count(DISTINCT a.trace) AS traces, min(a.trace) AS trace
        FROM slots s LEFT JOIN aliases a ON a.kind = s.kind AND a.target = s.target AND a.turn = s.turn
@@ -225,16 +310,13 @@ _DROPS = """
     UNION ALL SELECT 'ambiguous-outcome', count(*) FROM joined WHERE traces > 1
     UNION ALL SELECT 'retracted-outcome', count(*) FROM slots WHERE retracted
     ORDER BY 1"""
-_READ = """
-    WITH attached AS (
-        SELECT j.trace, list(to_json(s.history)::VARCHAR ORDER BY s.slot) FILTER (NOT s.retracted) AS outcomes, bool_or(s.new) AS new
-        FROM joined j JOIN slots s USING (slot) WHERE j.traces = 1 GROUP BY j.trace),
-    grouped AS (
-        SELECT trace, bool_or(new) AS new, list(to_json(struct_pack(span, started, response, conversation, task, subject, attributes, server))
-               ::VARCHAR ORDER BY started, span) AS calls
-        FROM calls GROUP BY trace)
-    SELECT g.trace, g.new OR coalesce(a.new, false), g.calls, a.outcomes
-    FROM grouped g LEFT JOIN attached a USING (trace) ORDER BY g.trace"""
+_READ_CALLS = """
+    SELECT trace, new, span, started, response, conversation, task, subject, content, server
+    FROM calls ORDER BY trace, started, span"""
+_READ_OUTCOMES = """
+    SELECT j.trace, o.slot, o.new, o.retracted, o.content FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
+    ORDER BY j.trace, o.slot, o.occurred, o.received, o.place"""
+_outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
 
 
 def _resource_tenant(record: StoredRecord) -> str | None:
@@ -251,89 +333,41 @@ def _resource_tenant(record: StoredRecord) -> str | None:
     return owner if isinstance(owner, str) else None
 
 
-def _span_columns(row: SpanRow, *, new: bool, place: int) -> dict[str, Any]:
-    return {
-        "trace": row.trace_id,
-        "span": row.span_id,
-        "started": min(row.started_ns, _LAST_NS),
-        "side": row.side,
-        "model_call": row.is_model_call,
-        "response": row.response_id,
-        "conversation": row.conversation,
-        "episode": row.episode_id,
-        "task": row.task,
-        "subject": row.subject,
-        "attributes": json.dumps(row.attributes) if row.is_model_call else "{}",
-        "new": new,
-        "place": place,
-    }
+def _span_columns(row: SpanRow, content: int | None, *, new: bool, place: int) -> tuple[Any, ...]:
+    return (
+        row.trace_id,
+        row.span_id,
+        min(row.started_ns, _LAST_NS),
+        row.side,
+        row.is_model_call,
+        row.response_id,
+        row.conversation,
+        row.episode_id,
+        row.task,
+        row.subject,
+        content,
+        new,
+        place,
+    )
 
 
-def _outcome_columns(outcome: Outcome, received_ns: int, *, new: bool, place: int) -> dict[str, Any]:
+def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: bool, place: int) -> tuple[Any, ...]:
     kind = outcome.target_kind
     target = outcome.target[kind]
     received_ns = min(received_ns, _LAST_NS)
     occurred = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
-    return {
-        "event": outcome.id,
-        "kind": kind,
-        "target": canonical(target) if isinstance(target, Mapping) else target,
-        "turn": outcome.target.get("turn", -1),
-        "slot": canonical([outcome.target, outcome.name, outcome.source_kind, outcome.source_id]),
-        "occurred": min(occurred, received_ns + _CLOCK_SKEW_NS),
-        "received": received_ns,
-        "body": canonical(asdict(outcome)),
-        "retracted": outcome.op == "retract",
-        "new": new,
-        "place": place,
-    }
-
-
-def _episode(
-    tenant: str, trace: str, rows: Sequence[Mapping[str, Any]], histories: Sequence[Sequence[str]], counts: ReadCounts
-) -> Episode | None:
-    calls = [call for row in rows if (call := _model_call(row, counts)) is not None]
-    if not calls:
-        return None
-    outcomes = []
-    for history in histories:
-        revisions = tuple(Outcome(**json.loads(body)) for body in history)
-        outcomes.append(OutcomeHistory(revisions[-1], revisions))
-
-    def first(column: str) -> str | None:
-        return next((row[column] for row in rows if row[column]), None)
-
-    return Episode(
-        tenant=tenant,
-        trace_id=trace,
-        task=first("task") or _DEFAULT_TASK,
-        subject=first("subject"),
-        conversation=first("conversation"),
-        started_ns=min(row["started"] for row in rows),
-        calls=tuple(calls),
-        outcomes=tuple(outcomes),
-    )
-
-
-def _model_call(row: Mapping[str, Any], counts: ReadCounts) -> ModelCall | None:
-    attributes: dict[str, Any] = json.loads(row["attributes"])
-    server: dict[str, Any] = json.loads(row["server"]) if row["server"] else {}
-    messages = context_of(attributes)
-    answers = read_messages(attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
-    if messages is None or not answers:
-        counts.dropped["call-without-content"] += 1
-        return None
-    reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
-    return ModelCall(
-        span_id=row["span"],
-        messages=messages,
-        answer=answers[0],
-        response_id=row["response"],
-        tools=tools_of(attributes),
-        request=request_of(attributes),
-        finish_reason=str(reasons[0]) if isinstance(reasons, list) and reasons else None,
-        tokens=_tokens(server),
-        release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
+    return (
+        outcome.id,
+        kind,
+        canonical(target) if isinstance(target, Mapping) else target,
+        outcome.target.get("turn", -1),
+        canonical([outcome.target, outcome.name, outcome.source_kind, outcome.source_id]),
+        min(occurred, received_ns + _CLOCK_SKEW_NS),
+        received_ns,
+        content,
+        outcome.op == "retract",
+        new,
+        place,
     )
 
 
