@@ -202,7 +202,7 @@ class EpisodeStore:
         attached = groupby(self._rows(_READ_OUTCOMES), key=itemgetter(0))
         following = next(attached, None)
         for trace, rows in groupby(map(_CallRow._make, self._rows(_READ_CALLS)), key=itemgetter(0)):
-            calls, outcomes, new = list(rows), (), False
+            calls, outcomes, new = list(rows), tuple[OutcomeHistory, ...](), False
             if following is not None and following[0] == trace:
                 outcomes, new = self._outcomes(following[1])
                 following = next(attached, None)

@@ -12,9 +12,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from nightschool.errors import StreamError, StreamUnavailable
@@ -265,5 +266,6 @@ def _encode_headers(headers: Mapping[str, bytes]) -> str:
     return json.dumps({name: value.decode("latin-1") for name, value in headers.items()}, separators=(",", ":"))
 
 
-def _decode_headers(text: str) -> dict[str, bytes]:
-    return {name: value.encode("latin-1") for name, value in json.loads(text).items()}
+@lru_cache(maxsize=1024)  # the records of one request have the same headers
+def _decode_headers(text: str) -> Mapping[str, bytes]:
+    return MappingProxyType({name: value.encode("latin-1") for name, value in json.loads(text).items()})
