@@ -48,17 +48,21 @@ GEN_AI_EVALUATION_EXPLANATION = "gen_ai.evaluation.explanation"
 ERROR_TYPE = "error.type"
 SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
+HTTP_REQUEST_RESEND_COUNT = "http.request.resend_count"  # retries of the client inside one call; absent for none
 
 # --- ours, on spans -----------------------------------------------------------------------------------------------------
 TENANT_ID = "nightschool.tenant.id"  # resource attribute
 TASK = "nightschool.task"
 SUBJECT = "nightschool.subject"  # keyed-hash pseudonym of the app's user, never the raw id
 EPISODE_ID = "nightschool.episode.id"
+JOIN_KEY_PREFIX = "nightschool.join_key."  # + namespace: an id of the app's own (a ticket, an order) that outcomes may name
 POLICY_VERSION = "nightschool.policy.version"  # digest of the release that answered; "base" without one
 SPAN_SIDE = "nightschool.side"  # "app" or "server": who saw this model call
 PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
 COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
 COMPLETION_LOGPROBS = "nightschool.completion.logprobs"
+TOKENIZER = "nightschool.tokenizer"  # SHA-256 of the tokenizer.json that the token ids are of
+CONTENT_CAPTURE = "nightschool.content.capture"  # false where the app asked that texts and token ids are not recorded
 
 # --- ours, on outcome log records ---------------------------------------------------------------------------------------
 OUTCOME_ID = "nightschool.outcome.id"
@@ -66,6 +70,8 @@ OUTCOME_OP = "nightschool.outcome.op"
 OUTCOME_VALUE = "nightschool.outcome.value"
 OUTCOME_TARGET = "nightschool.outcome.target"  # canonical JSON of the one target
 OUTCOME_FINAL_TEXT = "nightschool.outcome.edit.final_text"
+OUTCOME_FINAL_MESSAGES = "nightschool.outcome.edit.final_messages"  # canonical JSON
+OUTCOME_DEMONSTRATION = "nightschool.outcome.demonstration"  # true: the final answer was not made from the model's
 OUTCOME_ORIGINAL_SHA256 = "nightschool.outcome.edit.original_sha256"
 OUTCOME_SOURCE_KIND = "nightschool.outcome.source.kind"
 OUTCOME_SOURCE_ID = "nightschool.outcome.source.id"
@@ -76,11 +82,17 @@ HEADER_TENANT = "ns-tenant"
 HEADER_SCHEMA = "ns-schema"
 HEADER_RECEIVED_MS = "ns-recv-ms"
 HEADER_CONTENT_TYPE = "content-type"
+HEADER_DLQ_REASON = "ns-dlq-reason"  # on a dead letter: why it is one
+HEADER_DLQ_TOPIC = "ns-dlq-topic"  # on a dead letter: where it was, or was meant to be
+HEADER_DLQ_PART = "ns-dlq-part"  # on a dead letter that one record cannot hold: which part of how many, as 2/3
 TOPIC_SPANS = "ns.otlp_spans"
 TOPIC_LOGS = "ns.otlp_logs"
 TOPIC_OUTCOMES = "ns.outcomes"
 TOPIC_DLQ = "ns.dlq"
+TOPIC_ERASURE = "ns.erasure"
+TOPIC_MANIFESTS = "ns.manifests"
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------------
 RELEASE_RESPONSE_HEADER = "x-nightschool-release"
+CAPTURE_REQUEST_HEADER = "x-nightschool-capture"  # "off" asks a server to record neither texts nor token ids
 BASE_RELEASE = "base"  # what that header and POLICY_VERSION say when no adapter answered

@@ -1,4 +1,4 @@
-"""The stream on Apache Kafka, through kafka-python.
+"""The stream on Apache Kafka: reading and administration through kafka-python, writing through the fastest client there is.
 
 Nothing connects before the first call, so a service starts while the brokers are away and says so when it is asked to write.
 Reading takes exact offsets without a consumer group: what was read is known by the night's manifest alone.
@@ -6,21 +6,26 @@ Reading takes exact offsets without a consumer group: what was read is known by 
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from importlib.util import find_spec
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from nightschool.errors import ConfigError, MissingExtraError, RecordError, StreamUnavailable
-from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range, partition_of
+from nightschool.errors import MissingExtraError, RecordError, StreamUnavailable
+from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range
+from nightschool.stream.kafka_connection import KafkaConnection, KafkaSecurity
+from nightschool.stream.kafka_limits import CONNECT_TIMEOUT_MS, MAX_MESSAGE_BYTES, REQUEST_TIMEOUT_MS
+from nightschool.stream.kafka_topics import TopicState, plan_of
 
 try:
-    import zstandard  # noqa: F401  the producer compresses with it
-    from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetSpec, TopicPartition
+    import zstandard  # noqa: F401  kafka-python compresses and decompresses with it
+    from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, OffsetSpec, TopicPartition
+    from kafka.admin import ConfigResource, ConfigResourceType
     from kafka.errors import (
         InvalidTopicError,
         KafkaError,
@@ -30,37 +35,35 @@ try:
         TopicAlreadyExistsError,
         UnknownTopicOrPartitionError,
     )
-    from kafka.partitioner import Partitioner
 except ImportError as missing:
     raise MissingExtraError("the Kafka stream", "kafka", missing.name or "kafka-python") from missing
 
-_DAY_MS = 24 * 3600 * 1000
-MAX_MESSAGE_BYTES = 8 << 20
-REPLICAS = 3
-CONNECT_TIMEOUT_MS = 5_000
-# The official OTLP exporter gives a batch up after 10 s: a clear "try again" before that beats a late acknowledgement.
-DELIVERY_TIMEOUT_MS = 9_000
-REQUEST_TIMEOUT_MS = 5_000
-LINGER_MS = 5
-BATCH_BYTES = 512 << 10
 READ_STALL_S = 30.0
 
 
-class TracePartitioner(Partitioner):  # type: ignore[misc]  # kafka-python has no types
-    """The partitioner of `partition_of`, so that our records stand where the OpenTelemetry Collector would put them."""
+class Writer(Protocol):
+    """What makes records durable: `kafka_fast` or `kafka_plain`. Raises `StreamUnavailable` and `RecordError`."""
 
-    def partition(self, topic: str, key: Any, serialized_key: bytes, value: Any, serialized_value: Any, cluster: Any) -> int:
-        return partition_of(serialized_key, len(cluster.partitions_for_topic(topic)))
+    @property
+    def usable(self) -> bool:
+        """False once this writer can never write again and another must take its place."""
+        ...
+
+    def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]: ...
+
+    def close(self) -> None: ...
 
 
 class KafkaStream:
     """A `Stream` on a Kafka cluster."""
 
-    def __init__(self, bootstrap: Sequence[str], *, partitions: int) -> None:
-        self._bootstrap = [server for server in (server.strip() for server in bootstrap) if server]
-        if not self._bootstrap or not all(re.fullmatch(r".+:\d{1,5}", server) for server in self._bootstrap):
-            raise ConfigError(f"kafka://{','.join(bootstrap)} names no broker; write kafka://HOST:PORT[,HOST:PORT...]")
+    def __init__(
+        self, bootstrap: Sequence[str], *, partitions: int, security: KafkaSecurity | None = None, fast: bool | None = None
+    ) -> None:
+        """`fast` chooses librdkafka or kafka-python for writing; None takes librdkafka where it is installed."""
+        self._connection = KafkaConnection.to(bootstrap, security)
         self._partitions = partitions
+        self._fast = find_spec("confluent_kafka") is not None if fast is None else fast
         self._lock, self._admin_lock = Lock(), Lock()
         self._clients: dict[str, Any] = {}
         self._created: set[str] = set()
@@ -69,11 +72,11 @@ class KafkaStream:
     def create_topic(self, topic: str, *, partitions: int) -> None:
         check_topic(topic)
         with self._errors():
-            brokers = len(self._ask(lambda admin: admin.describe_cluster())["brokers"])
+            plan = plan_of(topic, partitions=partitions, brokers=self._brokers())
             wanted = {
-                "num_partitions": partitions,
-                "replication_factor": min(REPLICAS, brokers),
-                "configs": topic_settings(topic, brokers=brokers),
+                "num_partitions": plan.partitions,
+                "replication_factor": plan.replicas,
+                "configs": dict(plan.settings),
             }
             with suppress(TopicAlreadyExistsError):
                 self._ask(lambda admin: admin.create_topics({topic: wanted}))
@@ -81,20 +84,23 @@ class KafkaStream:
         self._created.add(topic)
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
+        return self.submit(topic, records).result()
+
+    def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
+        """Like `append`, but returns once the records are handed over; the future is done when they are durable or refused.
+
+        Raises at once what is known at once. May connect and create the topic first, so the first call for a topic takes time.
+        """
         check_sizes(records)
         if topic not in self._created:
             self.create_topic(topic, partitions=self._partitions)
-        with self._errors():
-            producer = self._producer()
-            try:
-                sent = [producer.send(topic, r.value, key=r.key, headers=list(r.headers.items())) for r in records]
-                deadline = time.monotonic() + (DELIVERY_TIMEOUT_MS + LINGER_MS) / 1000
-                stored = [future.get(timeout=max(0.0, deadline - time.monotonic())) for future in sent]
-            except KafkaError:
-                self._created.discard(topic)  # it may have been deleted; looking again costs one request
-                self._discard(producer)
-                raise
-        return [Offset(one.partition, one.offset) for one in stored]
+        future = self._writer().submit(topic, records)
+        future.add_done_callback(lambda done: self._look_again(topic) if done.exception() else None)
+        return future
+
+    def _look_again(self, topic: str) -> None:
+        """After a failure the topic may have been deleted; looking costs one request."""
+        self._created.discard(topic)
 
     # --- reading ---------------------------------------------------------------------------------------------------------
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
@@ -143,14 +149,35 @@ class KafkaStream:
             return {}
         return described
 
+    # --- administration --------------------------------------------------------------------------------------------------
+    def topic_state(self, topic: str) -> TopicState | None:
+        """How `topic` is set up now; None when it does not exist."""
+        with self._errors():
+            described = self._describe(topic)
+            if not described:
+                return None
+            asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
+            answer = self._ask(lambda admin: admin.describe_configs(asked, config_filter="all"))
+        settings = {name: str(entry["value"]) for name, entry in next(iter(answer.values()))[topic].items()}
+        parts = described["partitions"]
+        return TopicState(len(parts), min((len(part["replica_nodes"]) for part in parts), default=0), settings)
+
+    def brokers(self) -> int:
+        """How many brokers the cluster has."""
+        with self._errors():
+            return self._brokers()
+
+    def _brokers(self) -> int:
+        return len(self._ask(lambda admin: admin.describe_cluster())["brokers"])
+
     # --- clients ---------------------------------------------------------------------------------------------------------
     def _ask(self, question: Callable[[Any], Any]) -> Any:
         """Put one question at a time to the admin client: it refuses, not queues, when busy or while it connects."""
         deadline = time.monotonic() + CONNECT_TIMEOUT_MS / 1000
         if not self._admin_lock.acquire(timeout=CONNECT_TIMEOUT_MS / 1000):
-            raise StreamUnavailable(f"Kafka at {','.join(self._bootstrap)} does not answer, try again")
+            raise StreamUnavailable(f"Kafka at {self._connection} does not answer, try again")
         try:
-            admin = self._client("admin", lambda: KafkaAdminClient(**self._connection()))
+            admin = self._client("admin", lambda: KafkaAdminClient(**self._settings()))
             while True:
                 try:
                     return question(admin)
@@ -161,28 +188,29 @@ class KafkaStream:
         finally:
             self._admin_lock.release()
 
-    def _producer(self) -> Any:
-        return self._client(
-            "producer",
-            lambda: KafkaProducer(
-                **self._connection(),
-                metrics_enabled=False,
-                acks="all",
-                enable_idempotence=True,
-                compression_type="zstd",
-                linger_ms=LINGER_MS,
-                batch_size=BATCH_BYTES,
-                max_request_size=MAX_MESSAGE_BYTES,
-                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
-                max_block_ms=CONNECT_TIMEOUT_MS,
-                allow_auto_create_topics=False,  # the broker's own settings would lose records early
-                partitioner=TracePartitioner(),
-            ),
-        )
+    def _writer(self) -> Writer:
+        with self._lock:
+            writer: Writer | None = self._clients.get("writer")
+            if writer is not None and not writer.usable:
+                writer.close()
+                writer = None
+            if writer is None:
+                self._await_broker()
+                writer = self._clients["writer"] = self._new_writer()
+            return writer
+
+    def _new_writer(self) -> Writer:
+        if self._fast:
+            from nightschool.stream.kafka_fast import FastWriter
+
+            return FastWriter(self._connection)
+        from nightschool.stream.kafka_plain import PlainWriter
+
+        return PlainWriter(self._connection)
 
     def _consumer(self) -> Any:
         return KafkaConsumer(
-            **self._connection(),
+            **self._settings(),
             metrics_enabled=False,
             group_id=None,
             enable_auto_commit=False,
@@ -192,15 +220,19 @@ class KafkaStream:
             max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
         )
 
-    def _connection(self) -> dict[str, Any]:
-        """Settings of every client, once a broker listens: a client that finds none leaves its thread behind."""
-        _await_any(self._bootstrap)
+    def _settings(self) -> dict[str, Any]:
+        """Settings of every kafka-python client, once a broker listens: a client that finds none leaves its thread behind."""
+        self._await_broker()
         return {
-            "bootstrap_servers": self._bootstrap,
+            **self._connection.security.for_kafka_python(),
+            "bootstrap_servers": list(self._connection.bootstrap),
             "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
             "reconnect_backoff_max_ms": 1_000,
         }
+
+    def _await_broker(self) -> None:
+        await_any(self._connection.bootstrap)
 
     def _client(self, name: str, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -216,22 +248,14 @@ class KafkaStream:
             raise RecordError(f"Kafka refuses a record as too large, split it before appending: {error}") from error
         except KafkaError as error:
             raise StreamUnavailable(
-                f"Kafka at {','.join(self._bootstrap)} cannot be used now, try again: {type(error).__name__}: {error}"
+                f"Kafka at {self._connection} cannot be used now, try again: {type(error).__name__}: {error}"
             ) from error
-
-    def _discard(self, producer: Any) -> None:
-        """Give up a producer that failed: one that let a batch expire never sends again (kafka-python 3.0.12)."""
-        with self._lock:
-            if self._clients.get("producer") is not producer:
-                return  # another thread has done it
-            del self._clients["producer"]
-        _close(producer)
 
     def close(self) -> None:
         with self._lock:
             clients, self._clients = self._clients, {}
         for client in clients.values():
-            _close(client)
+            client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -240,14 +264,8 @@ class KafkaStream:
         self.close()
 
 
-def _close(client: Any) -> None:
-    """Close at once. What a producer still holds was never acknowledged, and waiting for it may take forever."""
-    if isinstance(client, KafkaProducer):
-        client._sender.force_close()  # its close() first waits for every batch, also for those that will never be sent
-    client.close()
-
-
-def _await_any(bootstrap: Sequence[str]) -> None:
+def await_any(bootstrap: Sequence[str]) -> None:
+    """Return once one of the brokers listens, else `StreamUnavailable` with what each said."""
     refusals = []
     for server in bootstrap:
         host, _, port = server.rpartition(":")
@@ -258,20 +276,6 @@ def _await_any(bootstrap: Sequence[str]) -> None:
         else:
             return
     raise StreamUnavailable(f"no Kafka broker can be reached, try again ({'; '.join(refusals)})")
-
-
-def topic_settings(topic: str, *, brokers: int) -> dict[str, str]:
-    """Settings of a new topic. Spans outlive the 30 days in which an outcome may come; outcomes are never compacted."""
-    kind = topic.rpartition(".")[2]
-    days = {"outcomes": 90, "dlq": 14}.get(kind, 32)
-    return {
-        "cleanup.policy": "delete",
-        "retention.ms": str(days * _DAY_MS),
-        "message.timestamp.type": "LogAppendTime",
-        "max.message.bytes": str(MAX_MESSAGE_BYTES),
-        "compression.type": "zstd",
-        "min.insync.replicas": "2" if brokers >= REPLICAS else "1",
-    }
 
 
 def _consume(consumer: Any, at: Any, end: int) -> Iterator[StoredRecord]:

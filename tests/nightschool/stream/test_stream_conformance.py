@@ -41,13 +41,15 @@ class SqliteHarness:
 
 
 class KafkaHarness:
-    """The same for Kafka."""
+    """The same for Kafka, written through librdkafka (`fast`) or kafka-python."""
 
-    def __init__(self, bootstrap: str) -> None:
-        self.bootstrap = bootstrap
+    def __init__(self, bootstrap: str, *, fast: bool) -> None:
+        self.bootstrap, self.fast = bootstrap, fast
 
     def open(self) -> Stream:
-        return open_stream(f"kafka://{self.bootstrap}", partitions=PARTITIONS)
+        from nightschool.stream.kafka import KafkaStream
+
+        return KafkaStream([self.bootstrap], partitions=PARTITIONS, fast=self.fast)
 
     def _admin(self, call: Callable[[Any], object]) -> None:
         from kafka import KafkaAdminClient
@@ -67,11 +69,11 @@ class KafkaHarness:
 Harness = SqliteHarness | KafkaHarness
 
 
-@pytest.fixture(params=["sqlite", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=pytest.mark.kafka) for name in ("kafka", "kafka-fast"))])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
     if request.param == "sqlite":
         return SqliteHarness(tmp_path)
-    return KafkaHarness(request.getfixturevalue("kafka_broker").bootstrap)
+    return KafkaHarness(request.getfixturevalue("kafka_broker").bootstrap, fast=request.param == "kafka-fast")
 
 
 @pytest.fixture

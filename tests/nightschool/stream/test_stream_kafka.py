@@ -14,7 +14,9 @@ import pytest
 
 from nightschool.errors import StreamUnavailable
 from nightschool.stream import Offset, Record, open_stream
-from nightschool.stream.kafka import DELIVERY_TIMEOUT_MS, topic_settings
+from nightschool.stream.kafka import KafkaStream
+from nightschool.stream.kafka_limits import DELIVERY_TIMEOUT_MS
+from nightschool.stream.kafka_topics import plan_of
 
 pytestmark = pytest.mark.kafka
 
@@ -74,12 +76,24 @@ def test_topics_are_created_with_our_settings(kafka_broker: Any, topic: str) -> 
 
 def test_settings_follow_the_kind_of_topic_and_the_cluster() -> None:
     """Outcomes stay 90 days, dead letters 14, the rest 32; with three brokers an acknowledgement means two copies."""
-    days = {
-        name: int(topic_settings(name, brokers=1)["retention.ms"]) / 86_400_000
-        for name in ("ns.otlp_spans", "ns.outcomes", "ns.dlq")
+    plans = {name: plan_of(name, partitions=12, brokers=1) for name in ("ns.otlp_spans", "ns.outcomes", "ns.dlq", "ns.erasure")}
+    assert {name: int(plan.settings.get("retention.ms", 0)) / 86_400_000 for name, plan in plans.items()} == {
+        "ns.otlp_spans": 32,
+        "ns.outcomes": 90,
+        "ns.dlq": 14,
+        "ns.erasure": 0,
     }
-    assert days == {"ns.otlp_spans": 32, "ns.outcomes": 90, "ns.dlq": 14}
-    assert [topic_settings("t", brokers=n)["min.insync.replicas"] for n in (1, 2, 3, 9)] == ["1", "1", "2", "2"]
+    assert {name: plan.settings["cleanup.policy"] for name, plan in plans.items() if name == "ns.erasure"} == {
+        "ns.erasure": "compact"
+    }
+    assert [plan.partitions for plan in plans.values()] == [12, 12, 3, 1]
+    clusters = [plan_of("t", partitions=1, brokers=count) for count in (1, 2, 3, 9)]
+    assert [(plan.settings["min.insync.replicas"], plan.replicas) for plan in clusters] == [
+        ("1", 1),
+        ("1", 2),
+        ("2", 3),
+        ("2", 3),
+    ]
 
 
 def test_an_absent_broker_is_unavailable(unused_port: int) -> None:
@@ -93,7 +107,10 @@ def test_an_absent_broker_is_unavailable(unused_port: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-def test_a_killed_broker_loses_nothing_acknowledged(kafka_broker: Any, topic: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_a_killed_broker_loses_nothing_acknowledged(
+    kafka_broker: Any, topic: str, fast: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Around SIGKILL and restart of the broker an append is stored or refused, and afterwards appends work again."""
     caplog.set_level(logging.CRITICAL, logger="kafka")  # captured log records would hold the connections they are about
     acknowledged: dict[Offset, bytes] = {}
@@ -116,7 +133,7 @@ def test_a_killed_broker_loses_nothing_acknowledged(kafka_broker: Any, topic: st
                     recovered.set()
 
     restarted = threading.Event()
-    with open_stream(f"kafka://{kafka_broker.bootstrap}", partitions=2) as stream:
+    with KafkaStream([kafka_broker.bootstrap], partitions=2, fast=fast) as stream:
         stream.append(topic, [Record(b"first", b"first")])
         writer = threading.Thread(target=write)
         writer.start()
