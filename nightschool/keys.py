@@ -34,6 +34,11 @@ class KeyRing:
                 if (owner := self._tenants.setdefault(digest, tenant)) != tenant:
                     raise ConfigError(f"tenants {owner!r} and {tenant!r} share a key; allowed is one tenant a key, make another")
 
+    @property
+    def tenants(self) -> list[str]:
+        """Every tenant that has a key, in order."""
+        return sorted(set(self._tenants.values()))
+
     def tenant_of(self, authorization: str | None) -> str | None:
         """The tenant of an `Authorization: Bearer KEY` header; None for none, another scheme or an unknown key."""
         scheme, _, key = (authorization or "").partition(" ")
@@ -43,7 +48,12 @@ class KeyRing:
 
 
 def subject_of(secret: str, user: str) -> str:
-    """The pseudonym of `user`: a keyed hash, equal for the same user and secret, of 128 bits in hex."""
+    """The pseudonym of `user`: a keyed hash, equal for the same user and secret, of 128 bits in hex.
+
+    An empty secret is a `ConfigError`: anybody could compute such pseudonyms and find the user behind one.
+    """
+    if not secret:
+        raise ConfigError("the secret behind pseudonyms is empty; give the tenant's API key or a subject_key")
     return hmac.new(secret.encode("utf-8", "surrogatepass"), user.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[
         :32
     ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv
 from nightschool.errors import RecordError
 from nightschool.outcomes import Outcome, from_log_record
-from nightschool_collector.spans import NO_TRACE, Sorted
-from nightschool_collector.splitting import MAX_ITEM_BYTES, Splitter, shared_by
+from nightschool_collector.spans import NO_TRACE, Sorted, reject
+from nightschool_collector.splitting import MAX_ITEM_BYTES, Splitter
+from nightschool_collector.wire import scopes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +23,26 @@ class SortedLogs:
     other: Sorted
 
 
-def sort_logs(request: ExportLogsServiceRequest) -> SortedLogs:
+def sort_logs(request: bytes) -> SortedLogs:
     """`gen_ai.evaluation.result` events checked as outcomes; every other log record kept as it is."""
     outcomes: list[Outcome] = []
-    splitter, rejected, reason = Splitter(), 0, ""
-    for resource_logs in request.resource_logs:
-        for scope_logs in resource_logs.scope_logs:
-            shared = shared_by(resource_logs, scope_logs)
-            for log in scope_logs.log_records:
-                fault = ""
-                if log.event_name == semconv.GEN_AI_EVALUATION_RESULT:
-                    try:
-                        outcomes.append(from_log_record(log))
-                    except RecordError as error:
-                        fault = str(error)
-                elif not splitter.add(_trace_key(log), shared, log):
-                    fault = f"a log record has more than {MAX_ITEM_BYTES} bytes: shorten it"
-                if fault:
-                    rejected += 1
-                    reason = reason or fault
+    splitter, rejected, num_others = Splitter(), [], 0
+    for shared, items in scopes(request):
+        for tag, start, end in items:
+            log, fault = LogRecord.FromString(request[start:end]), ""
+            if log.event_name == semconv.GEN_AI_EVALUATION_RESULT:
+                try:
+                    outcomes.append(from_log_record(log))
+                except RecordError as error:
+                    fault = str(error)
+            elif splitter.add(_trace_key(log), shared, request[tag:end]):
+                num_others += 1
+            else:
+                fault = f"a log record has more than {MAX_ITEM_BYTES} bytes: shorten it"
+            if fault:
+                rejected.append(reject(fault, log.trace_id, shared, request[tag:end]))
     records = [(key or _content_key(value), value) for key, value in splitter.records()]
-    return SortedLogs(outcomes, Sorted(records, rejected, reason))
+    return SortedLogs(outcomes, Sorted(records, num_others, rejected))
 
 
 def _trace_key(log: LogRecord) -> bytes:

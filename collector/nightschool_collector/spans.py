@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
-
-from nightschool_collector.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Splitter, shared_by
+from nightschool_collector.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Splitter
+from nightschool_collector.wire import Shared, fields, frame_one, scopes
 
 NO_TRACE, NO_SPAN = bytes(16), bytes(8)
+_TRACE_ID, _SPAN_ID = 1, 2  # fields of a span
+
+
+class Rejected(NamedTuple):
+    """An item that can never be stored where it belongs."""
+
+    reason: str
+    key: bytes
+    value: bytes
+    """The item as it came, in a request of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,44 +26,55 @@ class Sorted:
     """What became of a request: the records (key and value), and what can never be stored."""
 
     records: list[tuple[bytes, bytes]]
-    rejected: int = 0
-    reason: str = ""
-    """Of the first item that was rejected."""
+    num_items: int
+    """Spans or log records in `records`."""
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all values; more than the request had when its items share much."""
+        return sum([len(value) for _, value in self.records])
 
 
-def sort_spans(request: ExportTraceServiceRequest, raw: bytes | None) -> Sorted:
-    """The records of a request. `raw` is its protobuf as received, stored unchanged when all of it is one trace."""
-    if raw is not None and len(raw) <= SPLIT_BYTES and (only := _only_trace(request)):
-        return Sorted([(only.hex().encode(), raw)])
-    splitter, rejected, reason = Splitter(), 0, ""
-    for resource_spans in request.resource_spans:
-        for scope_spans in resource_spans.scope_spans:
-            shared = shared_by(resource_spans, scope_spans)
-            for span in scope_spans.spans:
-                fault = _fault(span)
-                if not fault and not splitter.add(span.trace_id.hex().encode(), shared, span):
-                    fault = f"span {span.span_id.hex()} has more than {MAX_ITEM_BYTES} bytes: shorten its attributes"
-                if fault:
-                    rejected += 1
-                    reason = reason or fault
-    return Sorted(list(splitter.records()), rejected, reason)
+def sort_spans(request: bytes) -> Sorted:
+    """The records of a checked protobuf request, stored unchanged when all of it is one trace."""
+    splitter, rejected, num_spans = Splitter(), [], 0
+    for shared, spans in scopes(request):
+        for tag, start, end in spans:
+            # Every encoder that we know writes the ids first; any other order is read field by field.
+            if request[start : start + 2] == b"\x0a\x10" and request[start + 18 : start + 20] == b"\x12\x08":
+                trace_id, span_id = request[start + 2 : start + 18], request[start + 20 : start + 28]
+            else:
+                trace_id, span_id = _ids(request, start, end)
+            num_spans += 1
+            fault = _fault(trace_id, span_id)
+            if not fault and not splitter.add(trace_id.hex().encode(), shared, request[tag:end]):
+                fault = f"span {span_id.hex()} has more than {MAX_ITEM_BYTES} bytes: shorten its attributes"
+            if fault:
+                rejected.append(reject(fault, trace_id, shared, request[tag:end]))
+    keys = splitter.keys
+    if len(keys) == 1 and not rejected and len(request) <= SPLIT_BYTES:
+        return Sorted([(keys[0], request)], num_spans)
+    return Sorted(list(splitter.records()), num_spans - len(rejected), rejected)
 
 
-def _only_trace(request: ExportTraceServiceRequest) -> bytes | None:
-    """The one trace id of a request in which every span is sound; else None."""
-    only = None
-    for resource_spans in request.resource_spans:
-        for scope_spans in resource_spans.scope_spans:
-            for span in scope_spans.spans:
-                if _fault(span) or (only is not None and span.trace_id != only):
-                    return None
-                only = span.trace_id
-    return only
+def reject(reason: str, trace_id: bytes, shared: Shared, item: bytes) -> Rejected:
+    return Rejected(reason, trace_id[: len(NO_TRACE)].hex().encode(), frame_one(shared, item))
 
 
-def _fault(span: Span) -> str:
-    """Why `span` can never be used; empty if it can."""
-    trace_id, span_id = span.trace_id, span.span_id
+def _ids(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+    """Trace and span id of a span; the last wins, as in every protobuf library."""
+    trace_id = span_id = b""
+    for number, at, stop in fields(request, start, end):
+        if number == _TRACE_ID:
+            trace_id = request[at:stop]
+        elif number == _SPAN_ID:
+            span_id = request[at:stop]
+    return trace_id, span_id
+
+
+def _fault(trace_id: bytes, span_id: bytes) -> str:
+    """Why a span of these ids can never be used; empty if it can."""
     if len(trace_id) != len(NO_TRACE) or trace_id == NO_TRACE:
         return f"trace id {trace_id[:32].hex()!r} is not 16 bytes, or all zero"
     if len(span_id) != len(NO_SPAN) or span_id == NO_SPAN:

@@ -135,8 +135,8 @@ def test_unknown_formats_and_encodings_are_refused_with_what_is_allowed(collecto
     assert answer.status_code == 415
     assert "application/x-protobuf and application/json" in answer.json()["message"]
     answer = collector.post(path, b"", content_encoding="br")
-    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, identity")
-    assert "allowed are gzip and identity" in Status.FromString(answer.content).message
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, zstd, identity")
+    assert "allowed are gzip, zstd and identity" in Status.FromString(answer.content).message
 
 
 class AwayStream:

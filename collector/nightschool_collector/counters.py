@@ -1,0 +1,94 @@
+"""What the collector counts, as `/metrics` shows it.
+
+Every series is known when the collector starts (tenants and reasons are fixed), so a process keeps its numbers in one row of
+an array. Several worker processes share the array: each writes its own row, and whichever answers adds all rows up.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from threading import Lock
+
+from nightschool_collector.admission import Lane
+from nightschool_collector.refusal import REASONS
+
+SIGNALS = ("traces", "logs", "outcomes")
+NOBODY = ""  # the tenant of a request whose key nobody has
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_PREFIX = "nightschool_collector"
+# Each of a tenant and a signal; refusals also of a reason.
+_COUNTERS = {
+    "accepted_requests": "Requests that were stored and acknowledged.",
+    "accepted_items": "Spans, log records and outcomes that were stored and acknowledged.",
+    "rejected_items": "Spans, log records and outcomes that can never be stored where they belong, written to ns.dlq.",
+    "received_bytes": "Bytes of acknowledged requests, decompressed.",
+}
+_REFUSED = "refused_requests"
+
+Series = tuple[str, ...]
+
+
+class Counters:
+    """The numbers of this process, and the sum over all processes that share them."""
+
+    def __init__(self, tenants: Iterable[str], *, num_workers: int = 1) -> None:
+        self.tenants = (*tenants, NOBODY)
+        named = product(_COUNTERS, self.tenants, SIGNALS)
+        refused = product((_REFUSED,), self.tenants, SIGNALS, REASONS)
+        in_flight = (("in_flight", lane) for lane in Lane)
+        self._place: dict[Series, int] = {series: n for n, series in enumerate((*named, *refused, *in_flight))}
+        self._num_workers, self._first = num_workers, 0
+        self._numbers = memoryview(mmap.mmap(-1, len(self._place) * num_workers * 8)).cast("q")
+        self._lock = Lock()
+
+    def be_worker(self, index: int) -> None:
+        """Write the row of worker `index` from now on."""
+        self._first = index * len(self._place)
+
+    def accepted(self, tenant: str, signal: str, *, items: int, rejected: int, num_bytes: int) -> None:
+        added = {"accepted_requests": 1, "accepted_items": items, "rejected_items": rejected, "received_bytes": num_bytes}
+        with self._lock:
+            for name, number in added.items():
+                self._numbers[self._first + self._place[name, tenant, signal]] += number
+
+    def refused(self, tenant: str, signal: str, reason: str) -> None:
+        reason = reason if reason in REASONS else "other"
+        with self._lock:
+            self._numbers[self._first + self._place[_REFUSED, tenant, signal, reason]] += 1
+
+    def in_flight(self, lane: Lane, num_bytes: int) -> None:
+        self._numbers[self._first + self._place["in_flight", lane]] = num_bytes
+
+    def total(self, *series: str) -> int:
+        """A series summed over the workers."""
+        at = self._place[series]
+        return sum(self._numbers[at + worker * len(self._place)] for worker in range(self._num_workers))
+
+    def text(self, *, by_tenant: bool) -> str:
+        """The Prometheus exposition; without tenants' names and shares unless `by_tenant`."""
+        lines: list[str] = []
+        for name, meaning in (*_COUNTERS.items(), (_REFUSED, "Requests that were refused; nothing of them was stored.")):
+            lines += (f"# HELP {_PREFIX}_{name}_total {meaning}", f"# TYPE {_PREFIX}_{name}_total counter")
+            lines += self._samples(name, self._split(by_tenant))
+        lines += (
+            f"# HELP {_PREFIX}_in_flight_bytes Bytes admitted and not yet answered.",
+            f"# TYPE {_PREFIX}_in_flight_bytes gauge",
+        )
+        lines += (f'{_PREFIX}_in_flight_bytes{{lane="{lane}"}} {self.total("in_flight", lane)}' for lane in Lane)
+        return "\n".join(lines) + "\n"
+
+    def _split(self, by_tenant: bool) -> list[tuple[str, Sequence[str]]]:
+        """The label of each group of tenants, and who is in it."""
+        if not by_tenant:
+            return [("", self.tenants)]
+        return [(f'tenant="{tenant}",', (tenant,)) for tenant in self.tenants]
+
+    def _samples(self, name: str, split: list[tuple[str, Sequence[str]]]) -> Iterator[str]:
+        for (label, tenants), signal in product(split, SIGNALS):
+            for reason in REASONS if name == _REFUSED else ("",):
+                rest = (signal, reason) if reason else (signal,)
+                total = sum(self.total(name, tenant, *rest) for tenant in tenants)
+                labels = f'{label}signal="{signal}"' + (f',reason="{reason}"' if reason else "")
+                yield f"{_PREFIX}_{name}_total{{{labels}}} {total}"
