@@ -1,18 +1,17 @@
 """Outcome records: what happened after an answer. Parsed from JSON, carried as OpenTelemetry log records.
 
-An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue finally chosen) or an edit
-(the human's own final text). It may come before its trace, days later, be corrected, or be retracted. On the wire it is the
-GenAI event `gen_ai.evaluation.result` plus `nightschool.outcome.*`, since no feedback event exists in the conventions.
+An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue finally chosen), an edit (what the
+human made of the answer) or a demonstration (what the human would have answered, whatever the model did). It may come before its
+trace, days later, be corrected, or be retracted. On the wire it is the GenAI event `gen_ai.evaluation.result` plus
+`nightschool.outcome.*`, since no feedback event exists in the conventions.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -21,15 +20,27 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv
 from nightschool.errors import RecordError, shown
+from nightschool.outcome_fields import (
+    MAX_METADATA_BYTES,
+    SOURCE_KINDS,
+    TARGET_KINDS,
+    Value,
+    answer_of,
+    canonical,
+    parse_final,
+    parse_metadata,
+    parse_optional_text,
+    parse_source,
+    parse_target,
+    parse_text,
+    parse_time,
+    parse_value,
+)
 
-Value = bool | int | float | str | None
-TARGET_KINDS = ("trace_id", "response_id", "conversation_id", "episode_id", "join_key")
-SOURCE_KINDS = ("human", "code", "llm", "system")
-MAX_TEXT_BYTES = 1 << 20
-MAX_METADATA_BYTES = 8 << 10
-MAX_METADATA_DEPTH = 32  # far from Python's recursion limit, however deep in a server's stack it is read again
-_HEX = {"trace_id": 32, "span_id": 16}
-_FIELDS = {"event_id", "target", "name", "value", "edit", "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
+__all__ = ["SOURCE_KINDS", "TARGET_KINDS", "Outcome", "Value", "canonical", "from_log_record", "parse_outcome", "to_logs_request"]
+
+_SAID = ("value", "edit", "demonstration")
+_FIELDS = {"event_id", "target", "name", *_SAID, "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +53,13 @@ class Outcome:
     name: str
     value: Value = None
     final_text: str | None = None
-    """The human's own final answer; what turns an outcome into a demonstration."""
+    """The human's own final answer, as text."""
+    final_messages: Sequence[Mapping[str, Any]] | None = None
+    """The same as messages; the last one of the assistant is the answer."""
+    is_demonstration: bool = False
+    """The final answer was not made from the model's, so nothing is measured between the two."""
     original_sha256: str | None = None
+    """SHA-256 in hex of the text that was edited, where the app has it: says which answer of a trace it was."""
     op: Literal["set", "retract"] = "set"
     source_kind: str = "human"
     source_id: str = ""
@@ -60,6 +76,11 @@ class Outcome:
         return next(kind for kind in TARGET_KINDS if kind in self.target)
 
     @property
+    def final_answer(self) -> str | None:
+        """The human's own answer as text; None when the outcome is a value."""
+        return answer_of(self.final_messages) if self.final_messages is not None else self.final_text
+
+    @property
     def id(self) -> str:
         return self.event_id or hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
 
@@ -73,10 +94,10 @@ class Outcome:
         """The JSON body of `POST /v1/outcomes` that means this record."""
         body: dict[str, Any] = {"target": dict(self.target), "name": self.name, "op": self.op}
         body["source"] = {"kind": self.source_kind, "id": self.source_id}
-        if self.final_text is not None:
-            body["edit"] = {"final_text": self.final_text}
-            if self.original_sha256:
-                body["edit"]["original_sha256"] = self.original_sha256
+        if self.final_text is not None or self.final_messages is not None:
+            held = {name: getattr(self, name) for name in ("final_text", "final_messages", "original_sha256")}
+            said = "demonstration" if self.is_demonstration else "edit"
+            body[said] = {name: value for name, value in held.items() if value is not None}
         elif self.op == "set" or self.value is not None:
             body["value"] = self.value
         if self.occurred_at_ns is not None:
@@ -85,11 +106,6 @@ class Outcome:
             if getattr(self, name):
                 body[name] = getattr(self, name)
         return body
-
-
-def canonical(data: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces, no NaN."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 # --- JSON -> Outcome ----------------------------------------------------------------------------------------------------
@@ -102,149 +118,28 @@ def parse_outcome(body: Any) -> Outcome:
     op = body.get("op", "set")
     if op not in ("set", "retract"):
         raise RecordError(f"op is {shown(op)}; allowed are 'set' and 'retract'")
-    edit = _parse_edit(body.get("edit"))
-    if op == "set" and edit is None and "value" not in body:
-        raise RecordError("an outcome needs a 'value' or an 'edit' with 'final_text'; got neither")
-    if edit is not None and "value" in body:
-        raise RecordError("an outcome has either a 'value' or an 'edit', got both")
-    kind, source_id = _parse_source(body.get("source"))
+    said = [name for name in _SAID if name in body and (name == "value" or body[name] is not None)]
+    if op == "set" and not said:
+        raise RecordError("an outcome needs a 'value', or an 'edit' or a 'demonstration' with 'final_text'; got none of them")
+    if len(said) > 1:
+        raise RecordError(f"an outcome has one of {', '.join(_SAID)}, got {' and '.join(said)}")
+    final = parse_final(body[said[0]], said[0]) if said and said[0] != "value" else {}
+    kind, source_id = parse_source(body.get("source"))
     return Outcome(
-        target=_parse_target(body.get("target")),
-        name=_text(body.get("name"), "name", limit=256),
-        value=_parse_value(body.get("value")),
-        final_text=edit["final_text"] if edit else None,
-        original_sha256=edit.get("original_sha256") if edit else None,
+        target=parse_target(body.get("target")),
+        name=parse_text(body.get("name"), "name", limit=256),
+        value=parse_value(body.get("value")),
+        **final,
+        is_demonstration=said == ["demonstration"],
         op=op,
         source_kind=kind,
         source_id=source_id,
-        occurred_at_ns=_parse_time(body.get("occurred_at")),
-        comment=_optional_text(body.get("comment"), "comment", limit=MAX_METADATA_BYTES),
-        metadata=_parse_metadata(body.get("metadata")),
-        policy_version=_optional_text(body.get("policy_version"), "policy_version", limit=256),
-        event_id=_optional_text(body.get("event_id"), "event_id", limit=256) or "",
+        occurred_at_ns=parse_time(body.get("occurred_at")),
+        comment=parse_optional_text(body.get("comment"), "comment", limit=MAX_METADATA_BYTES),
+        metadata=parse_metadata(body.get("metadata")),
+        policy_version=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
+        event_id=parse_optional_text(body.get("event_id"), "event_id", limit=256) or "",
     )
-
-
-def _text(value: Any, name: str, *, limit: int) -> str:
-    if not isinstance(value, str) or not value:
-        raise RecordError(f"{name} is {shown(value)}; it must be a non-empty string")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as error:
-        raise RecordError(f"{name} holds a lone surrogate and is not Unicode text: {error.reason}") from None
-    if size > limit:
-        raise RecordError(f"{name} has {size} bytes; at most {limit} are allowed")
-    return value
-
-
-def _optional_text(value: Any, name: str, *, limit: int) -> str | None:
-    return None if value is None else _text(value, name, limit=limit)
-
-
-def _parse_target(target: Any) -> dict[str, Any]:
-    if not isinstance(target, dict):
-        raise RecordError(f"target is {shown(target)}; it must be an object with exactly one of {', '.join(TARGET_KINDS)}")
-    kinds = [kind for kind in TARGET_KINDS if kind in target]
-    extra = {"trace_id": "span_id", "conversation_id": "turn"}.get(kinds[0]) if len(kinds) == 1 else None
-    if len(kinds) != 1 or set(target) - {kinds[0], extra}:
-        raise RecordError(f"target has the fields {shown(sorted(target))}; it must have exactly one of {', '.join(TARGET_KINDS)}")
-    kind = kinds[0]
-    if kind == "join_key":
-        join = target[kind]
-        if not isinstance(join, dict) or set(join) != {"ns", "id"}:
-            raise RecordError(f"target.join_key is {shown(join)}; it must be {{'ns': ..., 'id': ...}}")
-        return {kind: {name: _text(join[name], f"target.join_key.{name}", limit=256) for name in ("ns", "id")}}
-    checked: dict[str, Any] = {kind: _text(target[kind], f"target.{kind}", limit=512)}
-    if "span_id" in target:
-        checked["span_id"] = _text(target["span_id"], "target.span_id", limit=16)
-    if "turn" in target:
-        turn = target["turn"]
-        if not isinstance(turn, int) or isinstance(turn, bool) or not 0 <= turn < 1 << 31:
-            raise RecordError(f"target.turn is {shown(turn)}; it must be a whole number from 0")
-        checked["turn"] = turn
-    for name, digits in _HEX.items():
-        if name in checked and (not re.fullmatch(rf"[0-9a-f]{{{digits}}}", checked[name]) or not checked[name].strip("0")):
-            raise RecordError(f"target.{name} is {shown(checked[name])}; it must be {digits} lowercase hex digits, not all zero")
-    return checked
-
-
-def _parse_source(source: Any) -> tuple[str, str]:
-    if not isinstance(source, dict) or set(source) - {"kind", "id"}:
-        raise RecordError(f"source is {shown(source)}; it must be {{'kind': one of {', '.join(SOURCE_KINDS)}, 'id': pseudonym}}")
-    if source.get("kind") not in SOURCE_KINDS:
-        raise RecordError(f"source.kind is {shown(source.get('kind'))}; allowed are {', '.join(SOURCE_KINDS)}")
-    return source["kind"], _optional_text(None if source.get("id") == "" else source.get("id"), "source.id", limit=256) or ""
-
-
-def _parse_edit(edit: Any) -> dict[str, str] | None:
-    if edit is None:
-        return None
-    if not isinstance(edit, dict) or set(edit) - {"final_text", "original_sha256"}:
-        raise RecordError(f"edit is {shown(edit)}; it must be {{'final_text': ..., 'original_sha256': optional}}")
-    checked = {"final_text": _text(edit.get("final_text"), "edit.final_text", limit=MAX_TEXT_BYTES)}
-    if (original := edit.get("original_sha256")) is not None:
-        if not isinstance(original, str) or not re.fullmatch(r"[0-9a-f]{64}", original):
-            raise RecordError(f"edit.original_sha256 is {shown(original)}; it must be 64 lowercase hex digits")
-        checked["original_sha256"] = original
-    return checked
-
-
-def _parse_value(value: Any) -> Value:
-    if isinstance(value, str):
-        return _text(value, "value", limit=MAX_TEXT_BYTES) if value else value
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int) and abs(value) < 1 << 63:
-        return value
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return value
-    raise RecordError(f"value is {shown(value)}; it must be a bool, a finite number, a string or null")
-
-
-def _parse_time(value: Any) -> int | None:
-    """RFC 3339 text, or nanoseconds since the epoch as a whole number; 0 is unknown, as in OTLP."""
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
-        return value or None
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=UTC)
-            since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-        except (ValueError, OverflowError):
-            pass
-        else:
-            nanoseconds = (since.days * 86400 + since.seconds) * 10**9 + since.microseconds * 1000
-            if 0 <= nanoseconds < 1 << 63:
-                return nanoseconds or None
-    raise RecordError(
-        f"occurred_at is {shown(value)}; it must be RFC 3339 like '2026-01-31T12:00:00Z', or nanoseconds since 1970"
-    )
-
-
-def _parse_metadata(metadata: Any) -> dict[str, Any]:
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, dict) or _nests_deeper_than(MAX_METADATA_DEPTH, metadata):
-        raise RecordError(f"metadata is {shown(metadata)}; it must be an object, at most {MAX_METADATA_DEPTH} levels deep")
-    try:
-        size = len(canonical(metadata).encode())
-    except (TypeError, ValueError, RecursionError):
-        raise RecordError(
-            "metadata must be what JSON can carry; it holds NaN, infinity, a lone surrogate or another type"
-        ) from None
-    if size > MAX_METADATA_BYTES:
-        raise RecordError(f"metadata has {size} bytes; at most {MAX_METADATA_BYTES} are allowed")
-    return metadata
-
-
-def _nests_deeper_than(levels: int, value: Any) -> bool:
-    if not isinstance(value, (dict, list, tuple)):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_nests_deeper_than(levels - 1, child) for child in children)
 
 
 # --- Outcome <-> OTLP log record ----------------------------------------------------------------------------------------
@@ -268,7 +163,9 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
         semconv.GEN_AI_CONVERSATION_ID: outcome.target.get("conversation_id"),
         semconv.OUTCOME_VALUE: outcome.value,
         semconv.OUTCOME_FINAL_TEXT: outcome.final_text,
+        semconv.OUTCOME_FINAL_MESSAGES: canonical(outcome.final_messages) if outcome.final_messages is not None else None,
         semconv.OUTCOME_ORIGINAL_SHA256: outcome.original_sha256,
+        semconv.OUTCOME_DEMONSTRATION: outcome.is_demonstration or None,
         semconv.OUTCOME_METADATA: canonical(outcome.metadata) if outcome.metadata else None,
         semconv.POLICY_VERSION: outcome.policy_version,
     }
@@ -297,9 +194,13 @@ def from_log_record(log: LogRecord) -> Outcome:
     value = attributes.get(semconv.OUTCOME_VALUE, attributes.get(semconv.GEN_AI_EVALUATION_SCORE_LABEL))
     if value is None:
         value = attributes.get(semconv.GEN_AI_EVALUATION_SCORE_VALUE)
+    occurred_ns = log.time_unix_nano or log.observed_time_unix_nano
+    if occurred_ns >= 1 << 63:
+        raise RecordError(f"time_unix_nano is {occurred_ns}; it must be nanoseconds since 1970, below 2^63")
     try:
         metadata = json.loads(attributes.get(semconv.OUTCOME_METADATA, "{}"))
         target = _log_target(log, attributes)
+        final = _log_final(attributes)
     except (TypeError, ValueError, RecursionError) as error:
         raise RecordError(f"outcome log record cannot be read: {error}") from None
     body: dict[str, Any] = {
@@ -310,19 +211,28 @@ def from_log_record(log: LogRecord) -> Outcome:
             "kind": attributes.get(semconv.OUTCOME_SOURCE_KIND, "system"),
             "id": attributes.get(semconv.OUTCOME_SOURCE_ID, ""),
         },
-        "occurred_at": log.time_unix_nano or log.observed_time_unix_nano,
         "comment": attributes.get(semconv.GEN_AI_EVALUATION_EXPLANATION) or None,
         "metadata": metadata,
         "policy_version": attributes.get(semconv.POLICY_VERSION),
         "event_id": attributes.get(semconv.OUTCOME_ID),
     }
-    if semconv.OUTCOME_FINAL_TEXT in attributes:
-        body["edit"] = {"final_text": attributes[semconv.OUTCOME_FINAL_TEXT]}
-        if original := attributes.get(semconv.OUTCOME_ORIGINAL_SHA256):
-            body["edit"]["original_sha256"] = original
+    if final:
+        body["demonstration" if attributes.get(semconv.OUTCOME_DEMONSTRATION) else "edit"] = final
     else:
         body["value"] = value
-    return parse_outcome(body)
+    # Not through the body: there a number's unit is told by its size, here it is known.
+    return replace(parse_outcome(body), occurred_at_ns=occurred_ns or None)
+
+
+def _log_final(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    final: dict[str, Any] = {}
+    if semconv.OUTCOME_FINAL_TEXT in attributes:
+        final["final_text"] = attributes[semconv.OUTCOME_FINAL_TEXT]
+    if semconv.OUTCOME_FINAL_MESSAGES in attributes:
+        final["final_messages"] = json.loads(attributes[semconv.OUTCOME_FINAL_MESSAGES])
+    if final and (original := attributes.get(semconv.OUTCOME_ORIGINAL_SHA256)):
+        final["original_sha256"] = original
+    return final
 
 
 def _log_target(log: LogRecord, attributes: Mapping[str, Any]) -> dict[str, Any]:

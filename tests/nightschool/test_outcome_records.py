@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -67,14 +67,19 @@ JSON_VALUES = st.recursive(
     max_leaves=6,
 )
 COMMON: dict[str, st.SearchStrategy[Any]] = {
-    "occurred_at": st.integers(1, 2**63 - 1),
+    "occurred_at": st.integers(946_684_800 * 10**9, 4_102_444_800 * 10**9 - 1),
     "comment": TEXT,
     "metadata": st.dictionaries(TEXT, JSON_VALUES, max_size=3),
     "policy_version": TEXT,
     "event_id": TEXT,
 }
 SOURCES = st.fixed_dictionaries({"kind": st.sampled_from(SOURCE_KINDS)}, optional={"id": TEXT})
-EDITS = st.fixed_dictionaries({"final_text": TEXT}, optional={"original_sha256": hex_id(64)})
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": TEXT}), max_size=2).map(
+    lambda before: [*before, {"role": "assistant", "parts": [{"type": "text", "content": "done"}]}]
+)
+FINALS = st.fixed_dictionaries({"final_text": TEXT}) | st.fixed_dictionaries({"final_messages": MESSAGES})
+ORIGINALS = st.fixed_dictionaries({}, optional={"original_sha256": hex_id(64)})
+EDITS = st.builds(lambda final, original: {**final, **original}, FINALS, ORIGINALS)
 
 
 def bodies(target: st.SearchStrategy[Any], said: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
@@ -82,11 +87,14 @@ def bodies(target: st.SearchStrategy[Any], said: dict[str, st.SearchStrategy[Any
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-@pytest.mark.parametrize("said", [*VALUES, "edit", "retract"])
+@pytest.mark.parametrize("said", [*VALUES, "edit", "demonstration", "retract"])
+@settings(deadline=None, max_examples=30)  # 40 combinations of them
 @given(data=st.data())
 def test_an_outcome_survives_json_and_otlp(kind: str, said: str, data: st.DataObject) -> None:
     """JSON -> record -> JSON -> record, and record -> OTLP bytes -> record, lose and change nothing."""
     fields: dict[str, st.SearchStrategy[Any]] = {"value": VALUES[said]} if said in VALUES else {"edit": EDITS}
+    if said == "demonstration":
+        fields = {"demonstration": FINALS}
     if said == "retract":
         fields = {"op": st.just("retract")}
     outcome = parse_outcome(data.draw(bodies(TARGETS[kind], fields)))
@@ -114,6 +122,21 @@ def test_a_value_keeps_its_type(value: Any, kind: type) -> None:
 def test_metadata_keeps_numbers_of_any_size() -> None:
     """Metadata travels as JSON text: an integer of a hundred digits comes back whole."""
     assert through_otlp(parse_outcome(body(metadata={"n": 10**100, "x": 0.1}))).metadata == {"n": 10**100, "x": 0.1}
+
+
+def test_the_final_answer_is_the_text_of_the_last_assistant_message() -> None:
+    """Messages may be written with parts or as chat APIs do; both mean the same final answer, and a value has none."""
+    thought = {"type": "reasoning", "content": "hm"}
+    parts = [{"role": "user", "content": "hi"}, {"role": "assistant", "parts": [thought, {"type": "text", "content": "cards"}]}]
+    chat = [{"role": "assistant", "content": "no"}, {"role": "assistant", "content": "cards"}, {"role": "tool", "content": "x"}]
+    for final in ({"final_text": "cards"}, {"final_messages": parts}, {"final_messages": chat}):
+        assert parse_outcome(body(value=..., edit=final)).final_answer == "cards"
+    assert parse_outcome(body()).final_answer is None
+
+
+def test_the_time_of_an_event_is_nanoseconds_however_small() -> None:
+    """Only a JSON number's unit is told by its size: an OTLP time means what it says."""
+    assert from_log_record(foreign(GEN_AI_EVALUATION_NAME="x")).occurred_at_ns == 42
 
 
 def test_the_otlp_record_is_the_genai_event() -> None:
@@ -159,7 +182,9 @@ def test_an_id_is_that_of_the_content() -> None:
         {"target": {"episode_id": TRACE}},
         {"source": {"kind": "system", "id": "u1"}},
         {"source": {"kind": "human", "id": "u2"}},
-        {"occurred_at": 1},
+        {"occurred_at": 1_769_860_800},
+        {"value": ..., "edit": {"final_messages": [{"role": "assistant", "content": "cards"}]}},
+        {"value": ..., "demonstration": {"final_text": "cards"}},
         {"comment": "c"},
         {"policy_version": "base"},
         {"metadata": {"a": 1}},
@@ -192,17 +217,42 @@ ALL_KINDS = ", ".join(TARGET_KINDS)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"score": 1}, "unknown field 'score'; allowed are comment, edit, event_id, "),
+        ({"score": 1}, "unknown field 'score'; allowed are comment, demonstration, edit, event_id, "),
         ({"\ud800": 1}, r"unknown field '\\ud800'; allowed are"),
         ({"op": "delete"}, "op is 'delete'; allowed are 'set' and 'retract'"),
         ({"op": ["set"]}, "op is .*; allowed are"),
-        ({"value": ...}, "an outcome needs a 'value' or an 'edit' with 'final_text'; got neither"),
-        ({"edit": {"final_text": "x"}}, "an outcome has either a 'value' or an 'edit', got both"),
-        ({"value": ..., "edit": {}}, "edit.final_text is None; it must be a non-empty string"),
+        ({"value": ...}, "an outcome needs a 'value', or an 'edit' or a 'demonstration' with 'final_text'; got none of them"),
+        ({"edit": {"final_text": "x"}}, "an outcome has one of value, edit, demonstration, got value and edit"),
+        (
+            {"value": ..., "edit": {"final_text": "x"}, "demonstration": {"final_text": "x"}},
+            "an outcome has one of .*, got edit and",
+        ),
+        ({"value": ..., "edit": {}}, "edit is {}; it must hold 'final_text' or 'final_messages', one of the two"),
+        ({"value": ..., "edit": {"final_text": "x", "final_messages": []}}, "edit is .*; it must hold .* one of the two"),
+        ({"value": ..., "edit": {"final_messages": []}}, r"edit.final_messages is \[\]; it must be a list of 1 to 1000 messages"),
+        ({"value": ..., "edit": {"final_messages": "x"}}, "edit.final_messages is 'x'; it must be a list"),
+        (
+            {"value": ..., "edit": {"final_messages": [{"role": "assistant"}]}},
+            r"edit.final_messages\[0\] is .*; it must be {'role'",
+        ),
+        ({"value": ..., "edit": {"final_messages": [{"parts": []}]}}, r"edit.final_messages\[0\] is .*; it must be {'role'"),
+        (
+            {"value": ..., "edit": {"final_messages": [{"role": "user", "content": "x"}]}},
+            "edit.final_messages holds no assistant message with text",
+        ),
+        (
+            {"value": ..., "edit": {"final_messages": [{"role": "assistant", "content": "x" * (1 << 20)}]}},
+            "edit.final_messages has 1048611 bytes; at most 1048576",
+        ),
+        ({"value": ..., "demonstration": {}}, "demonstration is {}; it must hold 'final_text' or 'final_messages'"),
+        (
+            {"value": ..., "demonstration": {"final_text": "x", "original_sha256": "a" * 64}},
+            "demonstration is .*; it must hold 'final_text' or 'final_messages', one of the two$",
+        ),
         ({"value": ..., "edit": {"final_text": ""}}, "edit.final_text is ''; it must be a non-empty string"),
         ({"value": ..., "edit": {"final_text": 3}}, "edit.final_text is 3; it must be a non-empty string"),
-        ({"value": ..., "edit": "x"}, "edit is 'x'; it must be {'final_text'"),
-        ({"value": ..., "edit": {"text": "x"}}, "edit is {'text': 'x'}; it must be"),
+        ({"value": ..., "edit": "x"}, "edit is 'x'; it must hold 'final_text'"),
+        ({"value": ..., "edit": {"text": "x"}}, "edit is {'text': 'x'}; it must hold"),
         ({"value": ..., "edit": {"final_text": "x" * (1 << 20 | 1)}}, "edit.final_text has 1048577 bytes; at most 1048576"),
         (
             {"value": ..., "edit": {"final_text": "x", "original_sha256": "A" * 64}},
@@ -257,7 +307,13 @@ ALL_KINDS = ", ".join(TARGET_KINDS)
         ({"source": {"kind": ["human"]}}, "source.kind is .*; allowed are"),
         ({"source": {"kind": "human", "id": 0}}, "source.id is 0; it must be a non-empty string"),
         ({"source": {"kind": "human", "id": []}}, r"source.id is \[\]; it must be a non-empty string"),
-        ({"occurred_at": -1}, "occurred_at is -1; it must be RFC 3339 like '2026-01-31T12:00:00Z', or nanoseconds since 1970"),
+        (
+            {"occurred_at": -1},
+            "occurred_at is -1; it must be RFC 3339 like '2026-01-31T12:00:00Z', or a whole number of seconds,",
+        ),
+        ({"occurred_at": 20260131}, "occurred_at is 20260131; it must be"),
+        ({"occurred_at": 946_684_799}, "occurred_at is 946684799; it must be"),
+        ({"occurred_at": 4_102_444_800}, "occurred_at is 4102444800; it must be"),
         ({"occurred_at": 2**63}, "occurred_at is 9223372036854775808; it must be"),
         ({"occurred_at": 1.5}, "occurred_at is 1.5; it must be"),
         ({"occurred_at": True}, "occurred_at is True; it must be"),
@@ -302,13 +358,16 @@ def test_deep_metadata_is_refused_before_it_can_overflow_anybody() -> None:
             parse_outcome(body(metadata=nested(levels)))
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: (
             st.lists(inner)
             | st.dictionaries(
-                st.sampled_from(sorted({*PLAIN, *TARGET_KINDS, "op", "edit", "kind", "id", "final_text"})) | st.text(), inner
+                st.sampled_from(sorted({*PLAIN, *TARGET_KINDS, "op", "edit", "kind", "id", "final_text", "final_messages"}))
+                | st.text(),
+                inner,
             )
         ),
     )
@@ -317,7 +376,10 @@ def test_no_json_is_another_error(what: Any) -> None:
     """Whatever JSON a client sends is an Outcome or a RecordError."""
     for candidate in (
         what,
-        *(body(**{name: what}) for name in (*PLAIN, "op", "edit", "occurred_at", "metadata", "comment", "event_id")),
+        *(
+            body(**{name: what})
+            for name in (*PLAIN, "op", "edit", "demonstration", "occurred_at", "metadata", "comment", "event_id")
+        ),
     ):
         try:
             outcome = parse_outcome(candidate)
@@ -335,13 +397,16 @@ def test_no_json_is_another_error(what: Any) -> None:
         ("2026-01-31T13:30:00+01:30", 1769860800 * 10**9),
         ("2026-01-31T12:00:00", 1769860800 * 10**9),
         (1769860800000000001, 1769860800000000001),
+        (1769860800000001, 1769860800000001 * 10**3),
+        (1769860800001, 1769860800001 * 10**6),
+        (1769860801, 1769860801 * 10**9),
         ("1970-01-01T00:00:00Z", None),
         (0, None),
         (None, None),
     ],
 )
 def test_a_time_is_nanoseconds_since_1970(text: Any, nanoseconds: int | None) -> None:
-    """RFC 3339 with any offset (none is UTC) or nanoseconds; 0 is unknown, as in OTLP."""
+    """RFC 3339 with any offset (none is UTC), or a number in the unit that puts it in our century; 0 is unknown, as in OTLP."""
     assert parse_outcome(body(occurred_at=text)).occurred_at_ns == nanoseconds
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from nightschool.outcomes import Outcome, from_log_record
+from nightschool.errors import StreamUnavailable
+from nightschool.outcomes import Outcome, from_log_record, parse_outcome
+from nightschool_collector.outcome_intake import OutcomeIntake
 
 TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -55,6 +57,59 @@ def test_a_batch_is_answered_in_order(collector: Any) -> None:
     assert sorted(read_back(record)[0].id for record in collector.stored(TOPIC)) == ["e-0", "e-1", "e-2"]
 
 
+def test_an_item_of_a_batch_is_wrong_alone(collector: Any) -> None:
+    """What is good in a batch is stored; each wrong item says why, in its place."""
+    answer = post(collector, {"outcomes": [outcome(event_id="a"), outcome(value=...), "\ud800", outcome(event_id="b")]})
+    said = answer.json()["outcomes"]
+    assert (answer.status_code, [item["status"] for item in said]) == (202, ["accepted", "rejected", "rejected", "accepted"])
+    assert said[1]["error"].startswith("an outcome needs a 'value'")
+    assert {read_back(record)[0].id for record in collector.stored(TOPIC)} == {"a", "b"}
+
+
+def test_a_replay_is_a_duplicate_and_stored_once(collector: Any) -> None:
+    """The same id with the same body is accepted again and said to be known: from the header, the body or the content's hash."""
+    for body, headers in ((outcome(event_id="e-1"), {}), (outcome(), {"idempotency_key": "e-2"}), (outcome(), {})):
+        answers = [post(collector, body, **headers) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 202]
+        assert [answer.json()["status"] for answer in answers] == ["accepted", "duplicate"]
+    twice = post(collector, {"outcomes": [outcome(event_id="e-3"), outcome(event_id="e-1"), outcome(event_id="e-3")]})
+    assert [item["status"] for item in twice.json()["outcomes"]] == ["accepted", "duplicate", "duplicate"]
+    assert len(collector.stored(TOPIC)) == 4
+
+
+def test_an_id_with_another_body_is_a_conflict(collector: Any) -> None:
+    """409, and the first record stands; a correction needs an id of its own. Another tenant's id is another id."""
+    assert post(collector, outcome(), idempotency_key="e-1").status_code == 202
+    answer = post(collector, outcome(value=False), idempotency_key="e-1")
+    assert answer.status_code == 409
+    assert answer.json()["status"] == "conflict"
+    assert "event_id 'e-1' was used before with another body" in answer.json()["error"]
+    batch = post(collector, {"outcomes": [outcome(event_id="e-1", value=3), outcome(event_id="e-2")]})
+    assert (batch.status_code, [item["status"] for item in batch.json()["outcomes"]]) == (202, ["conflict", "accepted"])
+    assert post(collector, outcome(value=False), idempotency_key="e-1", tenant="globex").status_code == 202
+    assert len(collector.stored(TOPIC)) == 3
+
+
+def test_what_was_not_stored_is_not_remembered() -> None:
+    """A stream that is down refuses, and the retry is no duplicate; and the memory stays bounded."""
+    stored: list[Outcome] = []
+    down = [True]
+
+    def append(tenant: str, outcomes: Any) -> None:
+        if down.pop() if down else False:
+            raise StreamUnavailable("down")
+        stored.extend(outcomes)
+
+    intake = OutcomeIntake(append, num_remembered=2)
+    first, second, third = (parse_outcome(outcome(event_id=f"e-{n}")) for n in range(3))
+    with pytest.raises(StreamUnavailable):
+        intake.take("acme", [first])
+    assert [verdict.status for verdict in intake.take("acme", [first, second, third])] == ["accepted"] * 3
+    assert [verdict.status for verdict in intake.take("acme", [second, third])] == ["duplicate"] * 2
+    assert [verdict.status for verdict in intake.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
+    assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
+
+
 def test_idempotency_key_is_the_event_id(collector: Any) -> None:
     """The header names the event when the body does not, and must not contradict it."""
     assert post(collector, outcome(), idempotency_key="k-1").json()["event_id"] == "k-1"
@@ -68,8 +123,8 @@ def test_idempotency_key_is_the_event_id(collector: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (outcome(value=...), "needs a 'value' or an 'edit' with 'final_text'; got neither"),
-        (outcome(edit={"final_text": "x"}), "either a 'value' or an 'edit', got both"),
+        (outcome(value=...), "needs a 'value', or an 'edit' or a 'demonstration' with 'final_text'"),
+        (outcome(edit={"final_text": "x"}), "has one of value, edit, demonstration, got value and edit"),
         (outcome(target={}), "exactly one of trace_id"),
         (outcome(target={"trace_id": "xyz"}), "32 lowercase hex digits"),
         (outcome(name=""), "name is ''"),
@@ -83,7 +138,7 @@ def test_idempotency_key_is_the_event_id(collector: Any) -> None:
         ({"outcomes": []}, "1 to 1000 outcomes"),
         ({"outcomes": [outcome()] * 1001}, "got 1001 outcomes"),
         ({"outcomes": [outcome()], "tenant": "x"}, "nothing else"),
-        ({"outcomes": [outcome(), outcome(value=...)]}, "outcomes[1]: an outcome needs a 'value'"),
+        ({"outcomes": [outcome(value=...), outcome(name="")]}, "outcomes[0]: an outcome needs a 'value'"),
     ],
 )
 def test_a_useless_outcome_is_refused_with_the_reason(collector: Any, body: Any, message: str) -> None:
