@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from nightschool.base_model import PACKAGED
 from nightschool.errors import ConfigError, shown
 from nightschool.release import check_tenant
+from nightschool.stream.kafka_connection import MECHANISMS, PASSWORD_VARIABLE, PROTOCOLS, KafkaSecurity
 from nightschool.toml_lines import line_of, line_of_error
 
 
@@ -38,6 +39,10 @@ def _url_beside(base: Path, url: str) -> str:
     return f"sqlite:{base / url.removeprefix('sqlite:')}" if url.startswith("sqlite:") else url
 
 
+def _file_beside(base: Path, path: str) -> str:
+    return str(base / path) if path else ""
+
+
 def _model_beside(base: Path, path: str) -> str:
     return path if path == PACKAGED else str(base / path)
 
@@ -53,6 +58,29 @@ class StreamConfig:
         beside=_url_beside,
     )
     partitions: int = _setting(12, "partitions of a topic when it is created", ge=1, le=10_000)
+    security_protocol: str = _setting("PLAINTEXT", "how clients reach the Kafka brokers", one_of=PROTOCOLS)
+    ssl_ca: str = _setting(
+        "", "PEM file of the authorities that Kafka's certificate may come from; empty: the system's", beside=_file_beside
+    )
+    ssl_certificate: str = _setting("", "PEM file of our own certificate for Kafka; empty shows none", beside=_file_beside)
+    ssl_key: str = _setting("", "PEM file of that certificate's unencrypted private key", beside=_file_beside)
+    sasl_mechanism: str = _setting("", "how we prove to Kafka who we are; empty without SASL", one_of=MECHANISMS)
+    sasl_user: str = _setting("", "user name for Kafka")
+    sasl_password_file: str = _setting(
+        "", f"file with that user's password; empty takes the environment variable {PASSWORD_VARIABLE}", beside=_file_beside
+    )
+
+    def security(self) -> KafkaSecurity:
+        """The settings of TLS and SASL, as clients take them; `ConfigError` for what can never connect."""
+        return KafkaSecurity(
+            protocol=self.security_protocol,
+            ca=self.ssl_ca,
+            certificate=self.ssl_certificate,
+            key=self.ssl_key,
+            mechanism=self.sasl_mechanism,
+            user=self.sasl_user,
+            password_file=self.sasl_password_file,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +257,7 @@ class _Reader:
         config = Config(**built)
         self.check_order(config)
         self.check_keys(config)
+        self.check_stream(config)
         return config
 
     def check_order(self, config: Config) -> None:
@@ -237,6 +266,12 @@ class _Reader:
             if low > high:
                 at = next((at for at in (small, large) if line_of(self.text, at.split("."))), small)
                 raise self.error(tuple(at.split(".")), f"{small} is {low}; allowed is at most {large}, which is {high}: {why}")
+
+    def check_stream(self, config: Config) -> None:
+        try:
+            config.stream.security()
+        except ConfigError as error:
+            raise self.error(("stream", "security_protocol"), str(error)) from None
 
     def check_keys(self, config: Config) -> None:
         owners: dict[str, str] = {}
@@ -330,7 +365,7 @@ def describe_settings() -> str:
 def _bounds(setting: Field[Any]) -> str:
     rules = setting.metadata
     if rules["one_of"]:
-        return f" (one of {', '.join(map(str, rules['one_of']))})"
+        return f" (one of {', '.join(str(item) or 'empty' for item in rules['one_of'])})"
     if rules["ge"] is not None:
         return f" ({rules['ge']} to {rules['le']})" if rules["le"] is not None else f" (at least {rules['ge']})"
     return ""

@@ -12,7 +12,17 @@ from nightschool.config import SECTIONS, Config, describe_settings
 ROOT = Path(__file__).parents[1]
 
 SETTINGS = {
-    "stream": {"url", "partitions"},
+    "stream": {
+        "url",
+        "partitions",
+        "security_protocol",
+        "ssl_ca",
+        "ssl_certificate",
+        "ssl_key",
+        "sasl_mechanism",
+        "sasl_user",
+        "sasl_password_file",
+    },
     "registry": {"path"},
     "model": {"path", "dtype"},
     "collector": {"host", "port", "max_body_mib"},
@@ -53,6 +63,7 @@ SETTINGS = {
 ENVIRONMENT = {
     "NIGHTSCHOOL_CONFIG",  # serving: the configuration file, handed to the vLLM process
     "NIGHTSCHOOL_DISABLED",  # SDK: every call does nothing
+    "NIGHTSCHOOL_KAFKA_PASSWORD",  # stream: the password of [stream] sasl_user, where no file holds it
     "NIGHTSCHOOL_STRICT",  # SDK: raise into the app what is swallowed otherwise
 }
 

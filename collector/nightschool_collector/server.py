@@ -9,7 +9,7 @@ import uvicorn
 from nightschool.config import Config
 from nightschool.errors import ConfigError
 from nightschool.keys import KeyRing
-from nightschool.stream import Stream, open_stream
+from nightschool.stream import Stream, open_configured
 from nightschool_collector.app import create_app
 
 KEEP_ALIVE_S = 75  # longer than the pause between two batches of an exporter, so that it never meets a closing connection
@@ -24,7 +24,7 @@ def serve(config: Config) -> None:
             "no tenant has a key, so the collector could accept nothing; 'nightschool key --tenant NAME' makes one,"
             " put its SHA-256 into [tenants.NAME] key_sha256"
         )
-    with open_stream(config.stream.url, partitions=config.stream.partitions) as stream:
+    with open_configured(config.stream) as stream:
         app = create_app(stream, KeyRing(hashes), config.collector.max_body_mib << 20)
         settings = uvicorn.Config(
             app,

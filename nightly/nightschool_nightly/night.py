@@ -22,7 +22,7 @@ from nightschool.config import Config
 from nightschool.errors import NightError
 from nightschool.registry import Registry
 from nightschool.release import NIGHT, REPORT, WEIGHTS
-from nightschool.stream import Stream, open_stream
+from nightschool.stream import Stream, open_configured
 from nightschool_nightly import night_manifest
 from nightschool_nightly.advantage import GroupFate
 from nightschool_nightly.checkpoint import NightFolder, NightFolders
@@ -93,7 +93,7 @@ def run_night(
     )
     with ExitStack() as stack:
         stack.enter_context(folders.locked())
-        stream = stack.enter_context(open_stream(config.stream.url, partitions=config.stream.partitions))
+        stream = stack.enter_context(open_configured(config.stream))
         manifest, folder = _resume(night) if resume else _freeze(night, stream, now_ms())
         if (before := folder.finished) is not None or not manifest.has_new_records:
             return NightResult(NightEnd.NOTHING_NEW, _nothing_new(before))

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nightschool.errors import ConfigError
 from nightschool.stream.base import MAX_RECORD_BYTES, Offset, Record, StoredRecord, Stream, partition_of
 from nightschool.stream.kafka_connection import KafkaSecurity
 
-__all__ = ["MAX_RECORD_BYTES", "KafkaSecurity", "Offset", "Record", "StoredRecord", "Stream", "open_stream", "partition_of"]
+if TYPE_CHECKING:
+    from nightschool.config import StreamConfig
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "KafkaSecurity",
+    "Offset",
+    "Record",
+    "StoredRecord",
+    "Stream",
+    "open_configured",
+    "open_stream",
+    "partition_of",
+]
 
 DEFAULT_PARTITIONS = 12
+
+
+def open_configured(settings: StreamConfig) -> Stream:
+    """Open the stream that [stream] of nightschool.toml describes."""
+    return open_stream(settings.url, partitions=settings.partitions, security=settings.security())
 
 
 def open_stream(url: str, *, partitions: int = DEFAULT_PARTITIONS, security: KafkaSecurity | None = None) -> Stream:
