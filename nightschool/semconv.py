@@ -53,6 +53,7 @@ HTTP_REQUEST_RESEND_COUNT = "http.request.resend_count"  # retries of the client
 # --- ours, on spans -----------------------------------------------------------------------------------------------------
 TENANT_ID = "nightschool.tenant.id"  # resource attribute
 TASK = "nightschool.task"
+DOCTOR_TASK = "nightschool.doctor"  # the value of TASK on what `nightschool doctor` sends; no night trains on it
 SUBJECT = "nightschool.subject"  # keyed-hash pseudonym of the app's user, never the raw id
 EPISODE_ID = "nightschool.episode.id"
 JOIN_KEY_PREFIX = "nightschool.join_key."  # + namespace: an id of the app's own (a ticket, an order) that outcomes may name

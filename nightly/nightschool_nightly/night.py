@@ -26,10 +26,9 @@ from nightschool.stream import Stream, open_configured
 from nightschool_nightly import night_manifest
 from nightschool_nightly.advantage import GroupFate
 from nightschool_nightly.checkpoint import NightFolder, NightFolders
-from nightschool_nightly.episodes import EpisodeStore
 from nightschool_nightly.evaluate import Answers, answer_holdout
-from nightschool_nightly.freeze import freeze_night
 from nightschool_nightly.gate import Comparison, Decision, compare, decide
+from nightschool_nightly.gather import choose_examples, freeze_tenant, load_rubrics
 from nightschool_nightly.general import PROMPTS, GeneralKl, sample_general
 from nightschool_nightly.night_manifest import NightManifest
 from nightschool_nightly.policy import Policy
@@ -37,8 +36,8 @@ from nightschool_nightly.progress import Progress
 from nightschool_nightly.publish import publish_release
 from nightschool_nightly.report import render_report
 from nightschool_nightly.rollouts import RolloutEngine
-from nightschool_nightly.rubric import Rubric, load_rubric
-from nightschool_nightly.select import Selection, load_selection, select_examples
+from nightschool_nightly.rubric import Rubric
+from nightschool_nightly.select import Selection, load_selection
 from nightschool_nightly.train import StepFigures, Trainer, schedule, seed_of, with_kl
 
 _CHECKPOINT_EVERY = 5
@@ -86,7 +85,7 @@ def run_night(
     config: Config, tenant: str, *, dry_run: bool, resume: bool, progress: Progress, now_ms: Callable[[], int]
 ) -> NightResult:
     """Run one tenant's night. Errors leave the registry as it was."""
-    rubrics = _load_rubrics(config, tenant)
+    rubrics = load_rubrics(config, tenant)
     folders = NightFolders(config.night.state, tenant)
     night = _Night(
         config, tenant, base_model_folder(config.model.path), rubrics, Registry(config.registry.path), folders, progress
@@ -122,32 +121,15 @@ def _nothing_new(before: Mapping[str, Any] | None) -> str:
     return f"no new evidence: the night on this evidence ended before ({before['end']}: {before['text']})"
 
 
-def _load_rubrics(config: Config, tenant: str) -> dict[str, Rubric]:
-    rubrics = [load_rubric(path) for path in config.tenant(tenant).rubrics]
-    if not rubrics:
-        raise NightError(f"tenant {tenant!r} has no rubric; name one in [tenants.{tenant}] rubrics")
-    tasks = [rubric.task for rubric in rubrics]
-    if doubled := sorted({task for task in tasks if tasks.count(task) > 1}):
-        raise NightError(f"tenant {tenant!r} has two rubrics for task {doubled[0]!r}; one per task is allowed")
-    return {rubric.task: rubric for rubric in rubrics}
-
-
 # --- freeze and select --------------------------------------------------------------------------------------------------
 def _freeze(night: _Night, stream: Stream, now_ms: int) -> tuple[NightManifest, NightFolder]:
-    pointer = night.registry.pointer(night.tenant)
-    last = None
-    if pointer.stable is not None:
-        frozen = night.registry.release_folder(night.tenant, pointer.stable) / NIGHT
-        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
-    manifest = freeze_night(
+    manifest = freeze_tenant(
+        night.config,
+        night.tenant,
         stream,
-        tenant=night.tenant,
-        settings=night.config.night,
-        dtype=night.config.model.dtype,
-        base_model=describe_base_model(night.model),
+        registry=night.registry,
+        model=night.model,
         rubrics=night.rubrics,
-        pointer=pointer,
-        last_published=last,
         now_ms=now_ms,
     )
     return manifest, night.folders.night(manifest.digest)
@@ -171,23 +153,8 @@ def _resume(night: _Night) -> tuple[NightManifest, NightFolder]:
 def _select(night: _Night, stream: Stream, manifest: NightManifest, folder: NightFolder, *, keep: bool) -> Selection:
     if (folder.path / "selection.json").exists():
         return load_selection(folder.path / "selection.json")
-    from transformers import AutoTokenizer
-
     night.progress.phase("episodes", "joining spans with outcomes")
-    with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
-        store = EpisodeStore(Path(work))
-        store.build(stream, manifest)
-        selection = select_examples(
-            store.episodes(night.tenant),
-            tenant=night.tenant,
-            settings=night.config.night,
-            rubrics=night.rubrics,
-            tokenizer=AutoTokenizer.from_pretrained(night.model),
-            max_model_len=night.config.serving.max_model_len,
-        )
-        store.close()
-    dropped = {**store.counts.dropped, **selection.dropped}
-    selection = Selection(selection.train, selection.holdout, dict(sorted(dropped.items())), selection.num_new_episodes)
+    selection = choose_examples(night.config, stream, manifest, model=night.model, rubrics=night.rubrics)
     if keep:
         folder.write("selection.json", selection.to_json())
     return selection

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from nightschool import semconv as names
 from nightschool.config import NightConfig
 from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, TextPart
 from nightschool.errors import NightError
@@ -26,6 +27,8 @@ class Drop(StrEnum):
 
     SEEN = "seen-by-an-earlier-night"
     """None of its records is new since the last published night."""
+    DOCTOR = "doctor"
+    """A marked request of `nightschool doctor`, which is nobody's traffic."""
     NO_RUBRIC = "task-without-rubric"
     NOT_TEXT_ANSWER = "answer-is-not-text"
     """The answer called a tool, or holds parts other than text."""
@@ -88,6 +91,10 @@ class Selection:
         return cls(train, holdout, raw["dropped"], raw["num_new_episodes"])
 
 
+Watch = Callable[[Episode, Example | Drop], None]
+"""Sees every new episode, and the example it gave or why it gave none."""
+
+
 class ChatTokenizer(Protocol):
     """What is needed of a tokenizer."""
 
@@ -105,6 +112,8 @@ class _Selector:
 
     def example(self, episode: Episode) -> Example | Drop:
         """The example of an episode's last call, or why it is none."""
+        if episode.task == names.DOCTOR_TASK:
+            return Drop.DOCTOR
         call, rubric = episode.calls[-1], self.rubrics.get(episode.task)
         if rubric is None:
             return Drop.NO_RUBRIC
@@ -164,8 +173,12 @@ def select_examples(
     rubrics: Mapping[str, Rubric],
     tokenizer: ChatTokenizer,
     max_model_len: int,
+    watch: Watch | None = None,
 ) -> Selection:
-    """Choose a night's examples out of its episodes, which must come in a fixed order."""
+    """Choose a night's examples out of its episodes, which must come in a fixed order; `watch` sees what becomes of each.
+
+    What it sees of an example is before the share of its user is cut: an example that is not in the selection was over it.
+    """
     selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len)
     num_new, dropped = 0, Counter[str]()
     train: list[Example] = []
@@ -176,6 +189,8 @@ def select_examples(
             continue
         num_new += 1
         example = selector.example(item.episode)
+        if watch is not None:
+            watch(item.episode, example)
         if isinstance(example, Drop):
             dropped[example] += 1
         else:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
+from nightschool import semconv as names
 from nightschool.config import NightConfig
 from nightschool.episode import (
     Episode,
@@ -269,10 +270,40 @@ def test_a_damaged_selection_is_refused(text: str, tmp_path: Path) -> None:
         load_selection(tmp_path / "selection.json")
 
 
+def test_what_the_doctor_sends_is_never_learned_from() -> None:
+    """A marked request is left out under its own name, even where a rubric has the reserved task."""
+    rubric = parse_rubric(f'task = "{names.DOCTOR_TASK}"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
+    selection = select_examples(
+        [episode(1, task=names.DOCTOR_TASK)],
+        tenant="acme",
+        settings=WHOLE,
+        rubrics={names.DOCTOR_TASK: rubric},
+        tokenizer=Letters(),
+        max_model_len=2048,
+    )
+    assert everything(selection) == [] and selection.dropped == {Drop.DOCTOR: 1}
+
+
+def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
+    """The example, or why there is none; what an earlier night has seen is nobody's news."""
+    seen: dict[str, Any] = {}
+    selection = select_examples(
+        [episode(1), episode(2, task="other"), episode(3, new=False)],
+        tenant="acme",
+        settings=WHOLE,
+        rubrics={"triage": RUBRIC},
+        tokenizer=Letters(),
+        max_model_len=2048,
+        watch=lambda found, fate: seen.update({found.trace_id: fate}),
+    )
+    assert seen == {f"{1:032x}": everything(selection)[0], f"{2:032x}": Drop.NO_RUBRIC}
+
+
 def test_reasons_are_pinned() -> None:
     """Reports and dashboards name these reasons; a new one is a deliberate change."""
     assert [reason.value for reason in Drop] == [
         "seen-by-an-earlier-night",
+        "doctor",
         "task-without-rubric",
         "answer-is-not-text",
         "message-is-not-text",
