@@ -1,16 +1,26 @@
-"""The collector as a process: a listening socket, uvicorn, and an orderly end."""
+"""The collector as a process, or several: listening sockets, uvicorn, gRPC, and an orderly end."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
-from nightschool.config import Config
-from nightschool.errors import ConfigError
+from nightschool.config import CollectorConfig, Config
+from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
-from nightschool.stream import Stream, open_configured
-from nightschool_collector.app import create_app
+from nightschool.stream import Stream, open_configured, retention_warnings
+from nightschool_collector.admission import Admission, Budgets
+from nightschool_collector.app import app_of
+from nightschool_collector.counters import Counters
+from nightschool_collector.door import Door
+from nightschool_collector.intake import Intake
+from nightschool_collector.workers import Workers
 
 KEEP_ALIVE_S = 75  # longer than the pause between two batches of an exporter, so that it never meets a closing connection
 DRAIN_S = 10
@@ -24,41 +34,102 @@ def serve(config: Config) -> None:
             "no tenant has a key, so the collector could accept nothing; 'nightschool key --tenant NAME' makes one,"
             " put its SHA-256 into [tenants.NAME] key_sha256"
         )
+    settings = config.collector
+    counters = Counters(hashes, num_workers=settings.workers)
+    with _listen(settings.host, settings.port, "port") as listener:
+        if settings.grpc_port:
+            _listen(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC itself would not say why it cannot listen
+        where = f"http://{settings.host}:{listener.getsockname()[1]}"
+        if settings.grpc_port:
+            where += f" and grpc://{settings.host}:{settings.grpc_port}"
+        greeting = f"collecting on {where} into {config.stream.url} for tenants {', '.join(hashes)}"
+
+        def run(index: int, ready: Callable[[], None]) -> None:
+            counters.be_worker(index)
+            _receive(config, KeyRing(hashes), counters, listener, ready)
+
+        def ready() -> None:
+            print(greeting, flush=True)
+
+        if settings.workers == 1:
+            run(0, ready)
+        else:
+            Workers(settings.workers, run).supervise(ready)
+
+
+def _receive(config: Config, keys: KeyRing, counters: Counters, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """One process: open the stream, answer, drain, close."""
+    settings = config.collector
     with open_configured(config.stream) as stream:
-        app = create_app(stream, KeyRing(hashes), config.collector.max_body_mib << 20)
-        settings = uvicorn.Config(
-            app,
+        _warn_of_retention(stream)
+        admission = Admission(_budgets(settings), gauge=counters.in_flight)
+        door = Door(Intake(stream, keys, counters), admission, settings.max_body_mib << 20)
+        uvicorn_settings = uvicorn.Config(
+            app_of(door, operators=settings.metrics_key_sha256),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
         )
-        with _listen(config.collector.host, config.collector.port) as listener:
-            address = f"http://{config.collector.host}:{listener.getsockname()[1]}"
-            greeting = f"collecting on {address} into {config.stream.url} for tenants {', '.join(hashes)}"
-            _Server(settings, stream, greeting).run(sockets=[listener])
+        _Server(uvicorn_settings, settings, door, ready).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _budgets(settings: CollectorConfig) -> Budgets:
+    """Of one process: the workers share what is allowed."""
+    of_tenant = settings.max_in_flight_per_tenant_mib << 20
+    spans = (settings.max_in_flight_mib << 20) // settings.workers
+    outcomes = (settings.max_in_flight_outcomes_mib << 20) // settings.workers
+    return Budgets(spans=spans, spans_per_tenant=min(of_tenant, spans), outcomes=outcomes)
+
+
+def _warn_of_retention(stream: Stream) -> None:
+    """Records that expire before a night reads them are lost in silence, so say it before the first is taken."""
+    try:
+        warnings = retention_warnings(stream)
+    except StreamError as error:
+        warnings = [f"the retention of its topics could not be checked: {error}"]
+    for warning in warnings:
+        print(f"nightschool collect: warning: {warning}", file=sys.stderr, flush=True)
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        message = f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there or change [collector] port"
+        message = f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there or change [collector] {setting}"
         raise ConfigError(message) from error
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready, and closes the stream before the signal that ended it takes effect."""
+    """Both protocols in one event loop; what was begun is finished before the signal that ended it takes effect."""
 
-    def __init__(self, settings: uvicorn.Config, stream: Stream, greeting: str) -> None:
+    def __init__(self, settings: uvicorn.Config, collector: CollectorConfig, door: Door, ready: Callable[[], None]) -> None:
         super().__init__(settings)
-        self._stream, self._greeting = stream, greeting
+        self._collector, self._door, self._ready = collector, door, ready
+        self._grpc = _grpc_receiver(door) if collector.grpc_port else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc is not None:
+            settings = self._collector
+            await self._grpc.start(settings.host, settings.grpc_port, shared=settings.workers > 1)
         await super().startup(sockets=sockets)
-        print(self._greeting, flush=True)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._door.draining = True
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets=sockets)
-        self._stream.close()
+        of_grpc = self._grpc.stop(DRAIN_S) if self._grpc is not None else asyncio.sleep(0)
+        await asyncio.gather(super().shutdown(sockets=sockets), of_grpc)
+        self._door.close()
+        self._door.intake.stream.close()
+
+
+def _grpc_receiver(door: Door):  # type: ignore[no-untyped-def]
+    try:
+        from nightschool_collector.grpc_server import GrpcReceiver
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("OTLP/gRPC", "collector", error.name or "grpcio") from error
+    return GrpcReceiver(door)

@@ -9,7 +9,10 @@ from nightschool.stream.base import MAX_RECORD_BYTES, Offset, Record, StoredReco
 from nightschool.stream.kafka_connection import KafkaSecurity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nightschool.config import StreamConfig
+    from nightschool.stream.kafka_topics import Difference
 
 __all__ = [
     "MAX_RECORD_BYTES",
@@ -21,6 +24,7 @@ __all__ = [
     "open_configured",
     "open_stream",
     "partition_of",
+    "retention_warnings",
 ]
 
 DEFAULT_PARTITIONS = 12
@@ -29,6 +33,22 @@ DEFAULT_PARTITIONS = 12
 def open_configured(settings: StreamConfig) -> Stream:
     """Open the stream that [stream] of nightschool.toml describes."""
     return open_stream(settings.url, partitions=settings.partitions, security=settings.security())
+
+
+def retention_warnings(stream: Stream) -> list[str]:
+    """A sentence for each topic whose records may expire before a night has read them. What keeps all records has none.
+
+    `StreamUnavailable` when the cluster cannot be asked.
+    """
+    ask: Callable[[], list[Difference]] | None = getattr(stream, "topic_differences", None)  # only Kafka expires records
+    if ask is None:
+        return []
+    return [
+        f"topic {one.topic} may lose records before a night reads them: {one.what} is {one.found}, it should be {one.planned};"
+        f" repair it with: {one.repair}"
+        for one in ask()
+        if one.what in ("retention.ms", "cleanup.policy")
+    ]
 
 
 def open_stream(url: str, *, partitions: int = DEFAULT_PARTITIONS, security: KafkaSecurity | None = None) -> Stream:

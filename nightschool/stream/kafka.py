@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from nightschool.errors import MissingExtraError, RecordError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range
 from nightschool.stream.kafka_connection import KafkaConnection, KafkaSecurity
 from nightschool.stream.kafka_limits import CONNECT_TIMEOUT_MS, MAX_MESSAGE_BYTES, REQUEST_TIMEOUT_MS
-from nightschool.stream.kafka_topics import TopicState, plan_of
+from nightschool.stream.kafka_topics import TOPICS, Difference, TopicState, differences, plan_of
 
 try:
     import zstandard  # noqa: F401  kafka-python compresses and decompresses with it
@@ -162,10 +162,15 @@ class KafkaStream:
         parts = described["partitions"]
         return TopicState(len(parts), min((len(part["replica_nodes"]) for part in parts), default=0), settings)
 
-    def brokers(self) -> int:
-        """How many brokers the cluster has."""
+    def topic_differences(self, topics: Iterable[str] = TOPICS) -> list[Difference]:
+        """In what `topics` are not as a night needs them; a missing one is a difference too."""
         with self._errors():
-            return self._brokers()
+            brokers = self._brokers()
+        found: list[Difference] = []
+        for topic in topics:
+            plan = plan_of(topic, partitions=self._partitions, brokers=brokers)
+            found += differences(plan, self.topic_state(topic), bootstrap=str(self._connection))
+        return found
 
     def _brokers(self) -> int:
         return len(self._ask(lambda admin: admin.describe_cluster())["brokers"])

@@ -104,11 +104,6 @@ def differences(plan: TopicPlan, state: TopicState | None, *, bootstrap: str) ->
             )
 
 
-def keeps_too_short(found: Difference) -> bool:
-    """Whether records may expire before a night has read them."""
-    return found.what in ("retention.ms", "cleanup.policy") and found.topic != semconv.TOPIC_DLQ
-
-
 def _suffices(name: str, found: str, planned: str) -> bool:
     if name in ("max.message.bytes", "min.insync.replicas"):
         return found.isdecimal() and int(found) >= int(planned)
