@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -41,6 +41,19 @@ def _url_beside(base: Path, url: str) -> str:
 
 def _file_beside(base: Path, path: str) -> str:
     return str(base / path) if path else ""
+
+
+def _secret_beside(base: Path, source: str) -> str:
+    kid, _, path = source.partition("=file:")
+    return f"{kid}=file:{base / path}" if path else source
+
+
+DURATION_PATTERN = r"[0-9]{1,6}[smhd]"
+
+
+def duration_ms(text: str) -> int:
+    """Milliseconds of a duration like '24h'."""
+    return int(text[:-1]) * {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}[text[-1]]
 
 
 def _model_beside(base: Path, path: str) -> str:
@@ -111,7 +124,22 @@ class CollectorConfig:
 
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(4318, "port to listen on", ge=1, le=65535)
+    grpc_port: int = _setting(0, "port of OTLP/gRPC (4317 by convention); 0 for none", ge=0, le=65535)
+    workers: int = _setting(1, "processes that share the ports; more than one only where a core is not enough", ge=1, le=256)
     max_body_mib: int = _setting(64, "largest request body, before and after decompression, in MiB", ge=1, le=1024)
+    browser_writes_per_minute: int = _setting(
+        60, "outcomes by browser token that one network address may send a minute", ge=1, le=1_000_000
+    )
+    max_in_flight_mib: int = _setting(
+        96, "spans and logs of all tenants being stored, in MiB; more is refused with 503", ge=1, le=1 << 20
+    )
+    max_in_flight_per_tenant_mib: int = _setting(64, "the same of one tenant", ge=1, le=1 << 20)
+    max_in_flight_outcomes_mib: int = _setting(16, "the same of outcomes, which have room of their own", ge=1, le=1 << 20)
+    metrics_key_sha256: tuple[str, ...] = _setting(
+        (),
+        "SHA-256 of keys that show each tenant's numbers at /metrics; without one it shows only totals",
+        pattern=r"[0-9a-f]{64}",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +187,39 @@ class NightConfig:
     confidence: float = _setting(
         0.95, "one-sided confidence of the bootstrap lower bound that must lie above zero", ge=0.5, le=0.9999
     )
+    outcome_window: str = _setting(
+        "30d", "how long after a request its outcomes are awaited (s, m, h or d)", pattern=DURATION_PATTERN
+    )
     kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeConfig:
+    """[outcomes.example]: an outcome name; thumb and edit settle after 24h, resolved after 72h, conversion after 14d, others at once."""
+
+    settles_after: str = _setting(
+        "0h",
+        "how long its newest value must stand before a night learns from it (s, m, h or d); a human's final answer settles at once",
+        pattern=DURATION_PATTERN,
+    )
+    kind: str = _setting(
+        "", "what a browser token may write under this name; empty: anything", one_of=("", "bool", "number", "text")
+    )
+    lowest: float = _setting(-1e9, "smallest number a browser token may write")
+    highest: float = _setting(1e9, "largest number a browser token may write")
+
+    @property
+    def settles_after_ms(self) -> int:
+        """`settles_after` in milliseconds."""
+        return duration_ms(self.settles_after)
+
+
+DEFAULT_OUTCOMES: Mapping[str, OutcomeConfig] = {
+    "thumb": OutcomeConfig(settles_after="24h", kind="bool"),
+    "edit": OutcomeConfig(settles_after="24h", kind="text"),
+    "resolved": OutcomeConfig(settles_after="72h", kind="bool"),
+    "conversion": OutcomeConfig(settles_after="14d"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +232,18 @@ class TenantConfig:
         pattern=r"[0-9a-f]{64}",
     )
     rubrics: tuple[Path, ...] = _setting((), "rubric files, one per task")
+    outcome_keys: tuple[str, ...] = _setting(
+        (),
+        "secrets that sign browser tokens, the current and then the previous one: 'KID=file:PATH' or 'KID=env:VARIABLE'",
+        pattern=r"[A-Za-z0-9_-]{1,32}=(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)",
+        beside=_secret_beside,
+    )
+    outcome_origins: tuple[str, ...] = _setting(
+        (), "origins of the pages that may send browser tokens, like 'https://app.example'", pattern=r"null|https?://[^/\s]+"
+    )
+    revoked_tokens: tuple[str, ...] = _setting(
+        (), "browser tokens that count no more: 'kid:KID' for all of a key, 'jti:ID' for one", pattern=r"(kid|jti):.+"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +256,7 @@ class Config:
     collector: CollectorConfig = field(default_factory=CollectorConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
     night: NightConfig = field(default_factory=NightConfig)
+    outcomes: Mapping[str, OutcomeConfig] = field(default_factory=lambda: DEFAULT_OUTCOMES)
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
 
     def tenant(self, name: str) -> TenantConfig:
@@ -201,6 +274,7 @@ SECTIONS: tuple[type, ...] = (
     CollectorConfig,
     ServingConfig,
     NightConfig,
+    OutcomeConfig,
     TenantConfig,
 )
 
@@ -210,6 +284,8 @@ _ORDERED = (
     ("serving.max_loras", "serving.max_cpu_loras", "vLLM also keeps in memory every adapter of a batch"),
     ("night.lora_rank", "serving.max_lora_rank", "serving would refuse every release of the night"),
     ("night.min_groups", "night.prompts_per_step", "no step could ever have that many groups"),
+    ("collector.max_body_mib", "collector.max_in_flight_per_tenant_mib", "the largest body could never get in"),
+    ("collector.max_in_flight_per_tenant_mib", "collector.max_in_flight_mib", "a tenant could never use its share"),
 )
 
 
@@ -252,6 +328,9 @@ class _Reader:
             if name == "tenants":
                 tables = self.table((name,), raw.get(name, {}))
                 built[name] = {tenant: self.tenant(tenant, table) for tenant, table in tables.items()}
+            elif name == "outcomes":
+                tables = self.table((name,), raw.get(name, {}))
+                built[name] = {**DEFAULT_OUTCOMES, **{outcome: self.outcome(outcome, table) for outcome, table in tables.items()}}
             else:
                 built[name] = self.section(kind, (name,), raw.get(name, {}))
         config = Config(**built)
@@ -290,6 +369,11 @@ class _Reader:
             raise self.error(("tenants", name), str(error)) from None
         section: TenantConfig = self.section(TenantConfig, ("tenants", name), table)
         return section
+
+    def outcome(self, name: str, table: Any) -> OutcomeConfig:
+        """What the table gives, on top of the defaults of this name."""
+        section: OutcomeConfig = self.section(OutcomeConfig, ("outcomes", name), table)
+        return replace(DEFAULT_OUTCOMES.get(name, OutcomeConfig()), **{given: getattr(section, given) for given in table})
 
     def section(self, kind: type, at: tuple[str, ...], raw: Any) -> Any:
         known = {f.name: f for f in fields(kind)}
@@ -341,6 +425,8 @@ class _Reader:
 
     def placed(self, setting: Field[Any], value: Any) -> Any:
         """Whatever names a file is relative to the folder of the configuration; an absolute path stays as it is."""
+        if isinstance(value, tuple):
+            return tuple(self.placed(setting, item) for item in value)
         if isinstance(value, Path):
             return self.base / value
         beside = setting.metadata["beside"]

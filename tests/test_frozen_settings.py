@@ -25,7 +25,18 @@ SETTINGS = {
     },
     "registry": {"path"},
     "model": {"path", "dtype"},
-    "collector": {"host", "port", "max_body_mib"},
+    "collector": {
+        "host",
+        "port",
+        "grpc_port",
+        "workers",
+        "max_body_mib",
+        "browser_writes_per_minute",
+        "max_in_flight_mib",
+        "max_in_flight_per_tenant_mib",
+        "max_in_flight_outcomes_mib",
+        "metrics_key_sha256",
+    },
     "serving": {
         "host",
         "port",
@@ -56,9 +67,11 @@ SETTINGS = {
         "min_holdout",
         "min_train",
         "confidence",
+        "outcome_window",
         "kl_budget",
     },
-    "tenants": {"key_sha256", "rubrics"},
+    "outcomes": {"settles_after", "kind", "lowest", "highest"},
+    "tenants": {"key_sha256", "rubrics", "outcome_keys", "outcome_origins", "revoked_tokens"},
 }
 ENVIRONMENT = {
     "NIGHTSCHOOL_CONFIG",  # serving: the configuration file, handed to the vLLM process

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightschool.base_model import PACKAGED, base_model_folder, describe_base_model
-from nightschool.config import SECTIONS, Config, NightConfig, describe_settings, load_config, parse_config
+from nightschool.config import SECTIONS, Config, NightConfig, OutcomeConfig, describe_settings, load_config, parse_config
 from nightschool.errors import ConfigError
 
 BASE = Path("/conf")
@@ -36,10 +36,32 @@ def test_an_empty_file_is_the_defaults() -> None:
 def test_the_documented_schema_is_the_defaults() -> None:
     """What `nightschool config` prints is itself a valid nightschool.toml that changes nothing."""
     documented = parse(describe_settings())
-    assert {f.name: getattr(documented, f.name) for f in fields(Config) if f.name != "tenants"} == {
-        f.name: getattr(parse(""), f.name) for f in fields(Config) if f.name != "tenants"
+    per_name = ("outcomes", "tenants")
+    assert {f.name: getattr(documented, f.name) for f in fields(Config) if f.name not in per_name} == {
+        f.name: getattr(parse(""), f.name) for f in fields(Config) if f.name not in per_name
     }
     assert documented.tenants["example"].key_sha256 == ()
+    assert documented.outcomes == {**parse("").outcomes, "example": OutcomeConfig()}
+
+
+def test_an_outcome_name_keeps_the_defaults_it_does_not_change() -> None:
+    """A table changes what it gives; names without one settle at once."""
+    outcomes = parse(
+        '[outcomes.thumb]\nsettles_after = "90m"\n[outcomes.csat]\nkind = "number"\nlowest = 1\nhighest = 5'
+    ).outcomes
+    assert (outcomes["thumb"].settles_after_ms, outcomes["thumb"].kind) == (90 * 60_000, "bool")
+    assert outcomes["csat"] == OutcomeConfig(kind="number", lowest=1.0, highest=5.0)
+    assert outcomes["resolved"].settles_after_ms == 72 * 3_600_000
+    with pytest.raises(ConfigError, match=r"my\.toml:2: settles_after is '1 day'; it must be: how long"):
+        parse('[outcomes.thumb]\nsettles_after = "1 day"')
+
+
+def test_the_file_of_an_outcome_key_lies_beside_the_configuration() -> None:
+    """A secret is named by file or environment variable, never written down here."""
+    tenant = parse('[tenants.a]\noutcome_keys = ["k2=file:secrets/k2", "k1=env:OLD_KEY", "k0=file:/etc/k0"]').tenant("a")
+    assert tenant.outcome_keys == ("k2=file:/conf/secrets/k2", "k1=env:OLD_KEY", "k0=file:/etc/k0")
+    with pytest.raises(ConfigError, match=r"outcome_keys is 'hunter2'; it must be: secrets that sign"):
+        parse('[tenants.a]\noutcome_keys = ["hunter2"]')
 
 
 def test_the_documented_schema_explains_every_setting() -> None:
