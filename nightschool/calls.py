@@ -6,21 +6,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from opentelemetry.trace import Span, Status, StatusCode
-
-from nightschool import chat, semconv
+from nightschool import semconv
+from nightschool.snapshot import freeze
+from nightschool.span import SpanRecord
 
 if TYPE_CHECKING:
     from nightschool.tracer import Client, Request
 
 TRACEPARENT = "traceparent"
-MAX_DESCRIPTION = 500
-
-
-def mark_failed(span: Span, error: BaseException) -> None:
-    """Say on `span` that `error` ended it."""
-    span.set_attribute(semconv.ERROR_TYPE, type(error).__qualname__)
-    span.set_status(Status(StatusCode.ERROR, str(error)[:MAX_DESCRIPTION]))
 
 
 class ModelCall:
@@ -29,34 +22,38 @@ class ModelCall:
     Every method is safe in an app: what goes wrong in here is counted and never raised, and nothing happens after the end.
     """
 
-    def __init__(self, client: Client, request: Request | None, span: Span, *, started_ns: int) -> None:
+    def __init__(self, client: Client, request: Request | None, span: SpanRecord | None, *, captures_content: bool) -> None:
         self._client = client
         self._request = request
         self._span = span
-        self._started_ns = started_ns
-        self._is_ended = False
-        self._has_first_chunk = False
+        """None when nothing is recorded, and after the end."""
+        self._captures_content = captures_content
+        self._headers = _headers(span, captures_content=captures_content) if span else {}
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers that make the server's span a part of this trace; empty when nothing is recorded."""
-        context = self._span.get_span_context()
-        if not context.is_valid:
-            return {}
-        return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-01"}
+        """HTTP headers that make the server's span a part of this trace, and tell it when content is not to be recorded.
+
+        Empty when nothing is recorded.
+        """
+        return dict(self._headers)
 
     def first_chunk(self) -> None:
         """The first piece of a streamed answer is here."""
-        with self._client.shield:
-            if not self._has_first_chunk:
-                self._has_first_chunk = True
-                seconds = (self._client.now_ns() - self._started_ns) / 1e9
-                self._span.set_attribute(semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK, seconds)
+        span = self._span
+        if span is not None and span.first_chunk_s is None:
+            with self._client.shield:
+                span.first_chunk_s = (self._client.now_ns() - span.started_ns) / 1e9
 
     def got_id(self, response_id: str | None) -> None:
         """The answer's id is known; an app may need it before a stream ends."""
         if response_id and self._request:
             self._request.response_id = response_id
+
+    def resent(self, num_resends: int) -> None:
+        """The client sent the same request again, `num_resends` times by now."""
+        if self._span is not None:
+            self._span.num_resends = num_resends
 
     def answer(
         self,
@@ -75,24 +72,32 @@ class ModelCall:
         self.respond({"id": response_id, "model": model, "choices": [choice], "usage": usage})
 
     def respond(self, response: Any) -> None:
-        """Record an OpenAI-style chat completion, an object or plain data."""
+        """Record an OpenAI-style answer (of the endpoint that was called), an object or plain data."""
+        span = self._span
+        if span is None or span.endpoint is None:
+            return
         with self._client.shield:
-            self.got_id(chat.get(response, "id"))
-            self._span.set_attributes(chat.response_attributes(response))
+            endpoint = span.endpoint
+            picked = endpoint.picked(response, content=self._captures_content)
+            self.got_id(picked["id"])
+            frozen = freeze(picked)
+            span.answer = endpoint.response_attributes(picked) if frozen is None else frozen
 
     def fail(self, error: BaseException) -> None:
         """Record that `error` came instead of an answer, or in the middle of one, and end."""
         with self._client.shield:
-            if not self._is_ended:
-                mark_failed(self._span, error)
+            if self._span is not None:
+                self._span.fail(error)
         self.end()
 
     def end(self) -> None:
         """End the span; calling it again does nothing."""
-        with self._client.shield:
-            if not self._is_ended:
-                self._is_ended = True
-                self._span.end(end_time=self._client.now_ns())
+        span = self._span
+        if span is not None:
+            self._span = None
+            with self._client.shield:
+                span.num_bytes += _num_bytes(span.request) + _num_bytes(span.answer)
+                self._client.end_span(span)
 
     def __enter__(self) -> Self:
         return self
@@ -101,3 +106,14 @@ class ModelCall:
         if error is not None:
             self.fail(error)
         self.end()
+
+
+def _headers(span: SpanRecord, *, captures_content: bool) -> dict[str, str]:
+    headers = {TRACEPARENT: f"00-{span.trace_id:032x}-{span.span_id:016x}-01"}
+    return headers if captures_content else {**headers, semconv.CAPTURE_REQUEST_HEADER: "off"}
+
+
+def _num_bytes(content: bytes | Mapping[str, Any] | None) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    return sum(len(value) for value in (content or {}).values() if isinstance(value, str))

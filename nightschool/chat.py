@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightschool import semconv
+from nightschool.snapshot import fields_of
 
 Attribute = str | bool | int | float | Sequence[str]
 
@@ -27,6 +28,12 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], int | float]]] = {
     "seed": (semconv.GEN_AI_REQUEST_SEED, int),
     "n": (semconv.GEN_AI_REQUEST_CHOICE_COUNT, int),
 }
+
+REQUEST_FIELDS = frozenset({"model", "stop", "stream", *_REQUEST})
+"""What of a request's parameters becomes an attribute, besides its content."""
+CONTENT_FIELDS = frozenset({"messages", "tools"})
+_MESSAGE_FIELDS = ("role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id")
+_TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 
 _READABLE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
 _ESCAPED = json.JSONEncoder(separators=(",", ":"), default=str)
@@ -49,9 +56,24 @@ def dump(data: Any) -> str:
     return text
 
 
+def compact(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is not known."""
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
 # --- requests -----------------------------------------------------------------------------------------------------------
 def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
     """The attributes of a chat request as sent; what was not sent is absent."""
+    attributes = sampling_attributes(params)
+    if "messages" in params:
+        attributes[semconv.GEN_AI_INPUT_MESSAGES] = dump([message(one) for one in params["messages"] or ()])
+    if tools := params.get("tools"):
+        attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = dump([tool_definition(tool) for tool in tools])
+    return attributes
+
+
+def sampling_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
+    """The model and the sampling parameters of a request, which most endpoints share."""
     attributes: dict[str, Attribute] = {semconv.GEN_AI_REQUEST_MODEL: str(params.get("model", ""))}
     for name, (attribute, kind) in _REQUEST.items():
         value = params.get(name)
@@ -62,9 +84,6 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
         attributes[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = [stop] if isinstance(stop, str) else [str(text) for text in stop]
     if params.get("stream"):
         attributes[semconv.GEN_AI_REQUEST_STREAM] = True
-    attributes[semconv.GEN_AI_INPUT_MESSAGES] = dump([message(one) for one in params.get("messages") or ()])
-    if tools := params.get("tools"):
-        attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = dump([tool_definition(tool) for tool in tools])
     return attributes
 
 
@@ -97,12 +116,19 @@ def _tool_response(given: Any) -> dict[str, Any]:
 
 
 def _tool_call(call: Any) -> dict[str, Any]:
+    if custom := get(call, "custom"):  # a tool that takes text instead of JSON
+        return {"type": "tool_call", "id": get(call, "id"), "name": get(custom, "name"), "arguments": get(custom, "input")}
     function = get(call, "function")
-    arguments = get(function, "arguments")
-    if isinstance(arguments, str):
-        with contextlib.suppress(ValueError):  # a model's broken JSON is kept as it wrote it
-            arguments = json.loads(arguments)
+    arguments = parsed(get(function, "arguments"))
     return {"type": "tool_call", "id": get(call, "id"), "name": get(function, "name"), "arguments": arguments}
+
+
+def parsed(arguments: Any) -> Any:
+    """A tool's arguments out of their JSON; a model's broken JSON is kept as it wrote it."""
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            return json.loads(arguments)
+    return arguments
 
 
 def _content_parts(content: Any) -> list[dict[str, Any]]:
@@ -122,7 +148,7 @@ def _content_part(part: Any) -> dict[str, Any]:
     if kind in ("text", "refusal"):
         return {"type": "text", "content": get(part, kind)}
     if kind == "image_url":
-        return _image_part(get(get(part, "image_url"), "url"))
+        return image_part(get(get(part, "image_url"), "url"))
     if kind == "input_audio":
         audio = get(part, "input_audio")
         mime = {"mime_type": f"audio/{get(audio, 'format')}"} if get(audio, "format") else {}
@@ -132,7 +158,7 @@ def _content_part(part: Any) -> dict[str, Any]:
     return dict(part) if isinstance(part, Mapping) else {"type": str(kind), "content": str(part)}
 
 
-def _image_part(url: Any) -> dict[str, Any]:
+def image_part(url: Any) -> dict[str, Any]:
     """An image by address, or the image itself when the address is a base64 `data:` URL."""
     header, comma, data = str(url).partition(",")
     if comma and header.startswith("data:") and header.endswith(";base64"):
@@ -141,23 +167,66 @@ def _image_part(url: Any) -> dict[str, Any]:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------------
+def picked(response: Any, *, content: bool) -> dict[str, Any]:
+    """What of a chat completion becomes attributes, as plain data; cheap, because the app waits."""
+    fields = fields_of(response, ("id", "model", "choices", "usage"))
+    choices = []
+    for choice in fields.get("choices") or ():
+        given = fields_of(choice, ("finish_reason", "message"))
+        taken = {"finish_reason": given.get("finish_reason")}
+        if content and (answer := given.get("message")) is not None:
+            taken["message"] = _picked_message(answer)
+        choices.append(taken)
+    return {"id": fields.get("id"), "model": fields.get("model"), "choices": choices, "usage": _picked_usage(fields.get("usage"))}
+
+
+def _picked_message(given: Any) -> dict[str, Any]:
+    fields = fields_of(given, _MESSAGE_FIELDS)
+    taken = {name: value for name in _MESSAGE_FIELDS if (value := fields.get(name)) is not None}
+    if calls := taken.get("tool_calls"):
+        taken["tool_calls"] = [_picked_call(call) for call in calls]
+    return taken
+
+
+def _picked_call(call: Any) -> dict[str, Any]:
+    fields = fields_of(call, ("id", "function", "custom"))
+    taken = {"id": fields.get("id")}
+    for kind, names in (("function", ("name", "arguments")), ("custom", ("name", "input"))):
+        if (inner := fields.get(kind)) is not None:
+            held = fields_of(inner, names)
+            taken[kind] = {name: held.get(name) for name in names}
+    return taken
+
+
+def _picked_usage(usage: Any) -> dict[str, Any] | None:
+    if usage is None:
+        return None
+    details = ("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens")
+    fields = fields_of(usage, ("prompt_tokens", "completion_tokens", *(name for name, _ in details)))
+    taken: dict[str, Any] = {name: fields.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    for name, count in details:
+        if (detail := fields.get(name)) is not None:
+            taken[name] = {count: fields_of(detail, (count,)).get(count)}
+    return taken
+
+
 def response_attributes(response: Any) -> dict[str, Attribute]:
     """The attributes of a chat completion; what it does not say is absent."""
     choices = list(get(response, "choices") or ())
-    messages = [get(choice, "message") for choice in choices]
+    messages = [one for choice in choices if (one := get(choice, "message")) is not None]
     finish_reasons = [str(reason) for choice in choices if (reason := get(choice, "finish_reason"))]
     usage = get(response, "usage")
     attributes: dict[str, Any] = {
         semconv.GEN_AI_RESPONSE_ID: get(response, "id"),
         semconv.GEN_AI_RESPONSE_MODEL: get(response, "model"),
         semconv.GEN_AI_RESPONSE_FINISH_REASONS: finish_reasons or None,
-        semconv.GEN_AI_OUTPUT_MESSAGES: dump([message(one) for one in messages if one is not None]) if choices else None,
+        semconv.GEN_AI_OUTPUT_MESSAGES: dump([message(one) for one in messages]) if messages else None,
         semconv.GEN_AI_USAGE_INPUT_TOKENS: get(usage, "prompt_tokens"),
         semconv.GEN_AI_USAGE_OUTPUT_TOKENS: get(usage, "completion_tokens"),
         semconv.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: get(get(usage, "prompt_tokens_details"), "cached_tokens"),
         semconv.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS: get(get(usage, "completion_tokens_details"), "reasoning_tokens"),
     }
-    return {name: value for name, value in attributes.items() if value is not None}
+    return compact(attributes)
 
 
 @dataclass(slots=True)
@@ -170,10 +239,11 @@ class _Choice:
     finish_reason: str | None = None
 
     def add(self, delta: Any) -> None:
-        for name in ("content", "refusal", "reasoning_content", "reasoning"):
-            if piece := get(delta, name):
+        fields = fields_of(delta, _MESSAGE_FIELDS)
+        for name in _TEXT_FIELDS:
+            if piece := fields.get(name):
                 self.texts.setdefault(name, []).append(piece)
-        for call in get(delta, "tool_calls") or ():
+        for call in fields.get("tool_calls") or ():
             whole = self.tool_calls.setdefault(get(call, "index") or 0, {"id": None, "name": None, "pieces": []})
             function = get(call, "function")
             whole["id"] = whole["id"] or get(call, "id")
@@ -200,13 +270,15 @@ class StreamedAnswer:
 
     def add(self, chunk: Any) -> None:
         """Take one chunk, in order."""
-        self.response_id = self.response_id or get(chunk, "id")
-        self._model = self._model or get(chunk, "model")
-        self._usage = get(chunk, "usage") or self._usage
-        for given in get(chunk, "choices") or ():
-            choice = self._choices.setdefault(get(given, "index") or 0, _Choice())
-            choice.finish_reason = get(given, "finish_reason") or choice.finish_reason
-            choice.add(get(given, "delta"))
+        fields = fields_of(chunk, ("id", "model", "usage", "choices"))
+        self.response_id = self.response_id or fields.get("id")
+        self._model = self._model or fields.get("model")
+        self._usage = fields.get("usage") or self._usage
+        for given in fields.get("choices") or ():
+            held = fields_of(given, ("index", "finish_reason", "delta"))
+            choice = self._choices.setdefault(held.get("index") or 0, _Choice())
+            choice.finish_reason = held.get("finish_reason") or choice.finish_reason
+            choice.add(held.get("delta"))
 
     def response(self) -> dict[str, Any]:
         """What has come so far; without a finish reason where the answer was cut off."""

@@ -1,8 +1,9 @@
 """The bounded background export of spans and outcomes to the collector.
 
-An app's thread only appends to a queue in memory: no encoding, no network, no waiting. One daemon thread encodes, batches
-by bytes, compresses, sends and retries. When the queue is full the newest spans are dropped and counted; an outcome is
-dropped only when there is no span left to drop for it, because a span is one of thousands and an outcome is one of a kind.
+An app's thread only appends to a queue in memory: no encoding, no network, no waiting. One daemon thread encodes, batches by
+bytes, compresses, sends and retries, at a pace that leaves the interpreter to the app. When the queue is full the newest spans
+are dropped and counted; an outcome is dropped only when there is no span left to drop for it, because a span is one of
+thousands and an outcome is one of a kind.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.trace import ReadableSpan
 
 from nightschool.delivery import RETRYABLE, Delivery, Reply, wait_before_retry_s
+from nightschool.encoding import SpanEncoder
 from nightschool.lane import Lane, LaneStats, Payload, encode_batch
+from nightschool.pace import Pace
 from nightschool.shield import Shield
+from nightschool.span import SpanRecord
 
 DEFAULT_MAX_QUEUE_BYTES = 64 << 20
 
@@ -46,11 +48,13 @@ class Exporter:
     def __init__(
         self,
         make_delivery: Callable[[], Delivery],
+        encoder: SpanEncoder,
         *,
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
         shield: Shield | None = None,
     ) -> None:
         self._make_delivery = make_delivery
+        self._encoder = encoder
         self._max_queue_bytes = max_queue_bytes
         self._shield = shield or Shield()
         self._is_closing = False
@@ -60,11 +64,12 @@ class Exporter:
 
     def _start_afresh(self) -> None:
         """Empty queues, no thread and no connection: at construction, and in a forked child (the parent sends its own)."""
-        self._spans: Lane[ReadableSpan] = Lane(
+        self._spans: Lane[SpanRecord] = Lane(
             name="spans",
             path="/v1/traces",
             content_type="application/x-protobuf",
-            encode=_encode_spans,
+            encode=self._encoder.encode,
+            wrap=self._encoder.wrap,
             max_batch_items=8192,
             splits_on=frozenset({413}),
         )
@@ -72,7 +77,8 @@ class Exporter:
             name="outcomes",
             path="/v1/outcomes",
             content_type="application/json",
-            encode=_encode_outcomes,
+            encode=bytes,
+            wrap=_wrap_outcomes,
             max_batch_items=1000,
             splits_on=frozenset({400, 413}),
         )
@@ -80,13 +86,14 @@ class Exporter:
         self._changed = threading.Condition(threading.RLock())
         self._delivery = self._make_delivery()
         self._thread: threading.Thread | None = None
+        self._pace = Pace(self._is_hurried)
         self._num_flushing = 0
         self._num_retries = 0
 
     # --- any thread of the app ------------------------------------------------------------------------------------------
-    def put_span(self, span: ReadableSpan) -> None:
+    def put_span(self, span: SpanRecord) -> None:
         """Queue one finished span."""
-        size = _span_size(span)
+        size = span.num_bytes
         with self._changed:
             if self._is_closing or self._num_bytes + size > self._max_queue_bytes:
                 self._refuse(self._spans)
@@ -142,14 +149,18 @@ class Exporter:
             return Stats(self._spans.stats(), self._outcomes.stats(), self._num_retries, self._shield.num_errors)
 
     @property
-    def _lanes(self) -> tuple[Lane[bytes], Lane[ReadableSpan]]:
+    def _lanes(self) -> tuple[Lane[bytes], Lane[SpanRecord]]:
         return self._outcomes, self._spans  # in order of service
 
     @property
     def _num_bytes(self) -> int:
         return self._outcomes.num_bytes + self._spans.num_bytes
 
-    def _refuse(self, lane: Lane[ReadableSpan] | Lane[bytes]) -> None:
+    def _is_hurried(self) -> bool:
+        """Whether the exporter's thread must not rest: somebody waits for it, or the queue is half full."""
+        return self._num_flushing > 0 or self._is_closing or 2 * self._num_bytes > self._max_queue_bytes
+
+    def _refuse(self, lane: Lane[SpanRecord] | Lane[bytes]) -> None:
         lane.num_put += 1
         lane.dropped += 1
         self._shield.log_once(f"{lane.name} are dropped: the queue of {self._max_queue_bytes} bytes is full or closed")
@@ -181,7 +192,7 @@ class Exporter:
                 self._changed.notify_all()
         self._delivery.close()
 
-    def _next_due(self) -> Lane[ReadableSpan] | Lane[bytes] | None:
+    def _next_due(self) -> Lane[SpanRecord] | Lane[bytes] | None:
         """Wait for the lane that should send next, outcomes before spans; None when closed."""
         with self._changed:
             while not self._is_closed:
@@ -202,6 +213,7 @@ class Exporter:
             return
         payload = lane.payloads[0]
         reply = self._delivery.post(lane.path, payload.body, content_type=lane.content_type)
+        halves = self._halves(lane, payload) if reply.status in lane.splits_on else []
         with self._changed:
             if self._is_closed:
                 return
@@ -210,14 +222,18 @@ class Exporter:
             else:
                 lane.attempts = 0
                 lane.payloads.popleft()
-                self._settle(lane, payload, reply)
+                if halves:
+                    lane.payloads.extendleft(reversed(halves))
+                else:
+                    self._settle(lane, payload, reply)
             self._changed.notify_all()
 
     def _encode_next(self, lane: Lane[Any]) -> None:
         with self._changed:
             items = lane.take()
             lane.retry_at, lane.is_told_to_wait = 0.0, False
-        payloads, errors = encode_batch(lane.encode, items)
+        self._pace.start()
+        payloads, errors = encode_batch(lane, items, self._pace)
         with self._changed:
             if self._is_closed:
                 return
@@ -227,6 +243,12 @@ class Exporter:
             self._changed.notify_all()
         for error in errors:
             self._shield.log_once(f"one of the {lane.name} cannot be encoded and is left out: {error}")
+
+    def _halves(self, lane: Lane[Any], payload: Payload[Any]) -> list[Payload[Any]]:
+        """A refused request as two; nothing for one record, which alone is to blame."""
+        middle = len(payload.items) // 2
+        parts = (payload.items[:middle], payload.items[middle:]) if middle else ()
+        return [half for part in parts for half in encode_batch(lane, part, self._pace)[0]]
 
     def _put_off(self, lane: Lane[Any], reply: Reply) -> None:
         wait_s = wait_before_retry_s(
@@ -250,10 +272,6 @@ class Exporter:
             lane.rejected += num_rejected
             if num_rejected:
                 self._shield.log_once(f"the collector rejected some spans: {reply.body!r}")
-        elif reply.status in lane.splits_on and num_items > 1:
-            halves = payload.items[: num_items // 2], payload.items[num_items // 2 :]
-            lane.payloads.extendleft(encoded for half in reversed(halves) for encoded in encode_batch(lane.encode, half)[0])
-            return
         else:
             lane.rejected += num_items
             self._shield.log_once(f"the collector refused {lane.name} for good: {reply.status} {reply.reason}")
@@ -261,18 +279,11 @@ class Exporter:
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------
-def _encode_spans(spans: Sequence[ReadableSpan]) -> bytes:
-    return encode_spans(spans).SerializeToString()
-
-
-def _encode_outcomes(bodies: Sequence[bytes]) -> bytes:
-    return b'{"outcomes":[' + b",".join(bodies) + b"]}"
-
-
-def _span_size(span: ReadableSpan) -> int:
-    """About how many bytes `span` holds; texts count in full and everything else in round figures, to stay fast."""
-    attributes = span.attributes or {}
-    return 512 + 64 * len(attributes) + sum(len(value) for value in attributes.values() if isinstance(value, str))
+def _wrap_outcomes(bodies: Sequence[bytes]) -> Iterator[bytes]:
+    yield b'{"outcomes":['
+    for number, body in enumerate(bodies):
+        yield b"," + body if number else body
+    yield b"]}"
 
 
 def _num_rejected_spans(body: bytes) -> int:

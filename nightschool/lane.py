@@ -5,15 +5,18 @@ No lock and no thread in here: `nightschool.exporter` holds one lock around ever
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 MAX_BATCH_BYTES = 4 << 20
+_NUM_WRAPPING_BYTES = 16 << 10
+"""Room for what stands around the elements of a request; commas between outcomes, the resource before spans."""
+_GZIP = 16 + zlib.MAX_WBITS
 LINGER_S = 0.5
 
 
@@ -48,7 +51,10 @@ class Lane(Generic[T]):
     name: str
     path: str
     content_type: str
-    encode: Callable[[Sequence[T]], bytes]
+    encode: Callable[[T], bytes]
+    """One record as an element of a request."""
+    wrap: Callable[[Sequence[bytes]], Iterable[bytes]]
+    """Elements as the pieces of a request."""
     max_batch_items: int
     splits_on: frozenset[int]
     """Statuses after which a refused batch is sent again in halves, because one record in it may be to blame."""
@@ -135,22 +141,40 @@ class Lane(Generic[T]):
         return LaneStats(len(self.waiting) + self.num_taken, self.sent, self.dropped, self.rejected, self.invalid)
 
 
-def encode_batch(encode: Callable[[Sequence[T]], bytes], items: Sequence[T]) -> tuple[list[Payload[T]], list[Exception]]:
+def encode_batch(lane: Lane[T], items: Sequence[T], breathe: Callable[[], None]) -> tuple[list[Payload[T]], list[Exception]]:
     """Encode `items` into requests of at most `MAX_BATCH_BYTES`; what cannot be encoded is left out, with its error.
 
-    A batch that is too large or cannot be encoded is halved until the cause stands alone.
+    `breathe` is called after every little piece of work.
     """
-    if not items:
-        return [], []
-    try:
-        body = encode(items)
-    except Exception as error:  # any record the app made can be at fault, and the others must get through
-        if len(items) == 1:
-            return [], [error]
-    else:
-        if len(body) <= MAX_BATCH_BYTES or len(items) == 1:
-            return [Payload(items, gzip.compress(body, compresslevel=1, mtime=0))], []
-    middle = len(items) // 2
-    left, left_errors = encode_batch(encode, items[:middle])
-    right, right_errors = encode_batch(encode, items[middle:])
-    return left + right, left_errors + right_errors
+    payloads: list[Payload[T]] = []
+    errors: list[Exception] = []
+    batch: list[T] = []
+    elements: list[bytes] = []
+    num_bytes = 0
+    for item in items:
+        try:
+            element = lane.encode(item)
+        except Exception as error:  # any record the app made can be at fault, and the others must get through
+            errors.append(error)
+            continue
+        finally:
+            breathe()
+        if batch and num_bytes + len(element) > MAX_BATCH_BYTES - _NUM_WRAPPING_BYTES:
+            payloads.append(Payload(batch, _compress(lane.wrap(elements), breathe)))
+            batch, elements, num_bytes = [], [], 0
+        batch.append(item)
+        elements.append(element)
+        num_bytes += len(element)
+    if batch:
+        payloads.append(Payload(batch, _compress(lane.wrap(elements), breathe)))
+    return payloads, errors
+
+
+def _compress(pieces: Iterable[bytes], breathe: Callable[[], None]) -> bytes:
+    """The pieces as one gzip body. Piece by piece, because the interpreter is free while zlib works and not while bytes are joined."""
+    compressor = zlib.compressobj(level=1, wbits=_GZIP)
+    compressed = []
+    for piece in pieces:
+        compressed.append(compressor.compress(piece))
+        breathe()
+    return b"".join([*compressed, compressor.flush()])

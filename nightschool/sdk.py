@@ -28,11 +28,13 @@ def configure(
     subject_key: str | None = None,
     service_name: str | None = None,
     max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
+    capture_content: bool | Mapping[str, bool] = True,
 ) -> Client:
     """Record for `tenant` and send to the collector at `endpoint`; returns the client, which needs no keeping.
 
     Users are sent as pseudonyms keyed by `subject_key`, the API key by default. At most `max_queue_bytes` wait in memory.
-    A second call replaces the first client, after sending what it holds. A bad argument raises `ConfigError`.
+    Texts, tools and token ids are recorded unless `capture_content` is False, or `{"triage": False}` for single tasks; spans
+    are recorded always. A second call replaces the first client, after sending what it holds. A bad argument raises `ConfigError`.
     """
     client = Client(
         endpoint,
@@ -41,6 +43,7 @@ def configure(
         subject_key=subject_key,
         service_name=service_name,
         max_queue_bytes=max_queue_bytes,
+        capture_content=capture_content,
     )
     return use(client)
 
@@ -65,12 +68,13 @@ def _client() -> Client:
     return _default
 
 
-def request(*, task: str, user: object = None, conversation: object = None) -> Request:
+def request(*, task: str, user: object = None, conversation: object = None, capture_content: bool | None = None) -> Request:
     """Mark one request of the app, as `with nightschool.request(task="triage", user="mia") as req:` or as a decorator.
 
-    Everything recorded inside carries the task, a pseudonym of `user` and the conversation, and is one trace.
+    Everything recorded inside carries the task, a pseudonym of `user` and the conversation, and is one trace. With
+    `capture_content=False` neither texts nor token ids are recorded inside, whatever `configure` says of the task.
     """
-    return Request(_client, task=task, user=user, conversation=conversation)
+    return Request(_client, task=task, user=user, conversation=conversation, capture_content=capture_content)
 
 
 def model_call(

@@ -1,8 +1,11 @@
 """The tracer: what an app does for one user, recorded as a trace of its own.
 
-A client has its own TracerProvider, always sampling and without attribute limits, and keeps its current span in its own
-context variable. The app's OpenTelemetry set-up is neither used nor touched: its sampler cannot drop training data, and its
-spans never get one of ours as their parent. A span of the app that is open when a request starts is linked, to be found.
+A client makes its own spans, all of them and whole, and keeps the current request in its own context variable. The app's
+OpenTelemetry set-up is neither used nor touched: its sampler cannot drop training data, and its spans never get one of ours as
+their parent. A span of the app that is open when a request starts is linked, to be found.
+
+While an app waits, a span is a few references and one copy of the content (`snapshot`); everything else happens in the
+exporter's thread.
 """
 
 from __future__ import annotations
@@ -20,23 +23,22 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 
-from opentelemetry.context import Context
-from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanKind, format_trace_id, get_current_span, set_span_in_context
+from opentelemetry.trace import format_trace_id, get_current_span
 
-from nightschool import chat, semconv
-from nightschool.calls import ModelCall, mark_failed
+from nightschool import semconv
+from nightschool.calls import ModelCall
 from nightschool.delivery import Delivery, parse_endpoint
-from nightschool.errors import ConfigError, RecordError
+from nightschool.encoding import SpanEncoder
+from nightschool.endpoints import CHAT, Endpoint
+from nightschool.errors import ConfigError, RecordError, shown
 from nightschool.exporter import DEFAULT_MAX_QUEUE_BYTES, Exporter, Stats
 from nightschool.keys import subject_of
 from nightschool.outcomes import canonical, parse_outcome
 from nightschool.release import check_tenant
 from nightschool.shield import Shield, is_strict
+from nightschool.snapshot import freeze
+from nightschool.span import RANDOM_IDS, IdGenerator, SpanRecord
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,18 +58,6 @@ def is_disabled() -> bool:
     return os.environ.get("NIGHTSCHOOL_DISABLED", "").lower() in ("1", "true", "yes")
 
 
-class _ToExporter(SpanProcessor):
-    """Hands every ended span to the exporter."""
-
-    def __init__(self, exporter: Exporter, shield: Shield) -> None:
-        self._exporter = exporter
-        self._shield = shield
-
-    def on_end(self, span: ReadableSpan) -> None:
-        with self._shield:
-            self._exporter.put_span(span)
-
-
 class Client:
     """Records for one tenant. `nightschool.configure` makes the one that the module's functions use."""
 
@@ -80,6 +70,7 @@ class Client:
         subject_key: str | None = None,
         service_name: str | None = None,
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
+        capture_content: bool | Mapping[str, bool] = True,
         enabled: bool = True,
         clock: Callable[[], int] = time.time_ns,
         id_generator: IdGenerator | None = None,
@@ -87,12 +78,14 @@ class Client:
         """`subject_key` is the secret behind user pseudonyms, the API key by default; give one to be able to rotate the other.
 
         With `enabled=False`, or `NIGHTSCHOOL_DISABLED=1` in the environment, nothing is checked, recorded or sent.
-        `clock` (nanoseconds since the epoch) and `id_generator` are for tests.
+        `capture_content` says whether texts are recorded, for all or by task; a task not named is. `clock` (nanoseconds since
+        the epoch) and `id_generator` are for tests.
         """
         self.shield = Shield()
         self.now_ns = clock
         self.tenant = tenant
         self._exporter: Exporter | None = None
+        self._captures: bool | Mapping[str, bool] = True
         if not enabled or is_disabled():
             return
         check_tenant(tenant)
@@ -101,9 +94,14 @@ class Client:
             raise ConfigError("api_key must be the tenant's key, printable ASCII text as `nightschool key` printed it")
         if max_queue_bytes <= 0:
             raise ConfigError(f"max_queue_bytes is {max_queue_bytes}; it must be above 0")
-        self._secret = subject_key or api_key
-        exporter = Exporter(lambda: Delivery(endpoint, api_key), max_queue_bytes=max_queue_bytes, shield=self.shield)
-        self._tracer = _provider(tenant, service_name, id_generator, _ToExporter(exporter, self.shield)).get_tracer("nightschool")
+        self._captures = _check_capture(capture_content)
+        secret = subject_key or api_key
+        # The same few users come again and again; the cache is bounded, a hash is not slow.
+        self._subject_of = functools.lru_cache(maxsize=4096)(functools.partial(subject_of, secret))
+        ids = id_generator or RANDOM_IDS
+        self._new_trace_id, self._new_span_id = ids.generate_trace_id, ids.generate_span_id
+        encoder = SpanEncoder(_resource(tenant, service_name), scope="nightschool")
+        exporter = Exporter(lambda: Delivery(endpoint, api_key), encoder, max_queue_bytes=max_queue_bytes, shield=self.shield)
         self._exporter = exporter
         atexit.register(self.shutdown, AT_EXIT_TIMEOUT_S)
 
@@ -116,9 +114,11 @@ class Client:
         return self._exporter is not None
 
     # --- recording ------------------------------------------------------------------------------------------------------
-    def request(self, *, task: str, user: object = None, conversation: object = None) -> Request:
+    def request(
+        self, *, task: str, user: object = None, conversation: object = None, capture_content: bool | None = None
+    ) -> Request:
         """Mark one request of the app; see `nightschool.request`."""
-        return Request(lambda: self, task=task, user=user, conversation=conversation)
+        return Request(lambda: self, task=task, user=user, conversation=conversation, capture_content=capture_content)
 
     def model_call(
         self,
@@ -132,24 +132,29 @@ class Client:
         """Record a model call made without the `openai` client; see `nightschool.model_call`."""
         return self.start_call({"model": model, "messages": messages, "tools": tools, **params}, provider=provider)
 
-    def start_call(self, params: Mapping[str, Any], *, provider: str, server: tuple[str, int | None] | None = None) -> ModelCall:
-        """Start the span of a chat request given as it is sent."""
+    def start_call(
+        self,
+        params: Mapping[str, Any],
+        *,
+        provider: str,
+        server: tuple[str, int | None] | None = None,
+        endpoint: Endpoint = CHAT,
+    ) -> ModelCall:
+        """Start the span of a request to `endpoint` given as it is sent."""
         parent = self._current_request()
-        span: Span = INVALID_SPAN
-        started_ns = 0
-        with self.shield:
-            started_ns = self.now_ns()
-            attributes = {
-                semconv.GEN_AI_OPERATION_NAME: "chat",
-                semconv.GEN_AI_PROVIDER_NAME: provider,
-                **(chat.request_attributes(params) if self.is_enabled else {}),
-            }
-            if server:
-                attributes[semconv.SERVER_ADDRESS] = server[0]
-                attributes.update({semconv.SERVER_PORT: server[1]} if server[1] else {})
-            name = f"chat {params.get('model', '')}"
-            span = self.start_span(name, attributes, parent=parent, started_ns=started_ns, kind=SpanKind.CLIENT)
-        return ModelCall(self, parent, span, started_ns=started_ns)
+        captures = parent.captures_content if parent else self.captures_content("")
+        span: SpanRecord | None = None
+        if self._exporter is not None:
+            with self.shield:
+                fields = endpoint.fields_and_content if captures else endpoint.fields
+                taken = {name: value for name, value in params.items() if name in fields}
+                frozen = freeze(taken)
+                request = endpoint.request_attributes(taken) if frozen is None else frozen
+                stamps = parent.stamps if parent else self.stamps(captures_content=captures)
+                span = self.start_span(f"{endpoint.operation} {params.get('model', '')}", stamps, parent=parent)
+                span.attributes = {semconv.GEN_AI_OPERATION_NAME: endpoint.operation, semconv.GEN_AI_PROVIDER_NAME: provider}
+                span.endpoint, span.request, span.server = endpoint, request, server
+        return ModelCall(self, parent, span, captures_content=captures)
 
     def outcome(
         self,
@@ -237,42 +242,45 @@ class Client:
         return self._exporter.stats() if self._exporter else Stats()
 
     # --- for requests and calls -----------------------------------------------------------------------------------------
-    def start_span(
-        self,
-        name: str,
-        attributes: Mapping[str, Any],
-        *,
-        parent: Request | None,
-        started_ns: int,
-        kind: SpanKind = SpanKind.INTERNAL,
-        links: Sequence[Link] = (),
-    ) -> Span:
+    def start_span(self, name: str, stamps: Mapping[str, Any], *, parent: Request | None) -> SpanRecord:
         """Start a span below `parent`, or a trace of its own, never below a span of the app."""
-        if self._exporter is None:
-            return INVALID_SPAN
-        stamps = parent.stamps if parent else {semconv.SPAN_SIDE: "app"}
-        return self._tracer.start_span(
+        above = parent.span if parent else None
+        return SpanRecord(
             name,
-            context=parent.context if parent else Context(),
-            kind=kind,
-            attributes={**stamps, **attributes},
-            links=links,
-            start_time=started_ns,
+            trace_id=above.trace_id if above else self._new_trace_id(),
+            span_id=self._new_span_id(),
+            parent_id=above.span_id if above else 0,
+            stamps=stamps,
+            started_ns=self.now_ns(),
         )
 
-    def stamps(self, *, task: object = None, user: object = None, conversation: object = None) -> dict[str, str]:
+    def end_span(self, span: SpanRecord) -> None:
+        """End `span` and hand it to the exporter."""
+        span.ended_ns = self.now_ns()
+        if self._exporter is not None:
+            self._exporter.put_span(span)
+
+    def stamps(
+        self, *, task: object = None, user: object = None, conversation: object = None, captures_content: bool = True
+    ) -> dict[str, Any]:
         """What every span of a request carries."""
-        stamps = {semconv.SPAN_SIDE: "app"}
+        stamps: dict[str, Any] = {semconv.SPAN_SIDE: "app"}
         if task:
             stamps[semconv.TASK] = str(task)
         if user is not None:
             stamps[semconv.SUBJECT] = self._pseudonym(user)
         if conversation is not None:
             stamps[semconv.GEN_AI_CONVERSATION_ID] = str(conversation)
+        if not captures_content:
+            stamps[semconv.CONTENT_CAPTURE] = False
         return stamps
 
+    def captures_content(self, task: str) -> bool:
+        """Whether texts of `task` are recorded."""
+        return self._captures if isinstance(self._captures, bool) else self._captures.get(task, True)
+
     def _pseudonym(self, user: object) -> str:
-        return "" if user is None else subject_of(self._secret, str(user))
+        return "" if user is None else self._subject_of(str(user))
 
     def _current_request(self) -> Request | None:
         request = _current.get()
@@ -287,30 +295,40 @@ class Request:
     hold the block itself, because a generator's context is its consumer's.
     """
 
-    def __init__(self, client_of: Callable[[], Client], *, task: str, user: object = None, conversation: object = None) -> None:
+    def __init__(
+        self,
+        client_of: Callable[[], Client],
+        *,
+        task: str,
+        user: object = None,
+        conversation: object = None,
+        capture_content: bool | None = None,
+    ) -> None:
         self._client_of = client_of
         self._marks: dict[str, Any] = {"task": task, "user": user, "conversation": conversation}
-        self._span: Span = INVALID_SPAN
+        self._capture_content = capture_content
         self._token: Token[Request | None] | None = None
         self.client: Client | None = None
-        self.context = Context()
-        self.stamps: dict[str, str] = {}
+        self.span: SpanRecord | None = None
+        """None when nothing is recorded."""
+        self.stamps: Mapping[str, Any] = {}
+        """What every span below carries; never changed in place, spans hold on to it."""
+        self.captures_content = True
         self.response_id: str | None = None
         """`gen_ai.response.id` of the newest model call, the best target for an outcome."""
 
     @property
     def trace_id(self) -> str | None:
         """32 hex digits; None when nothing is recorded."""
-        context = self._span.get_span_context()
-        return format_trace_id(context.trace_id) if context.is_valid else None
+        return format_trace_id(self.span.trace_id) if self.span else None
 
     def identify(self, *, user: object = None, conversation: object = None) -> None:
         """Say who the user is, or which conversation it is, once that is known."""
-        if self.client is not None and self.client.is_enabled:
+        if self.client is not None and self.span is not None:
             with self.client.shield:
-                stamps = self.client.stamps(user=user, conversation=conversation)
-                self.stamps |= stamps
-                self._span.set_attributes(stamps)
+                late = self.client.stamps(user=user, conversation=conversation)
+                self.stamps = {**self.stamps, **late}
+                self.span.late = {**(self.span.late or {}), **late}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[Self]:
@@ -342,30 +360,40 @@ class Request:
 
     def close(self, error: BaseException | None = None) -> None:
         """End the span."""
-        if self.client is not None and self.client.is_enabled:
+        if self.client is not None and self.span is not None and not self.span.ended_ns:
             with self.client.shield:
                 # Not a failure: a consumer that stopped listening to a generator, a cancelled task, the app being stopped.
                 if isinstance(error, Exception):
-                    mark_failed(self._span, error)
-                self._span.end(end_time=self.client.now_ns())
+                    self.span.fail(error)
+                self.client.end_span(self.span)
 
     def _start(self, client: Client) -> None:
         outer = client._current_request()
-        self.stamps = {**(outer.stamps if outer else {}), **client.stamps(**self._marks)}
-        self.context = outer.context if outer else Context()
-        task = self.stamps.get(semconv.TASK, "")
+        captures = self._captures(client, outer)
+        stamps = client.stamps(**self._marks, captures_content=captures)
+        if outer is not None:
+            stamps = {**outer.stamps, **stamps}
+            if captures:
+                stamps.pop(semconv.CONTENT_CAPTURE, None)
+        task = stamps.get(semconv.TASK, "")
+        span = client.start_span(f"invoke_workflow {task}", stamps, parent=outer)
+        span.attributes = {semconv.GEN_AI_OPERATION_NAME: "invoke_workflow", semconv.GEN_AI_WORKFLOW_NAME: task}
         app_span = get_current_span().get_span_context()
-        attributes = {semconv.GEN_AI_OPERATION_NAME: "invoke_workflow", semconv.GEN_AI_WORKFLOW_NAME: task}
-        links = [Link(app_span)] if app_span.is_valid and not outer else []
-        started_ns = client.now_ns()
-        self._span = client.start_span(f"invoke_workflow {task}", attributes, parent=self, started_ns=started_ns, links=links)
-        self.context = set_span_in_context(self._span, Context())
+        if app_span.is_valid and outer is None:
+            span.link = app_span
+        self.stamps, self.captures_content, self.span = stamps, captures, span
+
+    def _captures(self, client: Client, outer: Request | None) -> bool:
+        """What this request says itself, else what its task says; inside a request that keeps content out, it stays out."""
+        if self._capture_content is not None:
+            return self._capture_content
+        return (outer is None or outer.captures_content) and client.captures_content(str(self._marks["task"]))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Mark every call of `function`: plain, async, or a generator of either kind."""
 
         def again() -> Request:
-            return Request(self._client_of, **self._marks)
+            return Request(self._client_of, **self._marks, capture_content=self._capture_content)
 
         return cast("Callable[P, R]", _wrap(cast("Callable[..., Any]", function), again))
 
@@ -445,23 +473,18 @@ def _detach(token: Token[Request | None]) -> None:
         _current.reset(token)
 
 
-def _provider(
-    tenant: str, service_name: str | None, id_generator: IdGenerator | None, processor: SpanProcessor
-) -> TracerProvider:
-    """Our own provider, deaf to the environment variables and global providers that tune the app's."""
-    unlimited = SpanLimits.UNSET
-    provider = TracerProvider(
-        sampler=ALWAYS_ON,
-        resource=Resource.create({semconv.TENANT_ID: tenant, **({SERVICE_NAME: service_name} if service_name else {})}),
-        shutdown_on_exit=False,
-        id_generator=id_generator,
-        span_limits=SpanLimits(
-            max_attributes=unlimited,
-            max_span_attributes=unlimited,
-            max_attribute_length=unlimited,
-            max_span_attribute_length=unlimited,
-        ),
-        meter_provider=NoOpMeterProvider(),
+def _resource(tenant: str, service_name: str | None) -> Mapping[str, Any]:
+    """What every request says of this process; read from the environment as OpenTelemetry does."""
+    ours = {semconv.TENANT_ID: tenant, **({SERVICE_NAME: service_name} if service_name else {})}
+    return Resource.create(ours).attributes
+
+
+def _check_capture(given: bool | Mapping[str, bool]) -> bool | Mapping[str, bool]:
+    """`capture_content` as given; a copy of a mapping, so that the app's may change."""
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, Mapping) and all(isinstance(value, bool) for value in given.values()):
+        return dict(given)
+    raise ConfigError(
+        f"capture_content is {shown(given)}; it must be True, False, or a mapping of tasks to them like {{'triage': False}}"
     )
-    provider.add_span_processor(processor)
-    return provider

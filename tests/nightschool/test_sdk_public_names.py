@@ -10,12 +10,15 @@ import sys
 import nightschool
 
 PUBLIC = {
-    "Client": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, enabled, clock, id_generator)",
+    "Client": (
+        "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content, enabled, clock,"
+        " id_generator)"
+    ),
     "LaneStats": "(queued, sent, dropped, rejected, invalid)",
-    "ModelCall": "(client, request, span, started_ns)",
-    "Request": "(client_of, task, user, conversation)",
+    "ModelCall": "(client, request, span, captures_content)",
+    "Request": "(client_of, task, user, conversation, capture_content)",
     "Stats": "(spans, outcomes, retries, internal_errors)",
-    "configure": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes)",
+    "configure": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content)",
     "current_request": "()",
     "flush": "(timeout)",
     "instrument_openai": "()",
@@ -24,7 +27,7 @@ PUBLIC = {
         "(name, value, final_text, response_id, trace_id, conversation_id, episode_id, join_key, rater, source, comment,"
         " metadata, op, occurred_at, event_id)"
     ),
-    "request": "(task, user, conversation)",
+    "request": "(task, user, conversation, capture_content)",
     "shutdown": "(timeout)",
     "stats": "()",
 }

@@ -1,0 +1,109 @@
+"""A span while the app waits: ids, times and references. What it means, and its bytes, are made later in the exporter's thread.
+
+Not an OpenTelemetry SDK span, because making one costs an app more than the rest of the tracer together. What goes over the wire is
+the same, byte for byte; a test compares.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from opentelemetry.trace import SpanContext
+
+from nightschool.endpoints import Endpoint
+
+MAX_DESCRIPTION = 500
+_NUM_FIXED_BYTES = 1024
+"""What a span holds besides content, roughly: its objects and the attributes that are not texts of the app."""
+
+
+class IdGenerator(Protocol):
+    """Makes ids; OpenTelemetry's `IdGenerator` is one."""
+
+    def generate_trace_id(self) -> int: ...
+
+    def generate_span_id(self) -> int: ...
+
+
+class RandomIds:
+    """Random ids from a generator of its own: an app that seeds `random` must not repeat trace ids, nor a forked child."""
+
+    def __init__(self) -> None:
+        self.seed()
+
+    def seed(self) -> None:
+        """Start from fresh randomness of the operating system."""
+        self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311 - ids must be unlike each other, not secret
+
+    def generate_trace_id(self) -> int:
+        return self._bits(128) or self.generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        return self._bits(64) or self.generate_span_id()
+
+
+RANDOM_IDS = RandomIds()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=RANDOM_IDS.seed)
+
+
+class SpanRecord:
+    """One span of a request or of a model call."""
+
+    __slots__ = (
+        "answer",
+        "attributes",
+        "ended_ns",
+        "endpoint",
+        "error",
+        "first_chunk_s",
+        "late",
+        "link",
+        "name",
+        "num_bytes",
+        "num_resends",
+        "parent_id",
+        "request",
+        "server",
+        "span_id",
+        "stamps",
+        "started_ns",
+        "trace_id",
+    )
+
+    def __init__(
+        self, name: str, *, trace_id: int, span_id: int, parent_id: int, stamps: Mapping[str, Any], started_ns: int
+    ) -> None:
+        self.name = name
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.parent_id = parent_id
+        """0 for the first span of a trace."""
+        self.stamps = stamps
+        """Attributes shared with other spans; never changed in place."""
+        self.started_ns = started_ns
+        self.ended_ns = 0
+        self.attributes: Mapping[str, Any] = {}
+        """Attributes of its own, ready as they are."""
+        self.late: Mapping[str, Any] | None = None
+        """Attributes that came later and win."""
+        self.link: SpanContext | None = None
+        self.error: tuple[str, str] | None = None
+        """The kind of the error that ended it, and its words."""
+        self.num_bytes = _NUM_FIXED_BYTES
+        """About how much it holds."""
+        # Of a model call only.
+        self.endpoint: Endpoint | None = None
+        self.request: bytes | Mapping[str, Any] = {}
+        """Parameters as `snapshot.freeze` left them, or attributes where that could not be done."""
+        self.answer: bytes | Mapping[str, Any] | None = None
+        self.server: tuple[str, int | None] | None = None
+        self.first_chunk_s: float | None = None
+        self.num_resends = 0
+
+    def fail(self, error: BaseException) -> None:
+        """`error` ended it."""
+        self.error = type(error).__qualname__, str(error)[:MAX_DESCRIPTION]
