@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,14 +50,19 @@ def pytest_configure(config: pytest.Config) -> None:
 class KafkaBroker:
     """One KRaft node that a test may kill and start again on the same data and port."""
 
-    def __init__(self, jars: Path, folder: Path) -> None:
+    def __init__(self, jars: Path, folder: Path, *, properties: str = "", format_with: Sequence[str] = ()) -> None:
+        """`properties` are lines that add to ours or replace them, with {port}, {controller} and {folder} filled in."""
         self.port, self.folder = free_port(), folder
         self._process: subprocess.Popen[bytes] | None = None
         self._java = ["java", "-Xmx512m", "-cp", f"{jars}/*"]
         self._properties = folder / "server.properties"
-        self._properties.write_text(_SERVER_PROPERTIES.format(port=self.port, controller=free_port(), data=folder / "data"))
-        format_storage = ["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c", str(self._properties)]
-        subprocess.run([*self._java, *format_storage], check=True, capture_output=True)
+        places = {"port": self.port, "controller": free_port(), "data": folder / "data", "folder": folder}
+        self._properties.write_text((_SERVER_PROPERTIES + properties).format(**places))
+        self.tool("kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qg", "-c", str(self._properties), *format_with)
+
+    def tool(self, *command: str) -> str:
+        """Run one of Kafka's own tools by its class, as the scripts in its bin/ do; what it printed."""
+        return subprocess.run([*self._java, *command], check=True, capture_output=True, text=True).stdout
 
     @property
     def bootstrap(self) -> str:
@@ -80,19 +87,37 @@ class KafkaBroker:
 
 
 @pytest.fixture(scope="session")
-def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """A running Apache Kafka; skipped with the reason where Java or Maven is missing, failed in CI."""
-    if missing := [program for program in ("java", "mvn") if shutil.which(program) is None]:
-        reason = f"a real Kafka needs {' and '.join(missing)} on the PATH"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}, and CI must run these tests")
-        pytest.skip(reason)
-    broker = KafkaBroker(_kafka_jars(), tmp_path_factory.mktemp("kafka"))
+def kafka_broker(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A running Apache Kafka."""
+    with running_broker(kafka_jars, tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def start_broker() -> Callable[..., AbstractContextManager[KafkaBroker]]:
+    """Starts a broker of a test's own: `start_broker(jars, folder, properties=...)`."""
+    return running_broker
+
+
+@contextmanager
+def running_broker(jars: Path, folder: Path, **settings: Any) -> Iterator[KafkaBroker]:
+    broker = KafkaBroker(jars, folder, **settings)
     try:
         broker.start()
         yield broker
     finally:
         broker.kill()
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> Path:
+    """The jars of Apache Kafka; skipped with the reason where Java or Maven is missing, failed in CI."""
+    if missing := [program for program in ("java", "mvn") if shutil.which(program) is None]:
+        reason = f"a real Kafka needs {' and '.join(missing)} on the PATH"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{reason}, and CI must run these tests")
+        pytest.skip(reason)
+    return _kafka_jars()
 
 
 def free_port() -> int:

@@ -252,8 +252,14 @@ class KafkaStream:
         except MessageSizeTooLargeError as error:
             raise RecordError(f"Kafka refuses a record as too large, split it before appending: {error}") from error
         except KafkaError as error:
+            protocol = self._connection.security.protocol
+            hint = (
+                ""
+                if protocol == "PLAINTEXT"
+                else f" (over {protocol}: if the brokers are up, check user, password and certificates)"
+            )
             raise StreamUnavailable(
-                f"Kafka at {self._connection} cannot be used now, try again: {type(error).__name__}: {error}"
+                f"Kafka at {self._connection} cannot be used now, try again: {type(error).__name__}: {error}{hint}"
             ) from error
 
     def close(self) -> None:
