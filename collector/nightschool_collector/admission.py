@@ -7,7 +7,7 @@ small, cannot be sampled again, and must get in while spans are turned away.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,8 +70,9 @@ class Ticket:
 class Admission:
     """Counts the bytes in flight. Threads share it."""
 
-    def __init__(self, budgets: Budgets) -> None:
-        self.budgets = budgets
+    def __init__(self, budgets: Budgets, *, gauge: Callable[[Lane, int], None] = lambda lane, num_bytes: None) -> None:
+        """`gauge` is told the bytes in flight of a lane whenever they change."""
+        self.budgets, self._gauge = budgets, gauge
         self._lock = Lock()
         self._by_lane: Counter[Lane] = Counter()
         self._by_tenant: Counter[tuple[Lane, str]] = Counter()
@@ -98,11 +99,13 @@ class Admission:
             if self._by_tenant[lane, tenant] + num_bytes > of_tenant:
                 raise _full(lane, f"{of_tenant} bytes of your {lane} are in flight")
             self._by_lane[lane] += num_bytes
+            self._gauge(lane, self._by_lane[lane])
             self._by_tenant[lane, tenant] += num_bytes
 
     def _give_back(self, lane: Lane, tenant: str, num_bytes: int) -> None:
         with self._lock:
             self._by_lane[lane] -= num_bytes
+            self._gauge(lane, self._by_lane[lane])
             left = self._by_tenant[lane, tenant] - num_bytes
             if left:
                 self._by_tenant[lane, tenant] = left

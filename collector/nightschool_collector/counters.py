@@ -46,6 +46,8 @@ class Counters:
     def be_worker(self, index: int) -> None:
         """Write the row of worker `index` from now on."""
         self._first = index * len(self._place)
+        for lane in Lane:  # a worker that was killed left its own
+            self.in_flight(lane, 0)
 
     def accepted(self, tenant: str, signal: str, *, items: int, rejected: int, num_bytes: int) -> None:
         added = {"accepted_requests": 1, "accepted_items": items, "rejected_items": rejected, "received_bytes": num_bytes}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -21,6 +21,9 @@ from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door
 from nightschool_collector.intake import Intake
 from nightschool_collector.workers import Workers
+
+if TYPE_CHECKING:
+    from nightschool_collector.grpc_server import GrpcReceiver
 
 KEEP_ALIVE_S = 75  # longer than the pause between two batches of an exporter, so that it never meets a closing connection
 DRAIN_S = 10
@@ -127,7 +130,7 @@ class _Server(uvicorn.Server):
         self._door.intake.stream.close()
 
 
-def _grpc_receiver(door: Door):  # type: ignore[no-untyped-def]
+def _grpc_receiver(door: Door) -> GrpcReceiver:
     try:
         from nightschool_collector.grpc_server import GrpcReceiver
     except ModuleNotFoundError as error:

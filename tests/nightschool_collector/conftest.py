@@ -15,7 +15,11 @@ from starlette.testclient import TestClient
 
 from nightschool.keys import KeyRing, hash_key
 from nightschool.stream import StoredRecord, Stream, open_stream
-from nightschool_collector.app import create_app
+from nightschool_collector.admission import Admission, Budgets
+from nightschool_collector.app import app_of
+from nightschool_collector.counters import Counters
+from nightschool_collector.door import Door
+from nightschool_collector.intake import Intake
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 NOW_NS = 1_790_000_000_123_456_789
@@ -25,13 +29,20 @@ class Collector:
     """A collector under test: what it is sent, and what it stored."""
 
     limit = 1 << 20
+    budgets = Budgets(spans=4 << 20, spans_per_tenant=2 << 20, outcomes=1 << 20)
     keys: Mapping[str, str] = {"acme": "key-of-acme", "globex": "key-of-globex"}
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         ring = KeyRing({tenant: [hash_key(key)] for tenant, key in self.keys.items()})
         self.jitter = 0.5
-        self.app = create_app(stream, ring, self.limit, clock_ns=lambda: NOW_NS, jitter=lambda: self.jitter)
+        self.door = Door(
+            Intake(stream, ring, Counters(self.keys), clock_ns=lambda: NOW_NS),
+            Admission(self.budgets),
+            self.limit,
+            jitter=lambda: self.jitter,
+        )
+        self.app = app_of(self.door, operators=[hash_key("key-of-operator")])
         self.client = TestClient(self.app)
 
     def post(self, path: str, body: Any, *, form: str = PROTOBUF, tenant: str = "acme", **headers: str) -> httpx.Response:
