@@ -18,7 +18,7 @@ from nightschool.base_model import cache_folder
 from nightschool.errors import MissingExtraError, NightschoolError
 
 _CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
-COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "night", "serve")
+COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "episodes", "night", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
 
 def start_service(package: str, arguments: Sequence[str], *, part: str, extra: str) -> NoReturn:
     """Replace this process by `python -m package arguments`."""
-    if find_spec(package) is None:
+    if find_spec(package.partition(".")[0]) is None:
         raise MissingExtraError(part, extra, package)
     become_python(["-m", package, *arguments])
 

@@ -1,0 +1,78 @@
+"""What each reason for leaving something out means, and what to do about it: one line of each, for a person."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nightschool_nightly.select import Drop
+
+
+class Reason(NamedTuple):
+    """A reason in words."""
+
+    meaning: str
+    remedy: str
+
+
+_FINE = "nothing: this is how it should be"
+
+REASONS: dict[str, Reason] = {
+    # --- records
+    "record-without-tenant": Reason(
+        "a record has no tenant header and its resource does not name one tenant",
+        "set the resource attribute nightschool.tenant.id in the collector that wrote it",
+    ),
+    "undecodable-span-record": Reason("a span record is not OTLP protobuf", "look at what else writes to the topic"),
+    "undecodable-outcome-record": Reason("a record of the outcomes topic is no outcome", "look at what else writes to the topic"),
+    "duplicate-span": Reason("the same span came twice, as an exporter that retries sends it", _FINE),
+    "duplicate-outcome": Reason("the same outcome came twice, by its event id or its content", _FINE),
+    # --- outcomes
+    "outcome-without-trace": Reason(
+        "an outcome names a trace, response, episode or conversation that no model call has",
+        "send response_id or trace_id of the answer it is about; it joins as soon as its trace is there",
+    ),
+    "ambiguous-outcome": Reason(
+        "an outcome names what several traces have", "name the response or the trace, or the turn of the conversation"
+    ),
+    "retracted-outcome": Reason("whoever gave an outcome took it back", _FINE),
+    # --- calls
+    "call-without-content": Reason(
+        "a model call's messages or answer were not captured, or no server span was joined to an app's",
+        "turn content capture on in the app's tracer; a server span alone never has content",
+    ),
+    # --- episodes
+    Drop.SEEN: Reason("nothing of the episode is new since the last published night", _FINE),
+    Drop.DOCTOR: Reason("a marked request of 'nightschool doctor'", _FINE),
+    Drop.NO_RUBRIC: Reason(
+        "the tenant has no rubric for the episode's task", "add a rubric for the task, or mark the request with the right task"
+    ),
+    Drop.NOT_TEXT_ANSWER: Reason(
+        "the last answer called a tool or holds more than text", "nothing yet: only text answers are learned from"
+    ),
+    Drop.NOT_TEXT_PROMPT: Reason(
+        "a message of the context holds more than text, and the server recorded no token ids",
+        "serve with 'nightschool serve', which records the token ids",
+    ),
+    Drop.NO_TEMPLATE: Reason(
+        "the base model's chat template has no spelling for the conversation",
+        "use the roles and the order of messages that the template knows",
+    ),
+    Drop.NO_OUTCOME: Reason(
+        "nobody said how it turned out; that is no bad grade", "send outcomes under the names the rubric reads"
+    ),
+    Drop.CONFLICT: Reason(
+        "two raters chose differently", "let one person's word count: send it under one rater, or another name"
+    ),
+    Drop.TOO_LONG: Reason(
+        "prompt and answer do not fit [serving] max_model_len", "raise max_model_len, or shorten what the app sends"
+    ),
+    Drop.DUPLICATE: Reason("another example of this night has the same prompt", _FINE),
+    Drop.USER_SHARE: Reason(
+        "the user already has [night] max_share_per_user of the prompts", "wait for more users, or raise the share"
+    ),
+}
+
+
+def explain(reason: str) -> Reason:
+    """The reason in words; one that has none here yet says so."""
+    return REASONS.get(reason, Reason("a reason without a description here", "search the documentation for its name"))
