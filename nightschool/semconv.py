@@ -62,6 +62,8 @@ SPAN_SIDE = "nightschool.side"  # "app" or "server": who saw this model call
 PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
 COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
 COMPLETION_LOGPROBS = "nightschool.completion.logprobs"
+REDACTION_VERSION = "nightschool.redaction.version"  # only on what redaction changed: with which rules
+REDACTION_COUNTS = "nightschool.redaction.counts"  # and what was found, as JSON: kind -> number
 TOKENIZER = "nightschool.tokenizer"  # SHA-256 of the tokenizer.json that the token ids are of
 CONTENT_CAPTURE = "nightschool.content.capture"  # false where the app asked that texts and token ids are not recorded
 

@@ -1,0 +1,12 @@
+"""Redaction: secrets and personal data out of everything recorded, before it leaves the app and again in the collector.
+
+What is found is replaced by a pseudonym such as `<EMAIL_3f9a>`: a keyed hash, so that the same address has the same pseudonym
+in the prompt, in the answer and in the correction that comes days later and by another way. What is no finding stays as it is.
+Only the standard library is needed to redact; OTLP messages need the OpenTelemetry packages every install has.
+"""
+
+from nightschool.redaction.kinds import DEFAULT_KINDS, KINDS
+from nightschool.redaction.redactor import VERSION, Redactor
+from nightschool.redaction.rules import Rules
+
+__all__ = ["DEFAULT_KINDS", "KINDS", "VERSION", "Redactor", "Rules"]

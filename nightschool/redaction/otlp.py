@@ -1,0 +1,264 @@
+"""Redaction of OpenTelemetry messages: bytes in, bytes out, the same object when there was nothing to do.
+
+Most requests hold nothing and are not even parsed (`prefilter`). In one that does, every text is read: attributes of any shape,
+span events and links, span names and status messages, log bodies, resources. Ids and names that other records refer to stay.
+Content fails closed: an attribute that cannot be checked is dropped, the span and its metadata stay.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, MutableSequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from nightschool import semconv
+from nightschool.redaction.redactor import UNREADABLE, VERSION, Found, Redactor, to_json
+
+M = TypeVar("M", bound=Message)
+
+# Names and ids, never a person's words: they join records, choose a task or a release, or say which program this was.
+_METADATA = {
+    semconv.TENANT_ID,
+    semconv.TASK,
+    semconv.SUBJECT,
+    semconv.EPISODE_ID,
+    semconv.POLICY_VERSION,
+    semconv.SPAN_SIDE,
+    semconv.PROMPT_TOKEN_IDS,
+    semconv.COMPLETION_TOKEN_IDS,
+    semconv.COMPLETION_LOGPROBS,
+    semconv.REDACTION_VERSION,
+    semconv.REDACTION_COUNTS,
+    semconv.OUTCOME_ID,
+    semconv.OUTCOME_OP,
+    semconv.OUTCOME_TARGET,
+    semconv.OUTCOME_ORIGINAL_SHA256,
+    semconv.OUTCOME_SOURCE_KIND,
+    semconv.OUTCOME_SOURCE_ID,
+    semconv.GEN_AI_OPERATION_NAME,
+    semconv.GEN_AI_PROVIDER_NAME,
+    semconv.GEN_AI_REQUEST_MODEL,
+    semconv.GEN_AI_RESPONSE_MODEL,
+    semconv.GEN_AI_RESPONSE_ID,
+    semconv.GEN_AI_RESPONSE_FINISH_REASONS,
+    semconv.GEN_AI_TOOL_CALL_ID,
+    semconv.SERVER_ADDRESS,
+    semconv.ERROR_TYPE,
+}
+_METADATA_OF = re.compile(r"(?:service|telemetry|host|os|container|k8s|cloud)\.")
+_IDENTIFIER = re.compile(rf"{re.escape(semconv.GEN_AI_CONVERSATION_ID)}|(?:.*\.)?session[._]?id|nightschool\.join_key\..*", re.I)
+_USER = re.compile(r"(?:.*[._])?(?:end)?user(?:[._]?(?:id|name|email|full_name)|\.pseudo\.id)?", re.I)
+# The same in bytes: the key of an attribute, right before the tag of its value, and a key in the JSON of metadata.
+_USER_BYTES = re.compile(
+    rb"ser(?:[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)|\.pseudo\.id)?\x12|ser[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)\""
+)
+_FREE_FORM = re.compile(r".*(?:metadata|invocation_parameters)", re.I)
+_TOKENS = (semconv.PROMPT_TOKEN_IDS, semconv.COMPLETION_TOKEN_IDS, semconv.COMPLETION_LOGPROBS)
+
+
+def redact_traces(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
+    """A serialised `ExportTraceServiceRequest`; with `subjects`, raw user ids become pseudonyms too (the SDK sends none)."""
+    return _redacted(redactor, raw, ExportTraceServiceRequest, _in_traces, subjects)
+
+
+def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
+    """A serialised `ExportLogsServiceRequest`. Outcomes in it are left to `Redactor.outcome`, which knows their fields."""
+    return _redacted(redactor, raw, ExportLogsServiceRequest, _in_logs, subjects)
+
+
+def redact_span(redactor: Redactor, raw: bytes) -> bytes:
+    """One serialised `Span`."""
+    return _redacted(redactor, raw, Span, _in_span, False)
+
+
+def _redacted(redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_Pass, M], None], subjects: bool) -> bytes:
+    if not redactor.rules.may_be_in(raw) and not (subjects and _USER_BYTES.search(raw)):
+        return raw
+    message = kind()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        return raw  # no message: whoever reads it refuses it
+    one = _Pass(redactor, subjects)
+    walk(one, message)
+    redactor.count(one.total)
+    return message.SerializeToString() if one.is_changed else raw
+
+
+def _in_traces(one: _Pass, request: ExportTraceServiceRequest) -> None:
+    for resource in request.resource_spans:
+        one.attributes(resource.resource.attributes)
+        for scope in resource.scope_spans:
+            one.attributes(scope.scope.attributes)
+            for span in scope.spans:
+                _in_span(one, span)
+
+
+def _in_span(one: _Pass, span: Span) -> None:
+    before = Counter(one.found)
+    span.name = one.plain(span.name)
+    span.status.message = one.plain(span.status.message) if span.status.message else ""
+    one.attributes(span.attributes)
+    for event in span.events:
+        one.attributes(event.attributes)
+    for link in span.links:
+        one.attributes(link.attributes)
+    if found := one.found - before:
+        _mark(span.attributes, found)
+
+
+def _in_logs(one: _Pass, request: ExportLogsServiceRequest) -> None:
+    for resource in request.resource_logs:
+        one.attributes(resource.resource.attributes)
+        for scope in resource.scope_logs:
+            one.attributes(scope.scope.attributes)
+            for log in scope.log_records:
+                if log.event_name != semconv.GEN_AI_EVALUATION_RESULT:
+                    _in_log(one, log)
+
+
+def _in_log(one: _Pass, log: LogRecord) -> None:
+    before = Counter(one.found)
+    one.checked(log.body)
+    one.attributes(log.attributes)
+    if found := one.found - before:
+        _mark(log.attributes, found)
+
+
+def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
+    """Say what was done, and drop the token ids: they still spell what the text no longer does."""
+    earlier = next((item.value.string_value for item in attributes if item.key == semconv.REDACTION_COUNTS), "{}")
+    try:
+        counts = Counter({str(kind): int(number) for kind, number in json.loads(earlier).items()}) + found
+    except (ValueError, TypeError, AttributeError):
+        counts = found
+    gone = {*_TOKENS, semconv.REDACTION_VERSION, semconv.REDACTION_COUNTS}
+    kept = [item for item in attributes if item.key not in gone]
+    del attributes[:]
+    attributes.extend(kept)
+    for key, value in (
+        (semconv.REDACTION_VERSION, VERSION),
+        (semconv.REDACTION_COUNTS, json.dumps(dict(sorted(counts.items())))),
+    ):
+        attributes.append(KeyValue(key=key, value=AnyValue(string_value=value)))
+
+
+class _Pass:
+    """One message on its way through a redactor."""
+
+    def __init__(self, redactor: Redactor, subjects: bool) -> None:
+        self._redactor, self._subjects = redactor, subjects
+        self.found: Found = Counter()
+        """What changed a text. A user id made a pseudonym does not count: it changes no words, and token ids stay true."""
+        self.num_subjects = 0
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.found) or self.num_subjects > 0
+
+    @property
+    def total(self) -> Found:
+        return self.found + Counter({"user-id": self.num_subjects})
+
+    def plain(self, text: str) -> str:
+        return self._redactor.text(text, self.found)
+
+    def attributes(self, attributes: MutableSequence[KeyValue]) -> None:
+        """Redact attributes in place; one that cannot be checked goes."""
+        dropped = [place for place, item in enumerate(attributes) if not self._attribute(item)]
+        for place in reversed(dropped):
+            del attributes[place]
+
+    def _attribute(self, item: KeyValue) -> bool:
+        key, value = item.key, item.value
+        if key in _METADATA or _METADATA_OF.match(key):
+            return True
+        if self._subjects and _USER.fullmatch(key):
+            self._name_subject(value)
+        elif _IDENTIFIER.fullmatch(key) and value.HasField("string_value"):
+            value.string_value = self._redactor.identifier(value.string_value, self.found)
+        else:
+            if self._subjects and _FREE_FORM.fullmatch(key) and value.HasField("string_value"):
+                value.string_value = self._name_subjects_in(value.string_value)
+            return self.checked(value)
+        return True
+
+    def checked(self, value: AnyValue) -> bool:
+        """Redact a value in place; False when that went wrong, and then nothing of it may leave."""
+        try:
+            self._value(value)
+        except Exception:
+            # Whatever is wrong with it: what was not checked does not leave.
+            self.found["unreadable"] += 1
+            value.string_value = UNREADABLE
+            return False
+        return True
+
+    def _value(self, value: AnyValue) -> None:
+        match value.WhichOneof("value"):
+            case "string_value":
+                value.string_value = self.plain(value.string_value)
+            case "int_value":
+                if isinstance(changed := self._redactor.value(value.int_value, self.found), str):
+                    value.string_value = changed
+            case "array_value":
+                for item in value.array_value.values:
+                    self._value(item)
+            case "kvlist_value":
+                for pair in value.kvlist_value.values:
+                    pair.key = self.plain(pair.key)
+                    self._value(pair.value)
+            case "bytes_value":
+                self._bytes(value)
+
+    def _bytes(self, value: AnyValue) -> None:
+        """Bytes that are text are text."""
+        try:
+            text = value.bytes_value.decode()
+        except UnicodeDecodeError:
+            return
+        if (changed := self.plain(text)) is not text:
+            value.bytes_value = changed.encode()
+
+    # --- user ids -------------------------------------------------------------------------------------------------------
+    def _name_subject(self, value: AnyValue) -> None:
+        kind = value.WhichOneof("value")
+        if kind in ("string_value", "int_value"):
+            raw = str(getattr(value, kind))
+            value.string_value = self._subject(raw)
+
+    def _subject(self, raw: str) -> str:
+        subject = self._redactor.subject(raw)
+        self.num_subjects += subject != raw
+        return subject
+
+    def _name_subjects_in(self, text: str) -> str:
+        """User ids in the JSON that some instrumentations put their metadata into."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        before = self.num_subjects
+        changed = self._walk_subjects(data)
+        return to_json(changed) if self.num_subjects > before else text
+
+    def _walk_subjects(self, data: Any) -> Any:
+        if isinstance(data, list):
+            return [self._walk_subjects(item) for item in data]
+        if not isinstance(data, dict):
+            return data
+        return {
+            key: self._subject(str(item))
+            if _USER.fullmatch(key) and isinstance(item, (str, int)) and not isinstance(item, bool)
+            else self._walk_subjects(item)
+            for key, item in data.items()
+        }

@@ -1,0 +1,189 @@
+"""Replaces what the rules find, in texts, in JSON inside texts, in outcomes.
+
+One redactor serves one tenant: its rules, and its secret behind the pseudonyms. Threads share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from nightschool.errors import RecordError
+from nightschool.keys import subject_of
+from nightschool.outcome_fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES
+from nightschool.outcomes import Outcome, canonical
+from nightschool.redaction.checksums import find_cards
+from nightschool.redaction.rules import Rules
+
+VERSION = "1"
+"""Grows when the same text would be redacted otherwise; stands on every span that was changed."""
+
+UNREADABLE = "<UNREADABLE>"
+"""Stands for a text that could not be read to be checked: content that nobody could check does not leave."""
+
+_DIGITS = 4  # of the hash in a pseudonym: tells a trace's people apart, and is too short to look a person up by
+_PSEUDONYM = re.compile(r"[0-9a-f]{32}")
+_BINARY = re.compile(r"data:[\w.+-]{1,40}/[\w.+-]{1,80};base64,")
+Found = Counter[str]
+
+
+class Redactor:
+    """Redacts for one tenant."""
+
+    def __init__(self, rules: Rules, secret: str) -> None:
+        """`secret` keys the pseudonyms: give the app and the collector the same, or one of them cannot follow the other."""
+        subject_of(secret, "")  # an empty secret is refused
+        self.rules = rules
+        self._secret = secret
+        self._key = secret.encode("utf-8", "surrogatepass")
+        self._counts: Found = Counter()
+        self._lock = threading.Lock()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many findings of each kind were replaced since the start."""
+        with self._lock:
+            return dict(self._counts)
+
+    def count(self, found: Mapping[str, int]) -> None:
+        """Add findings to `counts`."""
+        if found:
+            with self._lock:
+                self._counts.update(found)
+
+    # --- texts and JSON -------------------------------------------------------------------------------------------------
+    def text(self, text: str, found: Found) -> str:
+        """`text` without what the rules find; JSON in it is read as JSON. `found` counts by kind."""
+        if not self.rules.may_be_in(text.encode("utf-8", "surrogatepass")) or _BINARY.match(text):
+            return text
+        if text.lstrip()[:1] in ("{", "["):
+            try:
+                return self._json(text, found)
+            except ValueError:
+                pass
+            except RecursionError:
+                found["unreadable"] += 1
+                return UNREADABLE
+        return self._plain(text, found)
+
+    def value(self, value: Any, found: Found) -> Any:
+        """Plain data, every text in it redacted; the same object when there was nothing to do."""
+        if isinstance(value, str):
+            return self.text(value, found)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return self._number(value, found)
+        if isinstance(value, Mapping):
+            return self._mapping(value, found)
+        if isinstance(value, (list, tuple)):
+            items = [self.value(item, found) for item in value]
+            return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+        return value
+
+    def _json(self, text: str, found: Found) -> str:
+        data, here = json.loads(text), Counter[str]()
+        changed = self.value(data, here)
+        if changed is data:
+            return self._plain(text, found)  # a key that stands there twice is read once
+        found.update(here)
+        return to_json(changed)
+
+    def _mapping(self, value: Mapping[Any, Any], found: Found) -> Mapping[Any, Any]:
+        changed = {}
+        is_blob = value.get("type") == "blob"
+        is_same = True
+        for key, item in value.items():
+            new_key = self.text(key, found) if isinstance(key, str) else key
+            new_item = item if is_blob and key == "content" else self.value(item, found)
+            is_same = is_same and new_key is key and new_item is item
+            changed[new_key] = new_item
+        return value if is_same else changed
+
+    def _number(self, value: int, found: Found) -> int | str:
+        """A card number need not be a text."""
+        if "card" in self.rules.kinds and 10**12 <= value < 10**19 and any(find_cards(str(value))):
+            return self._pseudonym("card", str(value), found)
+        return value
+
+    def _plain(self, text: str, found: Found) -> str:
+        taken: list[tuple[int, int, str]] = []
+        for kind, (start, end, spelt) in self.rules.find(text):
+            if all(end <= other[0] or start >= other[1] for other in taken):
+                taken.append((start, end, self._pseudonym(kind, spelt, found)))
+        pieces, at = [], 0
+        for start, end, pseudonym in sorted(taken):
+            pieces += [text[at:start], pseudonym]
+            at = end
+        return "".join([*pieces, text[at:]]) if taken else text
+
+    def _pseudonym(self, kind: str, spelt: str, found: Found) -> str:
+        found[kind] += 1
+        message = f"redaction/{kind}/{spelt}".encode("utf-8", "surrogatepass")
+        digest = hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        return f"<{kind.upper().replace('-', '_')}_{digest[:_DIGITS]}>"
+
+    # --- identifiers ----------------------------------------------------------------------------------------------------
+    def subject(self, user: str) -> str:
+        """The pseudonym of a raw user id; one that is a pseudonym already stays."""
+        return user if not user or _PSEUDONYM.fullmatch(user) else subject_of(self._secret, user)
+
+    def identifier(self, value: str, found: Found) -> str:
+        """An id that other records name too (a conversation, a ticket): as it is, or whole as a pseudonym when it holds a finding."""
+        here: Found = Counter()
+        if self.text(value, here) is value:
+            return value
+        found.update(here)
+        return subject_of(self._secret, value)
+
+    # --- outcomes -------------------------------------------------------------------------------------------------------
+    def outcome(self, outcome: Outcome) -> Outcome:
+        """The outcome with its texts redacted, by the same pseudonyms as the trace it is about."""
+        found: Found = Counter()
+        target = dict(outcome.target)
+        if "conversation_id" in target:
+            target["conversation_id"] = self.identifier(target["conversation_id"], found)
+        if "join_key" in target:
+            target["join_key"] = {**target["join_key"], "id": self.identifier(target["join_key"]["id"], found)}
+        changed = replace(
+            outcome,
+            target=target,
+            value=self.value(outcome.value, found) if isinstance(outcome.value, str) else outcome.value,
+            final_text=self.value(outcome.final_text, found),
+            final_messages=self.value(outcome.final_messages, found),
+            comment=self.value(outcome.comment, found),
+            metadata=self.value(outcome.metadata, found),
+            source_id=self.subject(outcome.source_id) if outcome.source_kind == "human" else outcome.source_id,
+        )
+        self.count(found)
+        return outcome if changed == outcome else _within_limits(changed)
+
+
+def to_json(data: Any) -> str:
+    """JSON as people read it, unless a lone surrogate in it could then not be encoded."""
+    text = json.dumps(data, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(data)
+    return text
+
+
+def _within_limits(outcome: Outcome) -> Outcome:
+    """A pseudonym can be longer than what it stands for; what no longer fits beside the answer is left out, not the answer."""
+    if outcome.comment is not None and len(outcome.comment.encode()) > MAX_METADATA_BYTES:
+        outcome = replace(outcome, comment=outcome.comment.encode()[:MAX_METADATA_BYTES].decode(errors="ignore"))
+    if len(canonical(outcome.metadata).encode()) > MAX_METADATA_BYTES:
+        outcome = replace(outcome, metadata={})
+    texts = {"value": outcome.value, "final_text": outcome.final_text}
+    if outcome.final_messages is not None:
+        texts["final_messages"] = canonical(outcome.final_messages)
+    for name, text in texts.items():
+        if isinstance(text, str) and len(text.encode()) > MAX_TEXT_BYTES:
+            raise RecordError(f"{name} has more than {MAX_TEXT_BYTES} bytes once personal data in it is replaced; shorten it")
+    return outcome
