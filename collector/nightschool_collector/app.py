@@ -24,6 +24,7 @@ from nightschool_collector.counters import NOBODY, Counters
 from nightschool_collector.door import Door
 from nightschool_collector.intake import Intake
 from nightschool_collector.outcome_api import parse_outcomes
+from nightschool_collector.outcome_routes import BrowserOutcomes, BrowserSettings
 from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
 
 OUTCOME_CONTENT_TYPES = ("application/json", "text/plain")  # a browser's sendBeacon sends text/plain without a preflight
@@ -39,16 +40,24 @@ def create_app(
     *,
     clock_ns: Callable[[], int] = time.time_ns,
     jitter: Callable[[], float] = random.random,
+    browser: BrowserSettings | None = None,
 ) -> FastAPI:
     """The application with a door of its own and budgets of twice `max_body_bytes`; the caller opens and closes `stream`."""
     intake = Intake(stream, keys, Counters(keys.tenants), clock_ns=clock_ns)
     budgets = Budgets(2 * max_body_bytes, 2 * max_body_bytes, 2 * max_body_bytes)
-    return app_of(Door(intake, Admission(budgets), max_body_bytes, jitter=jitter))
+    return app_of(Door(intake, Admission(budgets), max_body_bytes, jitter=jitter), browser=browser, clock_ns=clock_ns)
 
 
-def app_of(door: Door, *, operators: Sequence[str] = ()) -> FastAPI:
+def app_of(
+    door: Door,
+    *,
+    operators: Sequence[str] = (),
+    browser: BrowserSettings | None = None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> FastAPI:
     """The application of a door; `operators` are SHA-256 of the keys that may read every tenant's numbers."""
-    receiver = Receiver(door, KeyRing({"operators": operators}))
+    outcomes = outcome_intake.OutcomeIntake(door.intake.append_outcomes)
+    receiver = Receiver(door, outcomes, KeyRing({"operators": operators}))
     app = FastAPI(title="nightschool collector", openapi_url=None)
     app.add_route("/v1/traces", receiver.traces, methods=["POST"])
     app.add_route("/v1/logs", receiver.logs, methods=["POST"])
@@ -56,15 +65,15 @@ def app_of(door: Door, *, operators: Sequence[str] = ()) -> FastAPI:
     app.add_route("/healthz", receiver.healthz, methods=["GET"])
     app.add_route("/readyz", receiver.readyz, methods=["GET"])
     app.add_route("/metrics", receiver.metrics, methods=["GET"])
+    app.router.routes.extend(BrowserOutcomes(door, outcomes, browser or BrowserSettings(), clock_ns=clock_ns).routes())
     return app
 
 
 class Receiver:
     """The routes and what they share."""
 
-    def __init__(self, door: Door, operators: KeyRing) -> None:
-        self._door, self._operators = door, operators
-        self._outcome_intake = outcome_intake.OutcomeIntake(door.intake.append_outcomes)
+    def __init__(self, door: Door, outcomes: outcome_intake.OutcomeIntake, operators: KeyRing) -> None:
+        self._door, self._outcome_intake, self._operators = door, outcomes, operators
 
     # --- routes ----------------------------------------------------------------------------------------------------------
     async def traces(self, request: Request) -> Response:

@@ -20,6 +20,7 @@ from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door
 from nightschool_collector.intake import Intake
+from nightschool_collector.outcome_routes import BrowserSettings
 from nightschool_collector.workers import Workers
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def serve(config: Config) -> None:
             " put its SHA-256 into [tenants.NAME] key_sha256"
         )
     settings = config.collector
+    browser = BrowserSettings.of(config)
     counters = Counters(hashes, num_workers=settings.workers)
     with _listen(settings.host, settings.port, "port") as listener:
         if settings.grpc_port:
@@ -49,7 +51,7 @@ def serve(config: Config) -> None:
 
         def run(index: int, ready: Callable[[], None]) -> None:
             counters.be_worker(index)
-            _receive(config, KeyRing(hashes), counters, listener, ready)
+            _receive(config, KeyRing(hashes), counters, browser, listener, ready)
 
         def ready() -> None:
             print(greeting, flush=True)
@@ -60,7 +62,14 @@ def serve(config: Config) -> None:
             Workers(settings.workers, run).supervise(ready)
 
 
-def _receive(config: Config, keys: KeyRing, counters: Counters, listener: socket.socket, ready: Callable[[], None]) -> None:
+def _receive(
+    config: Config,
+    keys: KeyRing,
+    counters: Counters,
+    browser: BrowserSettings,
+    listener: socket.socket,
+    ready: Callable[[], None],
+) -> None:
     """One process: open the stream, answer, drain, close."""
     settings = config.collector
     with open_configured(config.stream) as stream:
@@ -68,7 +77,7 @@ def _receive(config: Config, keys: KeyRing, counters: Counters, listener: socket
         admission = Admission(_budgets(settings), gauge=counters.in_flight)
         door = Door(Intake(stream, keys, counters), admission, settings.max_body_mib << 20)
         uvicorn_settings = uvicorn.Config(
-            app_of(door, operators=settings.metrics_key_sha256),
+            app_of(door, operators=settings.metrics_key_sha256, browser=browser),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,

@@ -1,0 +1,71 @@
+/* nightschool: say from a page how an answer turned out.
+ *
+ *   <script src="https://COLLECTOR/outcome.js"></script>
+ *   nightschool.outcome(token, "thumb", true)            // a promise of {event_id, status}
+ *   nightschool.outcome(token, "thumb", false)           // changed their mind: the newest counts
+ *   nightschool.outcome(token, "thumb", null, {op: "retract"})
+ *   nightschool.outcome(token, "edit", "their own text", {edit: true})
+ *
+ * The token is the app's (client.outcome_token), one for each answer. What cannot be sent now is tried again, and handed to the
+ * browser (sendBeacon) when the page goes away; an event id keeps all of that one outcome.
+ */
+(function (root) {
+  "use strict";
+  var script = document.currentScript;
+  var endpoint = script ? new URL("/v1/outcomes/browser", script.src).href : "";
+  var waits = [500, 2000, 8000, 30000]; // ms before each further try
+  var pending = new Map(); // event id -> body, until answered
+
+  function newId() {
+    return Array.from(crypto.getRandomValues(new Uint8Array(16)), function (b) {
+      return (b + 256).toString(16).slice(1);
+    }).join("");
+  }
+
+  function later(ms) {
+    return new Promise(function (done) { setTimeout(done, ms); });
+  }
+
+  async function send(id, body, attempt) {
+    var response = null;
+    try {
+      // text/plain needs no preflight; keepalive lets it outlive the page
+      response = await fetch(api.endpoint, {
+        method: "POST", body: body, keepalive: body.length < 60000, credentials: "omit",
+        headers: { "Content-Type": "text/plain;charset=UTF-8" },
+      });
+    } catch (error) { /* no network, or no answer that we may read */ }
+    if (response && response.status < 500 && response.status !== 429) {
+      pending.delete(id);
+      var answer = await response.json();
+      if (response.ok) return answer;
+      throw new Error("nightschool: " + response.status + " " + answer.error);
+    }
+    if (attempt >= waits.length) {
+      pending.delete(id);
+      throw new Error("nightschool: not sent, " + (response ? response.status : "no connection"));
+    }
+    await later(waits[attempt]);
+    return send(id, body, attempt + 1);
+  }
+
+  async function outcome(token, name, value, options) {
+    var o = options || {};
+    var record = { token: token, name: name, op: o.op || "set", event_id: o.eventId || newId(), occurred_at: Date.now() };
+    if (o.edit) record.edit = { final_text: value };
+    else if (record.op === "set") record.value = value;
+    if (o.comment) record.comment = o.comment;
+    if (o.about) record.about = o.about;
+    var body = JSON.stringify(record);
+    pending.set(record.event_id, body);
+    return send(record.event_id, body, 0);
+  }
+
+  addEventListener("pagehide", function () {
+    pending.forEach(function (body) { navigator.sendBeacon(api.endpoint, body); });
+  });
+
+  var api = { endpoint: endpoint, outcome: outcome };
+  root.nightschool = Object.assign(root.nightschool || {}, api);
+  api = root.nightschool;
+})(window);
