@@ -69,9 +69,17 @@ class KafkaBroker:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        self.launch()
+        self.await_listening()
+
+    def launch(self) -> None:
+        """Start the process only; a broker of several listens once most of them run."""
         with (self.folder / "broker.log").open("ab") as log:
             command = [*self._java, "kafka.Kafka", str(self._properties)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+
+    def await_listening(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _accepts(self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -97,6 +105,26 @@ def kafka_broker(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def start_broker() -> Callable[..., AbstractContextManager[KafkaBroker]]:
     """Starts a broker of a test's own: `start_broker(jars, folder, properties=...)`."""
     return running_broker
+
+
+@pytest.fixture(scope="session")
+def kafka_cluster(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[KafkaBroker]]:
+    """Three running brokers of one cluster, each of which may be killed and started again."""
+    controllers = [free_port() for _ in range(3)]
+    voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in enumerate(controllers, start=1))
+    brokers = []
+    for node, controller in enumerate(controllers, start=1):
+        own = f"node.id={node}\ncontroller.quorum.voters={voters}\nlisteners=PLAINTEXT://127.0.0.1:{{port}},CONTROLLER://127.0.0.1:{controller}\n"
+        brokers.append(KafkaBroker(kafka_jars, tmp_path_factory.mktemp(f"kafka-{node}"), properties=own))
+    try:
+        for broker in brokers:
+            broker.launch()
+        for broker in brokers:
+            broker.await_listening()
+        yield brokers
+    finally:
+        for broker in brokers:
+            broker.kill()
 
 
 @contextmanager
