@@ -28,7 +28,7 @@ class ModelCall:
         self._span = span
         """None when nothing is recorded, and after the end."""
         self._captures_content = captures_content
-        self._headers = _headers(span, captures_content=captures_content) if span else {}
+        self._ids = (span.trace_id, span.span_id) if span is not None else None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -36,7 +36,13 @@ class ModelCall:
 
         Empty when nothing is recorded.
         """
-        return dict(self._headers)
+        if self._ids is None:
+            return {}
+        trace_id, span_id = self._ids
+        traceparent = f"00-{trace_id:032x}-{span_id:016x}-01"
+        if self._captures_content:
+            return {TRACEPARENT: traceparent}
+        return {TRACEPARENT: traceparent, semconv.CAPTURE_REQUEST_HEADER: "off"}
 
     def first_chunk(self) -> None:
         """The first piece of a streamed answer is here."""
@@ -79,7 +85,8 @@ class ModelCall:
         with self._client.shield:
             endpoint = span.endpoint
             picked = endpoint.picked(response, content=self._captures_content)
-            self.got_id(picked["id"])
+            if self._request is not None and picked["id"]:
+                self._request.response_id = picked["id"]
             frozen = freeze(picked)
             span.answer = endpoint.response_attributes(picked) if frozen is None else frozen
 
@@ -96,7 +103,6 @@ class ModelCall:
         if span is not None:
             self._span = None
             with self._client.shield:
-                span.num_bytes += _num_bytes(span.request) + _num_bytes(span.answer)
                 self._client.end_span(span)
 
     def __enter__(self) -> Self:
@@ -106,14 +112,3 @@ class ModelCall:
         if error is not None:
             self.fail(error)
         self.end()
-
-
-def _headers(span: SpanRecord, *, captures_content: bool) -> dict[str, str]:
-    headers = {TRACEPARENT: f"00-{span.trace_id:032x}-{span.span_id:016x}-01"}
-    return headers if captures_content else {**headers, semconv.CAPTURE_REQUEST_HEADER: "off"}
-
-
-def _num_bytes(content: bytes | Mapping[str, Any] | None) -> int:
-    if isinstance(content, bytes):
-        return len(content)
-    return sum(len(value) for value in (content or {}).values() if isinstance(value, str))

@@ -32,7 +32,10 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], int | float]]] = {
 REQUEST_FIELDS = frozenset({"model", "stop", "stream", *_REQUEST})
 """What of a request's parameters becomes an attribute, besides its content."""
 CONTENT_FIELDS = frozenset({"messages", "tools"})
-_MESSAGE_FIELDS = ("role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id")
+_MESSAGE_FIELDS = frozenset(
+    {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id"}
+)
+_USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "prompt_tokens_details", "completion_tokens_details")
 _TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 
 _READABLE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
@@ -175,14 +178,19 @@ def picked(response: Any, *, content: bool) -> dict[str, Any]:
         given = fields_of(choice, ("finish_reason", "message"))
         taken = {"finish_reason": given.get("finish_reason")}
         if content and (answer := given.get("message")) is not None:
-            taken["message"] = _picked_message(answer)
+            taken["message"] = _picked_message(fields_of(answer, _MESSAGE_FIELDS))
         choices.append(taken)
-    return {"id": fields.get("id"), "model": fields.get("model"), "choices": choices, "usage": _picked_usage(fields.get("usage"))}
+    usage = fields.get("usage")
+    return {
+        "id": fields.get("id"),
+        "model": fields.get("model"),
+        "choices": choices,
+        "usage": None if usage is None else _picked_usage(fields_of(usage, _USAGE_FIELDS)),
+    }
 
 
-def _picked_message(given: Any) -> dict[str, Any]:
-    fields = fields_of(given, _MESSAGE_FIELDS)
-    taken = {name: value for name in _MESSAGE_FIELDS if (value := fields.get(name)) is not None}
+def _picked_message(fields: Mapping[str, Any]) -> dict[str, Any]:
+    taken = {name: value for name, value in fields.items() if value is not None and name in _MESSAGE_FIELDS}
     if calls := taken.get("tool_calls"):
         taken["tool_calls"] = [_picked_call(call) for call in calls]
     return taken
@@ -198,15 +206,16 @@ def _picked_call(call: Any) -> dict[str, Any]:
     return taken
 
 
-def _picked_usage(usage: Any) -> dict[str, Any] | None:
-    if usage is None:
-        return None
-    details = ("prompt_tokens_details", "cached_tokens"), ("completion_tokens_details", "reasoning_tokens")
-    fields = fields_of(usage, ("prompt_tokens", "completion_tokens", *(name for name, _ in details)))
-    taken: dict[str, Any] = {name: fields.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    for name, count in details:
-        if (detail := fields.get(name)) is not None:
-            taken[name] = {count: fields_of(detail, (count,)).get(count)}
+def _picked_usage(fields: Mapping[str, Any]) -> dict[str, Any]:
+    taken: dict[str, Any] = {
+        "prompt_tokens": fields.get("prompt_tokens"),
+        "completion_tokens": fields.get("completion_tokens"),
+    }
+    if (detail := fields.get("prompt_tokens_details")) is not None:
+        taken["prompt_tokens_details"] = {"cached_tokens": fields_of(detail, ("cached_tokens",)).get("cached_tokens")}
+    if (detail := fields.get("completion_tokens_details")) is not None:
+        count = fields_of(detail, ("reasoning_tokens",)).get("reasoning_tokens")
+        taken["completion_tokens_details"] = {"reasoning_tokens": count}
     return taken
 
 

@@ -93,7 +93,7 @@ class Exporter:
     # --- any thread of the app ------------------------------------------------------------------------------------------
     def put_span(self, span: SpanRecord) -> None:
         """Queue one finished span."""
-        size = span.num_bytes
+        size = span.num_bytes()
         with self._changed:
             if self._is_closing or self._num_bytes + size > self._max_queue_bytes:
                 self._refuse(self._spans)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from nightschool.calls import ModelCall
-from nightschool.endpoints import BY_PATH, Endpoint, StreamedAnswer
+from nightschool.endpoints import BY_PATH, RESPONSES, Endpoint, StreamedAnswer
 from nightschool.errors import MissingExtraError
 from nightschool.responses import KEPT_ELSEWHERE
 from nightschool.tracer import Client
@@ -29,6 +29,7 @@ _RAW_RESPONSE = "x-stainless-raw-response"
 _ORIGINAL = "_nightschool_original"
 _MAX_BODY_BYTES = 16 << 20
 """Of an answer that the app reads by hand; a longer one is recorded without its text."""
+_newest_server: tuple[Any, tuple[str, int | None] | None] = (None, None)
 _sending: ContextVar[ModelCall | None] = ContextVar("nightschool_sending", default=None)
 
 
@@ -117,20 +118,32 @@ def _begin(client: Client, api: Any, options: Any) -> _Recording | None:
     if endpoint is None or not client.is_enabled:
         return None
     with client.shield:
-        if not isinstance(options.json_data, Mapping):
+        params = options.json_data
+        if type(params) is not dict:
             return None
-        params = {**options.json_data, **(options.extra_json or {})}
-        if endpoint.path == "/responses" and any(params.get(name) for name in KEPT_ELSEWHERE):
+        if options.extra_json:
+            params = {**params, **options.extra_json}
+        if endpoint is RESPONSES and any(params.get(name) for name in KEPT_ELSEWHERE):
             client.shield.log_once("responses that continue what is kept at the provider are recorded without their input")
-        url = api.base_url
-        server = (url.host, url.port) if url.host else None
-        call = client.start_call(params, provider="openai", server=server, endpoint=endpoint)
-        given = dict(options.headers) if isinstance(options.headers, Mapping) else {}
+        call = client.start_call(params, provider="openai", server=_server_of(api.base_url), endpoint=endpoint)
+        given = options.headers or {}  # falsy when not given
+        if not given:
+            options.headers = call.headers
+            return _Recording(client, call, endpoint, None)
         names = {name.lower(): value for name, value in given.items()}
-        ours = {name: value for name, value in call.headers.items() if name not in names}
-        options.headers = {**given, **ours}
+        options.headers = {**given, **{name: value for name, value in call.headers.items() if name not in names}}
         return _Recording(client, call, endpoint, names.get(_RAW_RESPONSE))
     return None
+
+
+def _server_of(url: Any) -> tuple[str, int | None] | None:
+    """Host and port; taking them out of the newest client's URL again and again would cost more than a span."""
+    global _newest_server
+    known, server = _newest_server
+    if known is not url:
+        server = (url.host, url.port) if url.host else None
+        _newest_server = url, server
+    return server
 
 
 def _failed(call: ModelCall, error: BaseException) -> None:
@@ -153,17 +166,15 @@ class _Recording:
     def finish(self, result: Any, *, is_streamed: bool) -> Any:
         """Record `result`, or watch it while the app reads it; returns what the app gets, the client's own object."""
         with self._client.shield:
-            if self._raw not in (None, "true"):
+            if self._raw is not None and self._raw != "true":
                 self._watch_body(result.http_response, is_streamed=is_streamed)
-                return result
-            if is_streamed and self._raw:
+            elif not is_streamed:
+                self.call.respond(json.loads(result.http_response.content) if self._raw else result)
+                self.call.end()
+            elif self._raw:
                 self._watch_parsed(result)
-                return result
-            if is_streamed:
+            else:
                 self._watch(result)
-                return result
-            self.call.respond(json.loads(result.http_response.content) if self._raw else result)
-        self.call.end()
         return result
 
     def _watch_parsed(self, response: Any) -> None:

@@ -63,7 +63,6 @@ class SpanRecord:
         "late",
         "link",
         "name",
-        "num_bytes",
         "num_resends",
         "parent_id",
         "request",
@@ -93,8 +92,6 @@ class SpanRecord:
         self.link: SpanContext | None = None
         self.error: tuple[str, str] | None = None
         """The kind of the error that ended it, and its words."""
-        self.num_bytes = _NUM_FIXED_BYTES
-        """About how much it holds."""
         # Of a model call only.
         self.endpoint: Endpoint | None = None
         self.request: bytes | Mapping[str, Any] = {}
@@ -107,3 +104,13 @@ class SpanRecord:
     def fail(self, error: BaseException) -> None:
         """`error` ended it."""
         self.error = type(error).__qualname__, str(error)[:MAX_DESCRIPTION]
+
+    def num_bytes(self) -> int:
+        """About how much it holds; the content as it is, all else in a round figure, to stay fast."""
+        return _NUM_FIXED_BYTES + _num_bytes(self.request) + _num_bytes(self.answer)
+
+
+def _num_bytes(content: bytes | Mapping[str, Any] | None) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    return sum(len(value) for value in (content or {}).values() if isinstance(value, str))

@@ -468,9 +468,11 @@ def _opened(request: Request) -> Iterator[None]:
 
 
 def _detach(token: Token[Request | None]) -> None:
-    # A block inside a generator that another thread or task finishes ends in a context without our token: nothing to undo.
-    with contextlib.suppress(ValueError):
+    try:
         _current.reset(token)
+    except ValueError:
+        # A block inside a generator that another thread or task finishes ends in a context without our token: nothing to undo.
+        return
 
 
 def _resource(tenant: str, service_name: str | None) -> Mapping[str, Any]:
