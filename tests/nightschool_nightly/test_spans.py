@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects import context_of, read_message, read_messages, read_spans, request_of, tools_of
+from nightschool_nightly.dialects import attributes_of, context_of, read_message, read_messages, read_spans, request_of, tools_of
 
 TOOL = {"type": "function", "name": "lookup", "description": "d", "parameters": {"type": "object"}}
 CHAT_TOOL = {"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}
@@ -78,8 +78,8 @@ def test_attributes_of_every_kind_become_plain_values() -> None:
     attributes.add(key="table").value.kvlist_value.values.add(key="a").value.bool_value = True
     attributes.add(key="bytes").value.bytes_value = b"\xff"
     attributes.add(key="nothing")
-    (row,) = read_spans(message.SerializeToString())
-    assert {name: row.attributes[name] for name in ("list", "table", "bytes", "nothing")} == {
+    found = attributes_of(attributes)
+    assert {name: found[name] for name in ("list", "table", "bytes", "nothing")} == {
         "list": [3],
         "table": {"a": True},
         "bytes": "ff",

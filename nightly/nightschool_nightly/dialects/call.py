@@ -8,7 +8,7 @@ from typing import Any
 from nightschool import semconv as names
 from nightschool.episode import Message
 from nightschool_nightly.dialects.messages import read_messages, read_part
-from nightschool_nightly.dialects.values import is_number, is_whole, structured
+from nightschool_nightly.dialects.values import first_text, is_number, is_whole, structured
 
 # Attribute -> our name, and whether a value is one that a sampler takes.
 _REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -21,6 +21,15 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
     ),
 }
+
+
+_USAGE = {
+    names.GEN_AI_USAGE_INPUT_TOKENS: "input_tokens",
+    names.GEN_AI_USAGE_OUTPUT_TOKENS: "output_tokens",
+    names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: "cache_read_input_tokens",
+    names.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS: "reasoning_output_tokens",
+}
+_FINISH_REASONS = {"tool_call": "tool_calls", "tool-calls": "tool_calls", "content-filter": "content_filter"}
 
 
 def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
@@ -39,6 +48,25 @@ def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
 def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Sampling parameters as sent; what was not sent, or no sampler takes, is absent."""
     return {short: attributes[name] for name, (short, fits) in _REQUEST.items() if name in attributes and fits(attributes[name])}
+
+
+def finish_reason_of(attributes: Mapping[str, Any]) -> str | None:
+    """Why the first answer ended, as chat APIs spell it; dialects differ in `tool_calls`."""
+    reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
+    if not isinstance(reasons, list) or not reasons:
+        return None
+    reason = str(reasons[0])
+    return _FINISH_REASONS.get(reason, reason)
+
+
+def model_of(attributes: Mapping[str, Any]) -> str | None:
+    """The model that answered, else the one that was asked for."""
+    return first_text(attributes.get(names.GEN_AI_RESPONSE_MODEL), attributes.get(names.GEN_AI_REQUEST_MODEL))
+
+
+def usage_of(attributes: Mapping[str, Any]) -> dict[str, int]:
+    """Token counts as the server gave them; what it did not give is absent."""
+    return {short: attributes[name] for name, short in _USAGE.items() if is_whole(attributes.get(name))}
 
 
 def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

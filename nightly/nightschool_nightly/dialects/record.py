@@ -1,4 +1,4 @@
-"""Reads stored span records: each OTLP span as one row, whatever dialect it speaks.
+"""Reads stored records: each OTLP span as one row, whatever dialect it speaks, and each message event of a log record.
 
 Raw bytes are kept in the stream and understood here, on read, so that a better reading repairs history.
 """
@@ -7,17 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nightschool import semconv as names
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects.values import attributes_of, text_of
+from nightschool.outcomes import Outcome, from_log_record
+from nightschool_nightly.dialects import agent_lightning, openinference, otel_1_36
+from nightschool_nightly.dialects.feedback import outcome_of
+from nightschool_nightly.dialects.precedence import fill_in, keep, normalise
+from nightschool_nightly.dialects.span import Event, RawSpan
+from nightschool_nightly.dialects.unknown import unknown_dialect
+from nightschool_nightly.dialects.values import attributes_of, plain, text_of
 
 _MODEL_OPERATIONS = {"chat", "text_completion", "generate_content"}
+_TOOL_OPERATION = "execute_tool"
+_NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +47,26 @@ class SpanRow:
     task: str | None
     subject: str | None
     attributes: Mapping[str, Any]
+    """What episodes are made of, under the names of the GenAI conventions, whatever the span called it."""
+    is_tool_run: bool = False
+    outcomes: tuple[Outcome, ...] = ()
+    """What the span says about how something turned out: annotations, rewards, evaluation events."""
+    unknown_dialect: str | None = None
+    """Who made a span that looks like a model call and is read by no dialect."""
 
 
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """A log record that says a part of a model call."""
+
+    trace_id: str
+    span_id: str
+    at_ns: int
+    content: tuple[str, dict[str, Any], Any]
+    """Name, attributes and body of the `Event`, plain."""
+
+
+# --- spans --------------------------------------------------------------------------------------------------------------
 def read_spans(value: bytes) -> Iterator[SpanRow]:
     """The spans of one stored record; `RecordError` if it is not an OTLP request."""
     try:
@@ -48,21 +77,84 @@ def read_spans(value: bytes) -> Iterator[SpanRow]:
         shared = attributes_of(resource.resource.attributes)
         for scope in resource.scope_spans:
             for span in scope.spans:
-                yield _row(span, shared)
+                yield _row(span, scope.scope.name, shared)
 
 
-def _row(span: Span, resource: Mapping[str, Any]) -> SpanRow:
-    attributes = attributes_of(span.attributes)
+def _row(span: Span, scope: str, resource: Mapping[str, Any]) -> SpanRow:
+    events = tuple(Event(event.name, attributes_of(event.attributes)) for event in span.events)
+    raw = RawSpan(span.name, scope, attributes_of(span.attributes), events)
+    attributes = normalise(raw)
+    operation = text_of(attributes.get(names.GEN_AI_OPERATION_NAME))
+    failed = names.ERROR_TYPE in attributes or span.status.code == Status.STATUS_CODE_ERROR
+    is_call = operation in _MODEL_OPERATIONS
     return SpanRow(
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         started_ns=span.start_time_unix_nano,
         side="server" if attributes.get(names.SPAN_SIDE) == "server" else "app",
-        is_model_call=attributes.get(names.GEN_AI_OPERATION_NAME) in _MODEL_OPERATIONS and names.ERROR_TYPE not in attributes,
+        is_model_call=is_call and not failed,
         response_id=text_of(attributes.get(names.GEN_AI_RESPONSE_ID)),
         conversation=text_of(attributes.get(names.GEN_AI_CONVERSATION_ID)),
         episode_id=text_of(attributes.get(names.EPISODE_ID)),
         task=text_of(attributes.get(names.TASK, resource.get(names.TASK))),
         subject=text_of(attributes.get(names.SUBJECT)),
         attributes=attributes,
+        is_tool_run=operation == _TOOL_OPERATION,
+        outcomes=_outcomes(span, raw, attributes),
+        unknown_dialect=None if operation else unknown_dialect(raw),
     )
+
+
+def _outcomes(span: Span, raw: RawSpan, attributes: Mapping[str, Any]) -> tuple[Outcome, ...]:
+    found = [
+        outcome_of(
+            given,
+            trace_id=span.trace_id.hex(),
+            span_id=span.span_id.hex(),
+            conversation=text_of(attributes.get(names.GEN_AI_CONVERSATION_ID)),
+            at_ns=span.end_time_unix_nano,
+        )
+        for given in chain(openinference.feedback(raw), agent_lightning.feedback(raw))
+    ]
+    found += [_evaluation(span, event) for event in span.events if event.name == names.GEN_AI_EVALUATION_RESULT]
+    return tuple(outcome for outcome in found if outcome is not None)
+
+
+def _evaluation(span: Span, event: Span.Event) -> Outcome | None:
+    """An evaluation that came as an event of the evaluated span, read as the log record it should have been."""
+    log = LogRecord(event_name=event.name, time_unix_nano=event.time_unix_nano, trace_id=span.trace_id, span_id=span.span_id)
+    log.attributes.extend(event.attributes)
+    try:
+        return from_log_record(log)
+    except RecordError:
+        return None
+
+
+# --- log records --------------------------------------------------------------------------------------------------------
+def read_events(value: bytes) -> Iterator[EventRow]:
+    """The log records of one stored record that belong to a model call; `RecordError` if it is not an OTLP request."""
+    for log in read_logs(value):
+        attributes = attributes_of(log.attributes)
+        name = log.event_name or text_of(attributes.pop("event.name", None)) or ""
+        if name not in otel_1_36.EVENT_NAMES or log.trace_id in (b"", _NO_TRACE) or log.span_id in (b"", _NO_SPAN):
+            continue
+        content = (name, attributes, plain(log.body))
+        yield EventRow(log.trace_id.hex(), log.span_id.hex(), log.time_unix_nano or log.observed_time_unix_nano, content)
+
+
+def read_logs(value: bytes) -> Iterator[LogRecord]:
+    """Every log record of one stored record; `RecordError` if it is not an OTLP request."""
+    try:
+        request = ExportLogsServiceRequest.FromString(value)
+    except DecodeError as error:
+        raise RecordError(f"a log record of {len(value)} bytes is not an ExportLogsServiceRequest: {error}") from None
+    for resource in request.resource_logs:
+        for scope in resource.scope_logs:
+            yield from scope.log_records
+
+
+def with_events(attributes: Mapping[str, Any], contents: list[Any]) -> dict[str, Any]:
+    """The attributes of a call, filled in with what its log records say, given in order."""
+    found = dict(attributes)
+    fill_in(found, keep(otel_1_36.read_events([Event(*content) for content in contents])))
+    return found

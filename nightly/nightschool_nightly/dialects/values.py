@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -23,16 +24,16 @@ def text_of(value: Any) -> str | None:
 
 def attributes_of(attributes: Any) -> dict[str, Any]:
     """OTLP attributes as plain Python."""
-    return {item.key: _plain(item.value) for item in attributes}
+    return {item.key: plain(item.value) for item in attributes}
 
 
-def _plain(value: AnyValue) -> Any:
+def plain(value: AnyValue) -> Any:
     match value.WhichOneof("value"):
         case "array_value":
-            return [_plain(item) for item in value.array_value.values]
+            return [plain(item) for item in value.array_value.values]
         case "kvlist_value":
             pairs: Any = value.kvlist_value.values
-            return {item.key: _plain(item.value) for item in pairs if isinstance(item, KeyValue)}
+            return {item.key: plain(item.value) for item in pairs if isinstance(item, KeyValue)}
         case "bytes_value":
             return value.bytes_value.hex()
         case None:
@@ -49,3 +50,27 @@ def structured(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return None
+
+
+def parsed(text: Any) -> Any:
+    """What JSON text means; text that is not JSON, such as a model's broken arguments, stays as it was written."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def first_text(*values: Any) -> str | None:
+    """The first that is text and not empty."""
+    return next((value for value in values if isinstance(value, str) and value), None)
+
+
+def renamed(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The attributes that have a new name, under it; where two old names have the same new one, the first of `names` counts."""
+    found: dict[str, Any] = {}
+    for old, new in names.items():
+        if attributes.get(old) is not None:
+            found.setdefault(new, attributes[old])
+    return found

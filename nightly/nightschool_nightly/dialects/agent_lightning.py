@@ -1,0 +1,42 @@
+"""Agent Lightning: spans that carry rewards and say nothing else; they become outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nightschool import semconv as names
+from nightschool_nightly.dialects.feedback import Feedback
+from nightschool_nightly.dialects.span import RawSpan, unflatten
+from nightschool_nightly.dialects.values import first_text, is_number
+
+SPANS = {"agentlightning.annotation", "agentlightning.reward"}
+_UNNAMED = "primary"  # what it calls a reward that was given no name
+_NAME = "reward"
+
+
+def feedback(span: RawSpan) -> Iterator[Feedback]:
+    """The rewards of a reward span: one for each dimension, about the answer it links to, else about its trace."""
+    if span.name not in SPANS:
+        return
+    about = _about(unflatten(span.attributes, "agentlightning.link"))
+    for name, value in _rewards(span.attributes):
+        yield Feedback(name=name, value=value, about=about, source_kind="code", source_id="agentlightning")
+
+
+def _rewards(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    rewards = unflatten(attributes, "agentlightning.reward")
+    for reward in rewards if isinstance(rewards, list) else ():
+        if isinstance(reward, dict) and is_number(reward.get("value")):
+            name = first_text(reward.get("name"))
+            yield (_NAME if name in (None, _UNNAMED) else str(name)), reward["value"]
+    if not rewards and is_number(attributes.get("reward")):  # before 0.3
+        yield _NAME, attributes["reward"]
+
+
+def _about(links: Any) -> str:
+    """The answer that a reward is linked to. Links by anything else than the response id are about the trace."""
+    for link in links if isinstance(links, list) else ():
+        if isinstance(link, dict) and link.get("key_match") == names.GEN_AI_RESPONSE_ID and first_text(link.get("value_match")):
+            return f"response:{link['value_match']}"
+    return "trace"

@@ -1,0 +1,56 @@
+"""Requests and answers of chat APIs as JSON, which several dialects keep whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nightschool import semconv as names
+from nightschool_nightly.dialects.values import first_text, renamed
+
+_REQUEST = {
+    "model": names.GEN_AI_REQUEST_MODEL,
+    "temperature": names.GEN_AI_REQUEST_TEMPERATURE,
+    "top_p": names.GEN_AI_REQUEST_TOP_P,
+    "max_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
+    "max_completion_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
+    "seed": names.GEN_AI_REQUEST_SEED,
+    "stop": names.GEN_AI_REQUEST_STOP_SEQUENCES,
+    "messages": names.GEN_AI_INPUT_MESSAGES,
+    "tools": names.GEN_AI_TOOL_DEFINITIONS,
+}
+_USAGE = {
+    "prompt_tokens": names.GEN_AI_USAGE_INPUT_TOKENS,
+    "completion_tokens": names.GEN_AI_USAGE_OUTPUT_TOKENS,
+    "input_tokens": names.GEN_AI_USAGE_INPUT_TOKENS,
+    "output_tokens": names.GEN_AI_USAGE_OUTPUT_TOKENS,
+    "input": names.GEN_AI_USAGE_INPUT_TOKENS,
+    "output": names.GEN_AI_USAGE_OUTPUT_TOKENS,
+    "cache_read_input_tokens": names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS,
+}
+
+
+def request(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a chat request, or the part of it that a dialect keeps."""
+    return renamed(parameters, _REQUEST)
+
+
+def usage(counts: Any) -> dict[str, Any]:
+    """Token counts under any of their names."""
+    return renamed(counts, _USAGE) if isinstance(counts, Mapping) else {}
+
+
+def response(answer: Any) -> dict[str, Any]:
+    """A chat completion; empty when it is none."""
+    if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
+        return {}
+    choices = [choice for choice in answer["choices"] if isinstance(choice, Mapping)]
+    reasons = [reason for choice in choices if (reason := first_text(choice.get("finish_reason")))]
+    messages = [choice.get("message") for choice in choices]
+    found = {
+        names.GEN_AI_RESPONSE_ID: answer.get("id"),
+        names.GEN_AI_RESPONSE_MODEL: answer.get("model"),
+        names.GEN_AI_RESPONSE_FINISH_REASONS: reasons or None,
+        names.GEN_AI_OUTPUT_MESSAGES: messages if all(isinstance(message, Mapping) for message in messages) else None,
+    }
+    return {name: value for name, value in found.items() if value} | usage(answer.get("usage"))

@@ -1,0 +1,85 @@
+"""All that a span says, under the names of the GenAI conventions: `nightschool.*` before `gen_ai.*` before vendors before the rest.
+
+A dialect only fills in what those before it left unsaid, so a span that speaks two of them loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nightschool import semconv as names
+from nightschool_nightly.dialects import langfuse, mlflow, openinference, openllmetry, otel_1_36, vercel
+from nightschool_nightly.dialects.span import RawSpan
+from nightschool_nightly.dialects.values import first_text
+
+_OURS = "nightschool."
+# Of the GenAI conventions, what episodes are made of; the rest stays in the stream.
+_KEPT = {
+    names.GEN_AI_OPERATION_NAME,
+    names.GEN_AI_PROVIDER_NAME,
+    names.GEN_AI_REQUEST_MODEL,
+    names.GEN_AI_REQUEST_TEMPERATURE,
+    names.GEN_AI_REQUEST_TOP_P,
+    names.GEN_AI_REQUEST_MAX_TOKENS,
+    names.GEN_AI_REQUEST_SEED,
+    names.GEN_AI_REQUEST_STOP_SEQUENCES,
+    names.GEN_AI_RESPONSE_ID,
+    names.GEN_AI_RESPONSE_MODEL,
+    names.GEN_AI_RESPONSE_FINISH_REASONS,
+    names.GEN_AI_USAGE_INPUT_TOKENS,
+    names.GEN_AI_USAGE_OUTPUT_TOKENS,
+    names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS,
+    names.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS,
+    names.GEN_AI_CONVERSATION_ID,
+    names.GEN_AI_INPUT_MESSAGES,
+    names.GEN_AI_OUTPUT_MESSAGES,
+    names.GEN_AI_SYSTEM_INSTRUCTIONS,
+    names.GEN_AI_TOOL_DEFINITIONS,
+    names.GEN_AI_TOOL_NAME,
+    names.GEN_AI_TOOL_CALL_ID,
+    names.GEN_AI_TOOL_CALL_ARGUMENTS,
+    names.GEN_AI_TOOL_CALL_RESULT,
+    names.ERROR_TYPE,
+}
+_GENERIC = {
+    names.SUBJECT: ("user.id", "enduser.id", "enduser.pseudo.id"),
+    names.GEN_AI_CONVERSATION_ID: ("session.id",),
+}
+
+Reader = Callable[[RawSpan], dict[str, Any]]
+# First word of an attribute's name -> who reads it. The order is that of precedence.
+_READERS: tuple[tuple[Reader, frozenset[str]], ...] = (
+    (otel_1_36.read, frozenset({"gen_ai"})),
+    (openllmetry.read, frozenset({"gen_ai", "llm", "traceloop"})),
+    (openinference.read, frozenset({"openinference"})),
+    (langfuse.read, frozenset({"langfuse"})),
+    (vercel.read, frozenset({"ai"})),
+    (mlflow.read, frozenset({"mlflow"})),
+)
+
+
+def normalise(span: RawSpan) -> dict[str, Any]:
+    """The attributes of `span` in the conventions' names, messages in any shape that `read_messages` knows."""
+    found = keep(span.attributes)
+    if names.GEN_AI_INPUT_MESSAGES in found and names.SUBJECT in found:
+        return found  # our own tracer leaves nothing to fill in
+    families = {name.partition(".")[0] for name in span.attributes}
+    for read, markers in _READERS:
+        if not markers.isdisjoint(families):
+            fill_in(found, keep(read(span)))
+    for name, olds in _GENERIC.items():
+        if name not in found and (value := first_text(*(span.attributes.get(old) for old in olds))):
+            found[name] = value
+    return found
+
+
+def keep(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what episodes are made of."""
+    return {name: value for name, value in attributes.items() if name in _KEPT or name.startswith(_OURS)}
+
+
+def fill_in(found: dict[str, Any], less: Mapping[str, Any]) -> None:
+    """Add to `found` what it does not say yet."""
+    for name, value in less.items():
+        found.setdefault(name, value)

@@ -1,0 +1,27 @@
+"""Spans that look like a model call in a dialect nobody here reads. They are counted by who made them, never dropped in silence."""
+
+from __future__ import annotations
+
+import re
+
+from nightschool_nightly.dialects import langfuse, mlflow, openinference, vercel
+from nightschool_nightly.dialects.span import RawSpan
+
+_MODEL = re.compile(r"(^|[._])(model|model_?name|model_?id|deployment)$", re.IGNORECASE)
+_TALK = re.compile(
+    r"(^|[._])(prompts?|completions?|messages?|choices|prompt_?tokens|input_?tokens|completion_?tokens|output_?tokens)\b",
+    re.IGNORECASE,
+)
+# Dialects that say what kind of span it is: one that is not a model call there is not an unknown one.
+_KNOWN = (openinference.KIND, langfuse.KIND, vercel.OPERATION, mlflow.TYPE, "traceloop.span.kind", "gen_ai.operation.name")
+_MAX_NAME = 80
+
+
+def unknown_dialect(span: RawSpan) -> str | None:
+    """The instrumentation's name if `span`, which no dialect takes for a call, names both a model and what was said; else None."""
+    attributes = span.attributes
+    if any(name in attributes for name in _KNOWN):
+        return None
+    if any(_MODEL.search(name) for name in attributes) and any(_TALK.search(name) for name in attributes):
+        return (span.scope or "no scope")[:_MAX_NAME]
+    return None
