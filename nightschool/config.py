@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from nightschool.base_model import PACKAGED
-from nightschool.errors import ConfigError, shown
+from nightschool.errors import ConfigError, MissingExtraError, shown
+from nightschool.redaction import ALL_KINDS, DEFAULT_KINDS, Rules
 from nightschool.release import check_tenant
 from nightschool.stream.kafka_connection import MECHANISMS, PASSWORD_VARIABLE, PROTOCOLS, KafkaSecurity
 from nightschool.toml_lines import line_of, line_of_error
@@ -223,6 +224,21 @@ DEFAULT_OUTCOMES: Mapping[str, OutcomeConfig] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyConfig:
+    """[privacy]: what the collector takes out of everything it stores; [tenants.example.privacy] replaces single keys of it."""
+
+    enabled: bool = _setting(True, "false stores everything as it comes, raw user ids too")
+    kinds: tuple[str, ...] = _setting(DEFAULT_KINDS, f"what is looked for, out of: {', '.join(ALL_KINDS)}")
+    patterns: tuple[str, ...] = _setting((), "kinds of your own, as 'name: regular expression' with bounded repeats")
+    allow: tuple[str, ...] = _setting((), "texts that are never a finding; '@example.com' allows all addresses there")
+    deny: tuple[str, ...] = _setting((), "words that always are one")
+
+    def rules(self) -> Rules:
+        """The rules of a redactor."""
+        return Rules(self.kinds, self.patterns, self.allow, self.deny)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig:
     """[tenants.example]: a customer of the app; one table like this for each, under its name."""
 
@@ -244,6 +260,12 @@ class TenantConfig:
     revoked_tokens: tuple[str, ...] = _setting(
         (), "browser tokens that count no more: 'kid:KID' for all of a key, 'jti:ID' for one", pattern=r"(kid|jti):.+"
     )
+    subject_key_file: str = _setting(
+        "",
+        "file with the secret behind all pseudonyms, the subject_key of the app's configure(); empty: the first of key_sha256",
+        beside=_file_beside,
+    )
+    privacy: PrivacyConfig = _setting(PrivacyConfig(), "what differs for this tenant from [privacy]")  # noqa: RUF009 - it is immutable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +279,7 @@ class Config:
     serving: ServingConfig = field(default_factory=ServingConfig)
     night: NightConfig = field(default_factory=NightConfig)
     outcomes: Mapping[str, OutcomeConfig] = field(default_factory=lambda: DEFAULT_OUTCOMES)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
 
     def tenant(self, name: str) -> TenantConfig:
@@ -275,6 +298,7 @@ SECTIONS: tuple[type, ...] = (
     ServingConfig,
     NightConfig,
     OutcomeConfig,
+    PrivacyConfig,
     TenantConfig,
 )
 
@@ -327,7 +351,9 @@ class _Reader:
         for name, kind in get_type_hints(Config).items():
             if name == "tenants":
                 tables = self.table((name,), raw.get(name, {}))
-                built[name] = {tenant: self.tenant(tenant, table) for tenant, table in tables.items()}
+                built[name] = {tenant: self.tenant(tenant, table, built["privacy"]) for tenant, table in tables.items()}
+            elif name == "privacy":
+                built[name] = self.privacy((name,), raw.get(name, {}), PrivacyConfig())
             elif name == "outcomes":
                 tables = self.table((name,), raw.get(name, {}))
                 built[name] = {**DEFAULT_OUTCOMES, **{outcome: self.outcome(outcome, table) for outcome, table in tables.items()}}
@@ -362,13 +388,25 @@ class _Reader:
                     )
                     raise self.error(("tenants", name, "key_sha256"), f"{message}, make another with 'nightschool key'")
 
-    def tenant(self, name: str, table: Any) -> TenantConfig:
+    def privacy(self, at: tuple[str, ...], table: Any, shared: PrivacyConfig) -> PrivacyConfig:
+        """What the table gives, on top of what is shared by all tenants; its rules are tried, so that a bad pattern is found here."""
+        section: PrivacyConfig = self.section(PrivacyConfig, at, table)
+        for name in {"kinds", "patterns", "allow", "deny"} & set(table):
+            try:
+                Rules(**{"kinds": (), name: getattr(section, name)})
+            except (ConfigError, MissingExtraError) as error:
+                raise self.error((*at, name), str(error)) from None
+        return replace(shared, **{given: getattr(section, given) for given in table})
+
+    def tenant(self, name: str, table: Any, shared: PrivacyConfig) -> TenantConfig:
         try:
             check_tenant(name)
         except ConfigError as error:
             raise self.error(("tenants", name), str(error)) from None
-        section: TenantConfig = self.section(TenantConfig, ("tenants", name), table)
-        return section
+        at = ("tenants", name)
+        own = {key: value for key, value in self.table(at, table).items() if key != "privacy"}
+        privacy = self.privacy((*at, "privacy"), table.get("privacy", {}), shared)
+        return replace(self.section(TenantConfig, at, own), privacy=privacy)  # type: ignore[no-any-return]
 
     def outcome(self, name: str, table: Any) -> OutcomeConfig:
         """What the table gives, on top of the defaults of this name."""
@@ -462,6 +500,8 @@ def _as_toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return repr(value)
+    if is_dataclass(value):
+        return "{}"
     if isinstance(value, tuple):
-        return "[]"
+        return f"[{', '.join(map(_as_toml, value))}]"
     return f'"{value}"'

@@ -71,7 +71,8 @@ SETTINGS = {
         "kl_budget",
     },
     "outcomes": {"settles_after", "kind", "lowest", "highest"},
-    "tenants": {"key_sha256", "rubrics", "outcome_keys", "outcome_origins", "revoked_tokens"},
+    "privacy": {"enabled", "kinds", "patterns", "allow", "deny"},
+    "tenants": {"key_sha256", "rubrics", "outcome_keys", "outcome_origins", "revoked_tokens", "subject_key_file", "privacy"},
 }
 ENVIRONMENT = {
     "NIGHTSCHOOL_CONFIG",  # serving: the configuration file, handed to the vLLM process

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fastapi import FastAPI
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nightschool import semconv
 from nightschool.keys import KeyRing
+from nightschool.redaction.redactor import Redactor
 from nightschool.stream import Stream
 from nightschool_collector import counters, otlp, outcome_intake
 from nightschool_collector.admission import Admission, Budgets, Lane
@@ -41,9 +43,10 @@ def create_app(
     clock_ns: Callable[[], int] = time.time_ns,
     jitter: Callable[[], float] = random.random,
     browser: BrowserSettings | None = None,
+    redactors: Mapping[str, Redactor] = MappingProxyType({}),
 ) -> FastAPI:
     """The application with a door of its own and budgets of twice `max_body_bytes`; the caller opens and closes `stream`."""
-    intake = Intake(stream, keys, Counters(keys.tenants), clock_ns=clock_ns)
+    intake = Intake(stream, keys, Counters(keys.tenants), redactors=redactors, clock_ns=clock_ns)
     budgets = Budgets(2 * max_body_bytes, 2 * max_body_bytes, 2 * max_body_bytes)
     return app_of(Door(intake, Admission(budgets), max_body_bytes, jitter=jitter), browser=browser, clock_ns=clock_ns)
 
@@ -56,7 +59,7 @@ def app_of(
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> FastAPI:
     """The application of a door; `operators` are SHA-256 of the keys that may read every tenant's numbers."""
-    outcomes = outcome_intake.OutcomeIntake(door.intake.append_outcomes)
+    outcomes = outcome_intake.OutcomeIntake(door.intake.append_outcomes, redact=door.intake.redact_outcome)
     receiver = Receiver(door, outcomes, KeyRing({"operators": operators}))
     app = FastAPI(title="nightschool collector", openapi_url=None)
     app.add_route("/v1/traces", receiver.traces, methods=["POST"])

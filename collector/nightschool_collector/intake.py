@@ -7,7 +7,8 @@ never be stored where it belongs goes to the dead-letter topic with its bytes an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -17,6 +18,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv
 from nightschool.keys import KeyRing
 from nightschool.outcomes import Outcome, to_logs_request
+from nightschool.redaction.otlp import redact_logs, redact_traces
+from nightschool.redaction.redactor import Redactor
 from nightschool.stream import MAX_RECORD_BYTES, Record, Stream
 from nightschool_collector.body import Cover
 from nightschool_collector.counters import Counters
@@ -33,8 +36,17 @@ _DEAD_PART_BYTES = MAX_RECORD_BYTES - 65_536  # an item too large for a record i
 class Intake:
     """Turns checked requests into records. Blocking: call it from a worker thread. Threads share it."""
 
-    def __init__(self, stream: Stream, keys: KeyRing, counters: Counters, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self.stream, self.counters = stream, counters
+    def __init__(
+        self,
+        stream: Stream,
+        keys: KeyRing,
+        counters: Counters,
+        *,
+        redactors: Mapping[str, Redactor] = MappingProxyType({}),
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """A tenant without a redactor is stored as it comes."""
+        self.stream, self.counters, self.redactors = stream, counters, redactors
         self._keys, self._clock_ns = keys, clock_ns
 
     def tenant_of(self, authorization: str | None) -> str:
@@ -47,7 +59,9 @@ class Intake:
 
     def traces(self, tenant: str, raw: bytes, form: Format, cover: Cover) -> ExportTraceServiceResponse:
         """Store a request of spans (decompressed) and say what of it was rejected; `cover` admits what splitting adds."""
-        found = _sorted(raw, ExportTraceServiceRequest(), form, sort_spans)
+        found = _sorted(
+            raw, ExportTraceServiceRequest(), form, lambda found: sort_spans(self._redacted(tenant, found, redact_traces))
+        )
         cover(found.num_bytes)
         self.append(semconv.TOPIC_SPANS, tenant, found.records)
         self._bury(semconv.TOPIC_SPANS, tenant, found.rejected)
@@ -60,9 +74,11 @@ class Intake:
 
     def logs(self, tenant: str, raw: bytes, form: Format, cover: Cover) -> ExportLogsServiceResponse:
         """Store a request of log records (decompressed), outcomes among them, and say what of it was rejected."""
-        found = _sorted(raw, ExportLogsServiceRequest(), form, sort_logs)
+        found = _sorted(
+            raw, ExportLogsServiceRequest(), form, lambda found: sort_logs(self._redacted(tenant, found, redact_logs))
+        )
         cover(found.other.num_bytes)
-        self.append_outcomes(tenant, found.outcomes)
+        self.append_outcomes(tenant, [self.redact_outcome(tenant, outcome) for outcome in found.outcomes])
         self.append(semconv.TOPIC_LOGS, tenant, found.other.records)
         self._bury(semconv.TOPIC_LOGS, tenant, found.other.rejected)
         self._count(tenant, "logs", found.other, len(raw))
@@ -71,6 +87,15 @@ class Intake:
             response.partial_success.rejected_log_records = len(found.other.rejected)
             response.partial_success.error_message = found.other.rejected[0].reason
         return response
+
+    def redact_outcome(self, tenant: str, outcome: Outcome) -> Outcome:
+        """The outcome by the tenant's rules."""
+        redactor = self.redactors.get(tenant)
+        return redactor.outcome(outcome) if redactor else outcome
+
+    def _redacted(self, tenant: str, raw: bytes, redact: Callable[..., bytes]) -> bytes:
+        redactor = self.redactors.get(tenant)
+        return redact(redactor, raw, subjects=True) if redactor else raw
 
     def append_outcomes(self, tenant: str, outcomes: Sequence[Outcome]) -> None:
         """Make outcomes durable, in order, and count them."""

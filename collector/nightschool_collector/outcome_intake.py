@@ -41,14 +41,21 @@ class Verdict:
 class OutcomeIntake:
     """Stores outcomes once. Safe to use from several threads."""
 
-    def __init__(self, append: Callable[[str, Sequence[Outcome]], None], *, num_remembered: int = REMEMBERED_EVENTS) -> None:
-        """`append` stores outcomes of a tenant and returns when they are durable."""
-        self._append, self._num_remembered = append, num_remembered
+    def __init__(
+        self,
+        append: Callable[[str, Sequence[Outcome]], None],
+        *,
+        redact: Callable[[str, Outcome], Outcome] = lambda tenant, outcome: outcome,
+        num_remembered: int = REMEMBERED_EVENTS,
+    ) -> None:
+        """`append` stores outcomes of a tenant and returns when they are durable; `redact` comes before all else."""
+        self._append, self._redact, self._num_remembered = append, redact, num_remembered
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
     def take(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
         """Store what is new, and say what became of each item, in order. Whatever it says is said of durable records."""
+        items = [self._redacted(tenant, item) for item in items]
         known = self._recall(tenant, items)
         fresh: dict[str, Outcome] = {}
         verdicts = []
@@ -69,6 +76,12 @@ class OutcomeIntake:
             self._append(tenant, list(fresh.values()))
             self._remember(tenant, fresh)
         return verdicts
+
+    def _redacted(self, tenant: str, item: Outcome | RecordError) -> Outcome | RecordError:
+        try:
+            return item if isinstance(item, RecordError) else self._redact(tenant, item)
+        except RecordError as error:
+            return error
 
     def _recall(self, tenant: str, items: Sequence[Outcome | RecordError]) -> dict[str, bytes]:
         with self._lock:

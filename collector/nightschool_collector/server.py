@@ -14,6 +14,7 @@ import uvicorn
 from nightschool.config import CollectorConfig, Config
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
+from nightschool.redaction.tenants import redactors
 from nightschool.stream import Stream, open_configured, retention_warnings
 from nightschool_collector.admission import Admission, Budgets
 from nightschool_collector.app import app_of
@@ -75,7 +76,7 @@ def _receive(
     with open_configured(config.stream) as stream:
         _warn_of_retention(stream)
         admission = Admission(_budgets(settings), gauge=counters.in_flight)
-        door = Door(Intake(stream, keys, counters), admission, settings.max_body_mib << 20)
+        door = Door(Intake(stream, keys, counters, redactors=redactors(config)), admission, settings.max_body_mib << 20)
         uvicorn_settings = uvicorn.Config(
             app_of(door, operators=settings.metrics_key_sha256, browser=browser),
             log_level="warning",

@@ -2,11 +2,11 @@
 
 What is found is replaced by a pseudonym such as `<EMAIL_3f9a>`: a keyed hash, so that the same address has the same pseudonym
 in the prompt, in the answer and in the correction that comes days later and by another way. What is no finding stays as it is.
-Only the standard library is needed to redact; OTLP messages need the OpenTelemetry packages every install has.
+
+`rules` says what is looked for and `redactor` replaces it; `otlp` does so in OpenTelemetry messages.
 """
 
 from nightschool.redaction.kinds import DEFAULT_KINDS, KINDS
-from nightschool.redaction.redactor import VERSION, Redactor
-from nightschool.redaction.rules import Rules
+from nightschool.redaction.rules import ALL_KINDS, Rules
 
-__all__ = ["DEFAULT_KINDS", "KINDS", "VERSION", "Redactor", "Rules"]
+__all__ = ["ALL_KINDS", "DEFAULT_KINDS", "KINDS", "Rules"]
