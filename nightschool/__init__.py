@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from nightschool.calls import ModelCall
     from nightschool.exporter import Stats
     from nightschool.lane import LaneStats
-    from nightschool.sdk import configure, flush, instrument_openai, model_call, outcome, request, shutdown, stats
+    from nightschool.sdk import (
+        configure,
+        flush,
+        instrument_openai,
+        model_call,
+        outcome,
+        outcome_token,
+        request,
+        shutdown,
+        stats,
+        tag_join,
+    )
     from nightschool.tracer import Client, Request, current_request
 
 __all__ = [
@@ -22,7 +33,9 @@ __all__ = [
     "current_request",
     "instrument_openai",
     "model_call",
+    "tag_join",
     "outcome",
+    "outcome_token",
     "flush",
     "shutdown",
     "stats",

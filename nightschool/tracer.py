@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import hashlib
 import inspect
 import os
 import time
@@ -33,8 +34,13 @@ from nightschool.encoding import SpanEncoder
 from nightschool.endpoints import CHAT, Endpoint
 from nightschool.errors import ConfigError, RecordError, shown
 from nightschool.exporter import DEFAULT_MAX_QUEUE_BYTES, Exporter, Stats
-from nightschool.keys import subject_of
+from nightschool.keys import hash_key, subject_of
+from nightschool.outcome_fields import parse_target
+from nightschool.outcome_tokens import DEFAULT_LIFETIME_S, OutcomeKey, TokenClaims, mint_token, new_token_id
 from nightschool.outcomes import canonical, parse_outcome
+from nightschool.redaction import Rules
+from nightschool.redaction.otlp import redact_span
+from nightschool.redaction.redactor import Redactor
 from nightschool.release import check_tenant
 from nightschool.shield import Shield, is_strict
 from nightschool.snapshot import freeze
@@ -71,20 +77,25 @@ class Client:
         service_name: str | None = None,
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
         capture_content: bool | Mapping[str, bool] = True,
+        outcome_key: tuple[str, str] | None = None,
+        redaction: bool | Rules = True,
         enabled: bool = True,
         clock: Callable[[], int] = time.time_ns,
         id_generator: IdGenerator | None = None,
     ) -> None:
-        """`subject_key` is the secret behind user pseudonyms, the API key by default; give one to be able to rotate the other.
+        """`subject_key` is the secret behind all pseudonyms, the SHA-256 of the API key by default; give one to be able to rotate
+        the other. `redaction` takes secrets and personal data out before anything leaves the process; False leaves all in.
 
         With `enabled=False`, or `NIGHTSCHOOL_DISABLED=1` in the environment, nothing is checked, recorded or sent.
-        `capture_content` says whether texts are recorded, for all or by task; a task not named is. `clock` (nanoseconds since
-        the epoch) and `id_generator` are for tests.
+        `capture_content` says whether texts are recorded, for all or by task; a task not named is. `outcome_key` is the id
+        and the secret that sign browser tokens (`outcome_token`). `clock` (nanoseconds since the epoch) and `id_generator` are
+        for tests.
         """
         self.shield = Shield()
         self.now_ns = clock
         self.tenant = tenant
         self._exporter: Exporter | None = None
+        self._outcome_key: OutcomeKey | None = None
         self._captures: bool | Mapping[str, bool] = True
         if not enabled or is_disabled():
             return
@@ -95,13 +106,21 @@ class Client:
         if max_queue_bytes <= 0:
             raise ConfigError(f"max_queue_bytes is {max_queue_bytes}; it must be above 0")
         self._captures = _check_capture(capture_content)
-        secret = subject_key or api_key
+        self._outcome_key = OutcomeKey(outcome_key[0], outcome_key[1].strip().encode()) if outcome_key else None
+        secret = subject_key or hash_key(api_key)
+        redactor = Redactor(redaction if isinstance(redaction, Rules) else Rules(), secret) if redaction else None
         # The same few users come again and again; the cache is bounded, a hash is not slow.
         self._subject_of = functools.lru_cache(maxsize=4096)(functools.partial(subject_of, secret))
         ids = id_generator or RANDOM_IDS
         self._new_trace_id, self._new_span_id = ids.generate_trace_id, ids.generate_span_id
-        encoder = SpanEncoder(_resource(tenant, service_name), scope="nightschool")
-        exporter = Exporter(lambda: Delivery(endpoint, api_key), encoder, max_queue_bytes=max_queue_bytes, shield=self.shield)
+        scrub = functools.partial(redact_span, redactor) if redactor else None
+        exporter = Exporter(
+            lambda: Delivery(endpoint, api_key),
+            SpanEncoder(_resource(tenant, service_name), scope="nightschool", scrub=scrub),
+            scrub_outcome=redactor.outcome_json if redactor else bytes,
+            max_queue_bytes=max_queue_bytes,
+            shield=self.shield,
+        )
         self._exporter = exporter
         atexit.register(self.shutdown, AT_EXIT_TIMEOUT_S)
 
@@ -115,10 +134,17 @@ class Client:
 
     # --- recording ------------------------------------------------------------------------------------------------------
     def request(
-        self, *, task: str, user: object = None, conversation: object = None, capture_content: bool | None = None
+        self,
+        *,
+        task: str,
+        user: object = None,
+        conversation: object = None,
+        episode: object = None,
+        capture_content: bool | None = None,
     ) -> Request:
         """Mark one request of the app; see `nightschool.request`."""
-        return Request(lambda: self, task=task, user=user, conversation=conversation, capture_content=capture_content)
+        marks = {"user": user, "conversation": conversation, "episode": episode}
+        return Request(lambda: self, task=task, **marks, capture_content=capture_content)
 
     def model_call(
         self,
@@ -162,11 +188,16 @@ class Client:
         value: Any = UNSET,
         *,
         final_text: str | None = None,
+        final_messages: Sequence[Mapping[str, Any]] | None = None,
+        original_text: str | None = None,
+        demonstration: str | Sequence[Mapping[str, Any]] | None = None,
         response_id: str | None = None,
         trace_id: str | None = None,
+        span_id: str | None = None,
         conversation_id: str | None = None,
+        turn: int | None = None,
         episode_id: str | None = None,
-        join_key: tuple[str, str] | Mapping[str, str] | None = None,
+        join_key: tuple[str, object] | Mapping[str, str] | None = None,
         rater: object = None,
         source: Literal["human", "code", "llm", "system"] = "human",
         comment: str | None = None,
@@ -179,18 +210,72 @@ class Client:
         if self._exporter is None:
             return None
         with self.shield:
+            target = {
+                "response_id": response_id,
+                "trace_id": trace_id,
+                "span_id": span_id,
+                "conversation_id": conversation_id,
+                "turn": turn,
+                "episode_id": episode_id,
+                "join_key": _join_key(join_key),
+            }
             body: dict[str, Any] = {"name": name, "op": op, "event_id": event_id or uuid.uuid4().hex}
-            body["target"] = self._target(response_id, trace_id, conversation_id, episode_id, join_key)
+            body["target"] = self._target(target)
             body["source"] = {"kind": source, "id": self._pseudonym(rater)}
             body["occurred_at"] = occurred_at.astimezone(UTC).isoformat() if occurred_at else self.now_ns()
             if value is not UNSET:
                 body["value"] = value
-            if final_text is not None:
-                body["edit"] = {"final_text": final_text}
+            if final_text is not None or final_messages is not None:
+                body["edit"] = _edit(final_text, final_messages, original_text)
+            if demonstration is not None:
+                is_text = isinstance(demonstration, str)
+                messages = None if is_text else [dict(message) for message in cast("Sequence[Mapping[str, Any]]", demonstration)]
+                body["demonstration"] = {"final_text": demonstration} if is_text else {"final_messages": messages}
             body |= {"comment": comment} if comment is not None else {}
             body |= {"metadata": dict(metadata)} if metadata is not None else {}
             return self._put_outcome(self._exporter, body)
         return None
+
+    def outcome_token(
+        self,
+        *names: str,
+        user: object = None,
+        trace_id: str | None = None,
+        span_id: str | None = None,
+        conversation: object = None,
+        expires_in_s: float = DEFAULT_LIFETIME_S,
+    ) -> str | None:
+        """A token that lets a page write outcomes of this answer; see `nightschool.outcome_token`."""
+        if self._exporter is None:
+            return None
+        with self.shield:
+            request = self._current_request()
+            stamps = request.stamps if request else {}
+            now_s = self.now_ns() // 10**9
+            claims = TokenClaims(
+                tenant=self.tenant,
+                trace_id=trace_id or (request.trace_id if request else None) or "",
+                names=names,
+                issued_at=now_s,
+                expires_at=now_s + int(expires_in_s),
+                token_id=new_token_id(),
+                span_id=span_id,
+                conversation_id=str(conversation) if conversation is not None else stamps.get(semconv.GEN_AI_CONVERSATION_ID),
+                rater=self._pseudonym(user) if user is not None else stamps.get(semconv.SUBJECT),
+            )
+            return self._minted(claims)
+        return None
+
+    def _minted(self, claims: TokenClaims) -> str | None:
+        try:
+            if self._outcome_key is None:
+                raise ConfigError("no key signs browser tokens; give configure(..., outcome_key=(KID, SECRET))")
+            return mint_token(self._outcome_key, claims)
+        except (ConfigError, RecordError) as error:
+            self.shield.log_once(f"no outcome token is made: {error}")
+            if is_strict(default=False):
+                raise
+            return None
 
     def _put_outcome(self, exporter: Exporter, body: dict[str, Any]) -> str | None:
         try:
@@ -205,27 +290,13 @@ class Client:
         exporter.put_outcome(encoded)
         return outcome.event_id
 
-    def _target(
-        self,
-        response_id: str | None,
-        trace_id: str | None,
-        conversation_id: str | None,
-        episode_id: str | None,
-        join_key: tuple[str, str] | Mapping[str, str] | None,
-    ) -> dict[str, Any]:
-        """The targets given, or the request now worked on when none is."""
-        if isinstance(join_key, tuple):
-            join_key = dict(zip(("ns", "id"), join_key, strict=True))
-        given = {
-            "response_id": response_id,
-            "trace_id": trace_id,
-            "conversation_id": conversation_id,
-            "episode_id": episode_id,
-            "join_key": dict(join_key) if join_key else None,
-        }
+    def _target(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The target given, or the request now worked on when none is; a span alone is one of that request."""
         target = {name: value for name, value in given.items() if value is not None}
         request = self._current_request()
-        return target or ({"trace_id": request.trace_id} if request else {})
+        if request and not target.keys() - {"span_id"}:
+            target["trace_id"] = request.trace_id
+        return target
 
     # --- export ---------------------------------------------------------------------------------------------------------
     def flush(self, timeout: float = 10.0) -> bool:
@@ -261,7 +332,13 @@ class Client:
             self._exporter.put_span(span)
 
     def stamps(
-        self, *, task: object = None, user: object = None, conversation: object = None, captures_content: bool = True
+        self,
+        *,
+        task: object = None,
+        user: object = None,
+        conversation: object = None,
+        episode: object = None,
+        captures_content: bool = True,
     ) -> dict[str, Any]:
         """What every span of a request carries."""
         stamps: dict[str, Any] = {semconv.SPAN_SIDE: "app"}
@@ -271,9 +348,21 @@ class Client:
             stamps[semconv.SUBJECT] = self._pseudonym(user)
         if conversation is not None:
             stamps[semconv.GEN_AI_CONVERSATION_ID] = str(conversation)
+        if episode is not None:
+            stamps[semconv.EPISODE_ID] = str(episode)
         if not captures_content:
             stamps[semconv.CONTENT_CAPTURE] = False
         return stamps
+
+    def checked_join_key(self, ns: object, id: object) -> dict[str, str] | None:  # noqa: A002
+        """A join key as outcomes write it; None, and a line in the log, for one that no outcome could name."""
+        try:
+            return parse_target({"join_key": {"ns": ns, "id": str(id)}})["join_key"]  # type: ignore[no-any-return]
+        except RecordError as error:
+            self.shield.log_once(f"a request is not tagged: {error}")
+            if is_strict(default=False):
+                raise
+            return None
 
     def captures_content(self, task: str) -> bool:
         """Whether texts of `task` are recorded."""
@@ -302,10 +391,11 @@ class Request:
         task: str,
         user: object = None,
         conversation: object = None,
+        episode: object = None,
         capture_content: bool | None = None,
     ) -> None:
         self._client_of = client_of
-        self._marks: dict[str, Any] = {"task": task, "user": user, "conversation": conversation}
+        self._marks: dict[str, Any] = {"task": task, "user": user, "conversation": conversation, "episode": episode}
         self._capture_content = capture_content
         self._token: Token[Request | None] | None = None
         self.client: Client | None = None
@@ -329,6 +419,25 @@ class Request:
                 late = self.client.stamps(user=user, conversation=conversation)
                 self.stamps = {**self.stamps, **late}
                 self.span.late = {**(self.span.late or {}), **late}
+
+    def tag_join(self, ns: str, id: object) -> None:  # noqa: A002 - what the wire calls it
+        """Give the request a name of the app's own, as `tag_join("ticket", "T-42")`; outcomes may then name that.
+
+        May come at any time, also when the request is over.
+        """
+        client, span = self.client, self.span
+        if client is None or span is None:
+            return
+        with client.shield:
+            key = client.checked_join_key(ns, id)
+            if key is None:
+                return
+            tag = {f"{semconv.JOIN_KEY_PREFIX}{key['ns']}": key["id"]}
+            if span.ended_ns:  # it is on its way already: the tag goes as a span of its own
+                client.end_span(client.start_span("nightschool.tag_join", {**self.stamps, **tag}, parent=self))
+            else:
+                self.stamps = {**self.stamps, **tag}
+                span.late = {**(span.late or {}), **tag}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[Self]:
@@ -396,6 +505,19 @@ class Request:
             return Request(self._client_of, **self._marks, capture_content=self._capture_content)
 
         return cast("Callable[P, R]", _wrap(cast("Callable[..., Any]", function), again))
+
+
+def _join_key(key: tuple[str, object] | Mapping[str, str] | None) -> dict[str, Any] | None:
+    if isinstance(key, tuple):
+        ns, name = key
+        return {"ns": ns, "id": str(name)}
+    return dict(key) if key else None
+
+
+def _edit(text: str | None, messages: Sequence[Mapping[str, Any]] | None, original: str | None) -> dict[str, Any]:
+    edit: dict[str, Any] = {} if text is None else {"final_text": text}
+    edit |= {} if messages is None else {"final_messages": [dict(message) for message in messages]}
+    return edit if original is None else edit | {"original_sha256": hashlib.sha256(original.encode()).hexdigest()}
 
 
 def _wrap(function: Callable[..., Any], request: Callable[[], Request]) -> Callable[..., Any]:

@@ -11,25 +11,27 @@ import nightschool
 
 PUBLIC = {
     "Client": (
-        "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content, enabled, clock,"
+        "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content, outcome_key, redaction, enabled, clock,"
         " id_generator)"
     ),
     "LaneStats": "(queued, sent, dropped, rejected, invalid)",
     "ModelCall": "(client, request, span, captures_content)",
-    "Request": "(client_of, task, user, conversation, capture_content)",
+    "Request": "(client_of, task, user, conversation, episode, capture_content)",
     "Stats": "(spans, outcomes, retries, internal_errors)",
-    "configure": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content)",
+    "configure": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content, outcome_key, redaction)",
     "current_request": "()",
     "flush": "(timeout)",
     "instrument_openai": "()",
     "model_call": "(model, messages, provider, tools, params)",
     "outcome": (
-        "(name, value, final_text, response_id, trace_id, conversation_id, episode_id, join_key, rater, source, comment,"
-        " metadata, op, occurred_at, event_id)"
+        "(name, value, final_text, final_messages, original_text, demonstration, response_id, trace_id, span_id,"
+        " conversation_id, turn, episode_id, join_key, rater, source, comment, metadata, op, occurred_at, event_id)"
     ),
-    "request": "(task, user, conversation, capture_content)",
+    "outcome_token": "(names, user, trace_id, span_id, conversation, expires_in_s)",
+    "request": "(task, user, conversation, episode, capture_content)",
     "shutdown": "(timeout)",
     "stats": "()",
+    "tag_join": "(ns, id)",
 }
 
 
