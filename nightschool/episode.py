@@ -69,6 +69,8 @@ class SampledTokens:
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Natural-log probability of each completion token under the policy that sampled it; same length as `completion_ids`."""
+    tokenizer: str | None = None
+    """SHA-256 of the tokenizer.json that the ids are of; None when the server did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,28 @@ class ModelCall:
     request: Mapping[str, Any] = field(default_factory=dict)
     """Sampling parameters as sent: temperature, top_p, max_tokens, seed, stop_sequences; what was not sent is absent."""
     finish_reason: str | None = None
+    model: str | None = None
+    """The name of the model that answered, as the server gave it; else the name that was asked for."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    """Tokens as the server counted them: input_tokens, output_tokens and so on; what it did not count is absent."""
     tokens: SampledTokens | None = None
     """None when the server recorded none; never guessed."""
     release: str | None = None
     """Digest of the release that answered, "base" for the base model, None when unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRun:
+    """A tool that ran, as the span of whoever ran it tells; what the model was told of it stands in the messages."""
+
+    span_id: str
+    name: str
+    id: str | None = None
+    """Id of the tool call that it answers."""
+    arguments: Any = None
+    result: Any = None
+    """None when it was not captured, or when the tool failed."""
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,3 +133,5 @@ class Episode:
     calls: tuple[ModelCall, ...]
     """Model calls in order of start."""
     outcomes: tuple[OutcomeHistory, ...] = ()
+    tool_runs: tuple[ToolRun, ...] = ()
+    """In order of start; empty when nothing recorded them, whatever tools the model called."""

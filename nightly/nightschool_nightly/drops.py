@@ -22,8 +22,13 @@ REASONS: dict[str, Reason] = {
         "a record has no tenant header and its resource does not name one tenant",
         "set the resource attribute nightschool.tenant.id in the collector that wrote it",
     ),
-    "undecodable-span-record": Reason("a span record is not OTLP protobuf", "look at what else writes to the topic"),
-    "undecodable-outcome-record": Reason("a record of the outcomes topic is no outcome", "look at what else writes to the topic"),
+    "undecodable-span-record": Reason(
+        "a span record is not OTLP protobuf; a night keeps it aside in ns.dlq", "look at what else writes to the topic"
+    ),
+    "undecodable-outcome-record": Reason(
+        "a record of the outcomes topic holds what is no outcome; a night keeps it aside in ns.dlq",
+        "look at what else writes to the topic",
+    ),
     "duplicate-span": Reason("the same span came twice, as an exporter that retries sends it", _FINE),
     "duplicate-outcome": Reason("the same outcome came twice, by its event id or its content", _FINE),
     # --- outcomes
@@ -69,6 +74,10 @@ REASONS: dict[str, Reason] = {
     Drop.DUPLICATE: Reason("another example of this night has the same prompt", _FINE),
     Drop.USER_SHARE: Reason(
         "the user already has [night] max_share_per_user of the prompts", "wait for more users, or raise the share"
+    ),
+    Drop.OTHER_TOKENIZER: Reason(
+        "not the episode: its recorded token ids, which are not of this base model's tokenizer; its messages were rendered instead",
+        "nothing; after a change of the base model it passes by itself",
     ),
 }
 

@@ -1,7 +1,7 @@
 """Steps 1 and 2 of a night without its folder: what is frozen, and what is chosen of it.
 
 A night, a dry run, `nightschool episodes` and `nightschool doctor` all look through these functions, so that none of them can
-show anything but what a night would do. Nothing here writes, or needs torch itself.
+show anything but what a night would do. Nothing here writes, but for dead letters when told to, or needs torch itself.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ def choose_examples(
     model: Path,
     rubrics: Mapping[str, Rubric],
     watch: Watch | None = None,
+    bury: bool = False,
 ) -> Selection:
     """The episodes of the frozen ranges, and what of them a night learns from; `watch` sees the fate of each.
 
+    `bury` copies records that cannot be read to the dead-letter topic: a night does so, a look does not.
     The counts of the selection are of records and episodes alike: everything that was left out, under its reason.
     """
     from transformers import AutoTokenizer
@@ -82,6 +84,8 @@ def choose_examples(
         store = EpisodeStore(Path(work))
         try:
             store.build(stream, manifest)
+            if bury:
+                store.dead.bury(stream)
             selection = select_examples(
                 store.episodes(manifest.tenant),
                 tenant=manifest.tenant,
@@ -89,6 +93,7 @@ def choose_examples(
                 rubrics=rubrics,
                 tokenizer=AutoTokenizer.from_pretrained(model),
                 max_model_len=config.serving.max_model_len,
+                tokenizer_digest=manifest.base_model.tokenizer,
                 watch=watch,
             )
         finally:

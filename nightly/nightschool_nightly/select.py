@@ -43,6 +43,9 @@ class Drop(StrEnum):
     DUPLICATE = "duplicate-prompt"
     """The same prompt as another example's; it could stand on both sides of the split."""
     USER_SHARE = "over-share-of-one-user"
+    OTHER_TOKENIZER = "tokens-of-another-tokenizer"
+    """Not the example: its recorded token ids, because their tokenizer is not this base model's, or not known. The prompt is
+    rendered from its messages instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class _Selector:
     rubrics: Mapping[str, Rubric]
     tokenizer: ChatTokenizer
     max_model_len: int
+    tokenizer_digest: str | None
+    dropped: Counter[str]
     seen: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
     def example(self, episode: Episode) -> Example | Drop:
@@ -122,7 +127,7 @@ class _Selector:
         references = find_references(call, episode.outcomes, rubric)
         if isinstance(references, Drop):
             return references
-        prompt_ids = call.tokens.prompt_ids if call.tokens else self.render(call)
+        prompt_ids = self.prompt_ids(call)
         if isinstance(prompt_ids, Drop):
             return prompt_ids
         asked = int(call.request.get("max_tokens") or self.settings.max_tokens)
@@ -151,6 +156,14 @@ class _Selector:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
 
+    def prompt_ids(self, call: ModelCall) -> tuple[int, ...] | Drop:
+        """The token ids production's server saw, if they mean the same here; else those of the rendered messages."""
+        if call.tokens is not None:
+            if call.tokens.tokenizer == self.tokenizer_digest:
+                return call.tokens.prompt_ids
+            self.dropped[Drop.OTHER_TOKENIZER] += 1
+        return self.render(call)
+
     def render(self, call: ModelCall) -> tuple[int, ...] | Drop:
         """Token ids of the context, by the same chat template that serving uses; or why it has none."""
         if any(not isinstance(part, TextPart) for message in call.messages for part in message.parts):
@@ -173,14 +186,16 @@ def select_examples(
     rubrics: Mapping[str, Rubric],
     tokenizer: ChatTokenizer,
     max_model_len: int,
+    tokenizer_digest: str | None = None,
     watch: Watch | None = None,
 ) -> Selection:
     """Choose a night's examples out of its episodes, which must come in a fixed order; `watch` sees what becomes of each.
 
+    Recorded token ids are used where they are of the tokenizer with `tokenizer_digest`, the SHA-256 of its tokenizer.json.
     What it sees of an example is before the share of its user is cut: an example that is not in the selection was over it.
     """
-    selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len)
     num_new, dropped = 0, Counter[str]()
+    selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len, tokenizer_digest, dropped)
     train: list[Example] = []
     holdout: list[Example] = []
     for item in built:

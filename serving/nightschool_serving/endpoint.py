@@ -40,6 +40,8 @@ class Serving:
     engine: VllmEngine
     telemetry: Telemetry | None
     max_model_len: int
+    tokenizer: str
+    """SHA-256 of the base model's tokenizer.json, told with every recorded token id."""
     watcher: asyncio.Task[None] | None = None
     """Held here because the event loop keeps only weak references to tasks."""
 
@@ -88,7 +90,8 @@ async def build_serving(config: Config, engine_client: Any, state: Any, args: Na
     telemetry = Telemetry(config.serving.collector) if config.serving.collector else None
     if telemetry:
         atexit.register(telemetry.close)
-    return Serving(table, replica, cache, engine, telemetry, engine_client.model_config.max_model_len)
+    max_model_len = engine_client.model_config.max_model_len
+    return Serving(table, replica, cache, engine, telemetry, max_model_len, base_model.tokenizer)
 
 
 async def check_lora_operations(engine_client: Any) -> None:

@@ -20,6 +20,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from nightschool.semconv import CAPTURE_REQUEST_HEADER
 from nightschool_serving.guard import RequestContext
 from nightschool_serving.recorder import current_recording
 from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
@@ -91,6 +92,8 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
             response_id=f"{id_prefix}-{request.request_id}",
             started_ns=context.received_ns,
             parent=TraceParent.parse(raw_request.headers.get("traceparent")),
+            tokenizer=serving.tokenizer,
+            captures_content=raw_request.headers.get(CAPTURE_REQUEST_HEADER) != "off",
             sent=sent,
         )
         context.closing.callback(partial(_finish, served, context, serving.telemetry))

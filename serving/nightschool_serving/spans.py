@@ -61,6 +61,10 @@ class ServedRequest:
     response_id: str
     started_ns: int
     parent: TraceParent | None
+    tokenizer: str
+    """SHA-256 of the tokenizer.json that token ids are of."""
+    captures_content: bool
+    """False when the client asked that token ids are not recorded."""
     sent: Mapping[str, Any]
     """What the client itself set of `SENT_FIELDS`."""
     recording: Recording = field(default_factory=Recording)
@@ -124,6 +128,7 @@ def _about_request(request: ServedRequest) -> dict[str, Any]:
         semconv.GEN_AI_RESPONSE_MODEL: request.model,
         semconv.GEN_AI_RESPONSE_ID: request.response_id,
         semconv.POLICY_VERSION: request.release,
+        semconv.CONTENT_CAPTURE: None if request.captures_content else False,
         **sent,
     }
 
@@ -141,10 +146,11 @@ def _about_answer(request: ServedRequest) -> dict[str, Any]:
     if request.sent.get("stream") and recording.first_token_ns:
         about[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = (recording.first_token_ns - request.started_ns) / 1e9
     # Several answers to one request cannot be told apart in these attributes; none is better than a mixture.
-    if len(choices) == 1 and len(choices[0].logprobs) == len(choices[0].token_ids):
+    if request.captures_content and len(choices) == 1 and len(choices[0].logprobs) == len(choices[0].token_ids):
         about[semconv.PROMPT_TOKEN_IDS] = recording.prompts[0]
         about[semconv.COMPLETION_TOKEN_IDS] = choices[0].token_ids
         about[semconv.COMPLETION_LOGPROBS] = choices[0].logprobs
+        about[semconv.TOKENIZER] = request.tokenizer
     return about
 
 

@@ -144,6 +144,27 @@ def test_an_example_is_the_last_call_of_its_trace() -> None:
     )
 
 
+@pytest.mark.parametrize("tokenizer", ["b" * 64, None])
+def test_tokens_of_another_tokenizer_are_not_trusted(tokenizer: str | None) -> None:
+    """Ids mean nothing to another tokenizer: the prompt is rendered from its messages, and that is counted."""
+    tokens = {"ours": "a" * 64, "theirs": tokenizer}
+    ours, theirs = (
+        select_examples(
+            [episode(1, calls=(call(1, tokens=SampledTokens((7, 8), (9,), (-0.1,), digest)),))],
+            tenant="acme",
+            settings=WHOLE,
+            rubrics={"triage": RUBRIC},
+            tokenizer=Letters(),
+            max_model_len=2048,
+            tokenizer_digest="a" * 64,
+        )
+        for digest in tokens.values()
+    )
+    rendered = everything(select([episode(1)]))[0].prompt_ids
+    assert (everything(ours)[0].prompt_ids, ours.dropped) == ((7, 8), {})
+    assert (everything(theirs)[0].prompt_ids, theirs.dropped) == (rendered, {Drop.OTHER_TOKENIZER: 1})
+
+
 def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> None:
     """Messages and tools go through the tokenizer's own template, with production's defaults for what was not sent."""
     tool = {"type": "function", "function": {"name": "lookup"}}

@@ -27,6 +27,8 @@ def served(**changes: Any) -> ServedRequest:
         "response_id": "chatcmpl-1",
         "started_ns": 1_000_000_000,
         "parent": None,
+        "tokenizer": "cd" * 32,
+        "captures_content": True,
         "sent": {"temperature": 0.5, "stop": "END"},
         "recording": recording,
         "ended_ns": 2_000_000_000,
@@ -63,7 +65,16 @@ def test_a_span_says_what_was_sampled_by_which_release() -> None:
         "nightschool.prompt.token_ids": [7, 8, 9],
         "nightschool.completion.token_ids": [1, 2],
         "nightschool.completion.logprobs": [-0.5, -0.25],
+        "nightschool.tokenizer": "cd" * 32,
     }
+
+
+def test_a_client_may_keep_content_out() -> None:
+    """Without content the span has its counts and no token, and says so."""
+    told = attributes(served(captures_content=False))
+    assert told["nightschool.content.capture"] is False
+    assert told["gen_ai.usage.output_tokens"] == 2
+    assert not [name for name in told if "token_ids" in name or "logprobs" in name or name == "nightschool.tokenizer"]
 
 
 def test_a_stream_has_its_time_to_the_first_chunk() -> None:
