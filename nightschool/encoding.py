@@ -13,8 +13,8 @@ from nightschool import semconv
 from nightschool.snapshot import thaw
 from nightschool.span import SpanRecord
 
-Scrub = Callable[[dict[str, Any]], dict[str, Any]]
-"""Takes secrets out of a span's attributes; what it returns is what leaves the process."""
+Scrub = Callable[[bytes], bytes]
+"""Takes secrets out of a serialised span; what it returns is what leaves the process."""
 
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
@@ -37,10 +37,8 @@ class SpanEncoder:
 
     def encode(self, record: SpanRecord) -> bytes:
         """One span as an element of a request."""
-        attributes = attributes_of(record)
-        if self._scrub is not None:
-            attributes = self._scrub(attributes)
-        return _field(_SPANS, _to_span(record, attributes).SerializeToString())
+        span = _to_span(record, attributes_of(record)).SerializeToString()
+        return _field(_SPANS, self._scrub(span) if self._scrub else span)
 
     def wrap(self, spans: Sequence[bytes]) -> Iterator[bytes]:
         """Encoded spans as the pieces of one `ExportTraceServiceRequest`."""

@@ -50,11 +50,14 @@ class Exporter:
         make_delivery: Callable[[], Delivery],
         encoder: SpanEncoder,
         *,
+        scrub_outcome: Callable[[bytes], bytes] = bytes,
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
         shield: Shield | None = None,
     ) -> None:
+        """`scrub_outcome` takes secrets out of the JSON of an outcome, as `encoder` does of spans."""
         self._make_delivery = make_delivery
         self._encoder = encoder
+        self._scrub_outcome = scrub_outcome
         self._max_queue_bytes = max_queue_bytes
         self._shield = shield or Shield()
         self._is_closing = False
@@ -77,7 +80,7 @@ class Exporter:
             name="outcomes",
             path="/v1/outcomes",
             content_type="application/json",
-            encode=bytes,
+            encode=self._scrub_outcome,
             wrap=_wrap_outcomes,
             max_batch_items=1000,
             splits_on=frozenset({400, 413}),

@@ -18,7 +18,7 @@ from typing import Any
 from nightschool.errors import RecordError
 from nightschool.keys import subject_of
 from nightschool.outcome_fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES
-from nightschool.outcomes import Outcome, canonical
+from nightschool.outcomes import Outcome, canonical, parse_outcome
 from nightschool.redaction.checksums import find_cards
 from nightschool.redaction.rules import Rules
 
@@ -142,6 +142,12 @@ class Redactor:
         return subject_of(self._secret, value)
 
     # --- outcomes -------------------------------------------------------------------------------------------------------
+    def outcome_json(self, raw: bytes) -> bytes:
+        """The same for an outcome as the SDK sends it: the JSON of one record."""
+        if not self.rules.may_be_in(raw):
+            return raw
+        return canonical(self.outcome(parse_outcome(json.loads(raw))).to_json()).encode()
+
     def outcome(self, outcome: Outcome) -> Outcome:
         """The outcome with its texts redacted, by the same pseudonyms as the trace it is about."""
         found: Found = Counter()

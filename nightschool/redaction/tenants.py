@@ -23,7 +23,9 @@ def subject_secrets(name: str, tenant: TenantConfig) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"[tenants.{name}] subject_key_file {tenant.subject_key_file} cannot be read: {error}") from None
     if not secret:
-        raise ConfigError(f"[tenants.{name}] subject_key_file {tenant.subject_key_file} is empty; put the app's subject_key in it")
+        raise ConfigError(
+            f"[tenants.{name}] subject_key_file {tenant.subject_key_file} is empty; put the app's subject_key in it"
+        )
     return (secret,)
 
 

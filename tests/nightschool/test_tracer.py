@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 
 import nightschool
 from nightschool.errors import ConfigError, RecordError
-from nightschool.keys import subject_of
+from nightschool.keys import hash_key, subject_of
 from nightschool.testing import CapturedSpan, Collector, capture
 from nightschool.tracer import Client
 
@@ -50,7 +50,7 @@ def test_marks_are_on_the_request_and_on_every_span_below(collector: Collector) 
     marks = {
         "nightschool.side": "app",
         "nightschool.task": "triage",
-        "nightschool.subject": subject_of("ns-test-key", "mia"),
+        "nightschool.subject": subject_of(hash_key("ns-test-key"), "mia"),
         "gen_ai.conversation.id": "c1",
     }
     for span in (root, call):
@@ -80,7 +80,7 @@ def test_a_request_in_a_request_is_a_span_of_the_same_trace(collector: Collector
     assert inner.trace_id == outer.trace_id
     attributes = spans(collector)["chat m"].attributes
     assert attributes["nightschool.task"] == "reply"
-    assert attributes["nightschool.subject"] == subject_of("ns-test-key", "mia")
+    assert attributes["nightschool.subject"] == subject_of(hash_key("ns-test-key"), "mia")
 
 
 def test_two_requests_in_a_row_are_two_traces(collector: Collector) -> None:
@@ -108,7 +108,7 @@ def test_a_user_may_be_known_late(collector: Collector) -> None:
         ask()
     seen = spans(collector)
     assert {seen[name].attributes["gen_ai.conversation.id"] for name in seen} == {"c1"}
-    assert {seen[name].attributes["nightschool.subject"] for name in seen} == {subject_of("ns-test-key", "mia")}
+    assert {seen[name].attributes["nightschool.subject"] for name in seen} == {subject_of(hash_key("ns-test-key"), "mia")}
 
 
 def test_an_exception_is_recorded_and_goes_on_to_the_app(collector: Collector) -> None:

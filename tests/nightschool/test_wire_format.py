@@ -74,7 +74,7 @@ def scenario() -> None:
 
 def sent() -> bytes:
     """The spans of the scenario as one OTLP request without its resource."""
-    with capture() as collector:
+    with capture(subject_key="ns-test-key") as collector:
         scenario()
         assert nightschool.flush()
         whole = ExportTraceServiceRequest()
