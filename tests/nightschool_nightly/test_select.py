@@ -334,4 +334,5 @@ def test_reasons_are_pinned() -> None:
         "prompt-too-long",
         "duplicate-prompt",
         "over-share-of-one-user",
+        "tokens-of-another-tokenizer",
     ]
