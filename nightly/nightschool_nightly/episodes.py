@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from itertools import count, groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -22,13 +23,30 @@ import pyarrow as pa
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv as names
-from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledTokens
+from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledTokens, ToolRun
 from nightschool.errors import RecordError
 from nightschool.outcomes import Outcome, canonical, from_log_record
 from nightschool.stream import StoredRecord, Stream
-from nightschool_nightly.dialects import SpanRow, attributes_of, context_of, read_messages, read_spans, request_of, tools_of
+from nightschool_nightly.dead_letters import DeadLetters
+from nightschool_nightly.dialects import (
+    SpanRow,
+    attributes_of,
+    context_of,
+    finish_reason_of,
+    model_of,
+    read_events,
+    read_logs,
+    read_messages,
+    read_spans,
+    request_of,
+    tool_run_of,
+    tools_of,
+    usage_of,
+    with_events,
+)
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.spool import Spool
 
@@ -37,6 +55,7 @@ _READ_ROWS = 2048
 _CLOCK_SKEW_NS = 5 * 60 * 10**9
 _LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
 _DEFAULT_TASK = "default"
+UNKNOWN_DIALECT = "unknown-dialect"
 
 _SPANS = pa.schema(
     [
@@ -45,11 +64,23 @@ _SPANS = pa.schema(
         ("started", pa.int64()),
         ("side", pa.string()),
         ("model_call", pa.bool_()),
+        ("tool_run", pa.bool_()),
         ("response", pa.string()),
         ("conversation", pa.string()),
         ("episode", pa.string()),
         ("task", pa.string()),
         ("subject", pa.string()),
+        ("content", pa.int64()),
+        ("new", pa.bool_()),
+        ("place", pa.int64()),
+    ]
+)
+_EVENTS = pa.schema(
+    [
+        ("trace", pa.string()),
+        ("span", pa.string()),
+        ("said_at", pa.int64()),
+        ("digest", pa.int64()),
         ("content", pa.int64()),
         ("new", pa.bool_()),
         ("place", pa.int64()),
@@ -77,6 +108,7 @@ class ReadCounts:
     """What became of every record read; each drop has a name."""
 
     span_records: int = 0
+    log_records: int = 0
     outcome_records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -106,6 +138,24 @@ class _CallRow(NamedTuple):
     """Place of the server's attributes."""
 
 
+class _ByTrace:
+    """The rows of a query that is read in step with another one, both in order of trace id, their first column."""
+
+    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._groups = groupby(rows, key=itemgetter(0))
+        self._next = next(self._groups, None)
+
+    def of(self, trace: str) -> list[tuple[Any, ...]]:
+        """The rows of `trace`; asked for in ascending order."""
+        while self._next is not None and self._next[0] < trace:
+            self._next = next(self._groups, None)
+        if self._next is None or self._next[0] != trace:
+            return []
+        rows = list(self._next[1])
+        self._next = next(self._groups, None)
+        return rows
+
+
 class EpisodeStore:
     """The joined records of one night. `build` fills it, `episodes` reads it in order of trace id."""
 
@@ -114,11 +164,12 @@ class EpisodeStore:
         self._path = folder / "episodes.duckdb"
         self._path.unlink(missing_ok=True)
         self.counts = ReadCounts()
+        self.dead = DeadLetters()
         options: dict[str, Any] = {"memory_limit": f"{memory_mib}MB", "temp_directory": str(folder / "spill"), "threads": 2}
         self._db = duckdb.connect(str(self._path), config=options)
         self._contents = Spool(folder / "contents")
         self._places = count()
-        for table, schema in (("raw_spans", _SPANS), ("raw_outcomes", _OUTCOMES)):
+        for table, schema in (("raw_spans", _SPANS), ("raw_events", _EVENTS), ("raw_outcomes", _OUTCOMES)):
             empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
             self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
 
@@ -130,59 +181,108 @@ class EpisodeStore:
 
     # --- filling --------------------------------------------------------------------------------------------------------
     def build(self, stream: Stream, manifest: NightManifest) -> None:
-        """Read the frozen ranges, keep the tenant's records, and join."""
+        """Read the frozen ranges, keep the tenant's records, and join. `NightError` when too many records cannot be read."""
         spans: list[tuple[Any, ...]] = []
+        events: list[tuple[Any, ...]] = []
         outcomes: list[tuple[Any, ...]] = []
         self._db.execute("BEGIN")  # one commit: a night that is killed builds its store anew
         for part in manifest.ranges:
+            num_read = 0
             for record in stream.read(part.topic, part.partition, part.start, part.end):
-                if not self._is_ours(record, manifest.tenant):
+                num_read += 1
+                if not self._is_ours(record, part, manifest.tenant):
                     continue
                 if part.topic == names.TOPIC_SPANS:
-                    spans += self._span_rows(record, part)
+                    spans += self._span_rows(record, part, outcomes)
+                elif part.topic == names.TOPIC_LOGS:
+                    events += self._event_rows(record, part, outcomes)
                 else:
                     outcomes += self._outcome_rows(record, part)
                 if len(spans) >= _BATCH:
                     self._insert("raw_spans", _SPANS, spans)
+                if len(events) >= _BATCH:
+                    self._insert("raw_events", _EVENTS, events)
                 if len(outcomes) >= _BATCH:
                     self._insert("raw_outcomes", _OUTCOMES, outcomes)
+            self.dead.end_of(part, num_read)
+        self.dead.check()
         self._insert("raw_spans", _SPANS, spans)
+        self._insert("raw_events", _EVENTS, events)
         self._insert("raw_outcomes", _OUTCOMES, outcomes)
         self._db.execute("COMMIT")
         self._join()
 
-    def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
+    def _is_ours(self, record: StoredRecord, part: FrozenRange, tenant: str) -> bool:
         """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""
         header = record.headers.get(names.HEADER_TENANT)
         if header is not None:
             return header == tenant.encode()
-        owner = _resource_tenant(record)
+        try:
+            owner = _resource_tenant(record)
+        except DecodeError as error:
+            self._poison(record, part, str(error))
+            return False
         if owner is None:
             self.counts.dropped["record-without-tenant"] += 1
         return owner == tenant
 
-    def _span_rows(self, record: StoredRecord, part: FrozenRange) -> Iterator[tuple[Any, ...]]:
+    def _poison(self, record: StoredRecord, part: FrozenRange, reason: str) -> None:
+        kind = {names.TOPIC_SPANS: "span", names.TOPIC_LOGS: "log"}.get(part.topic, "outcome")
+        self.counts.dropped[f"undecodable-{kind}-record"] += 1
+        self.dead.add(record, reason, new=record.offset >= part.new_from)
+
+    def _span_rows(self, record: StoredRecord, part: FrozenRange, outcomes: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a span record; what its spans say of outcomes goes to `outcomes`."""
         self.counts.span_records += 1
+        new = record.offset >= part.new_from
         try:
             for row in read_spans(record.value):
-                content = self._contents.put(row.attributes) if row.is_model_call else None
-                yield _span_columns(row, content, new=record.offset >= part.new_from, place=next(self._places))
-        except RecordError:
-            self.counts.dropped["undecodable-span-record"] += 1
+                content = self._contents.put(row.attributes) if row.is_model_call or row.is_tool_run else None
+                yield _span_columns(row, content, new=new, place=next(self._places))
+                outcomes += (self._outcome_row(said, said.occurred_at_ns or row.started_ns, new=new) for said in row.outcomes)
+                if row.unknown_dialect is not None:
+                    self.counts.dropped[f"{UNKNOWN_DIALECT} ({row.unknown_dialect})"] += 1
+        except RecordError as error:
+            self._poison(record, part, str(error))
+
+    def _event_rows(self, record: StoredRecord, part: FrozenRange, outcomes: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """The message events of a log record; an official collector leaves outcomes among them, which go to `outcomes`."""
+        self.counts.log_records += 1
+        new = record.offset >= part.new_from
+        try:
+            for event in read_events(record.value):
+                digest = int.from_bytes(blake2b(repr(event.content).encode(), digest_size=7).digest())
+                content, place = self._contents.put(event.content), next(self._places)
+                yield event.trace_id, event.span_id, min(event.at_ns, _LAST_NS), digest, content, new, place
+            outcomes += self._outcomes_in(record, part)
+        except RecordError as error:
+            self._poison(record, part, str(error))
 
     def _outcome_rows(self, record: StoredRecord, part: FrozenRange) -> Iterator[tuple[Any, ...]]:
         self.counts.outcome_records += 1
         try:
-            request = ExportLogsServiceRequest.FromString(record.value)
-            for resource in request.resource_logs:
-                for scope in resource.scope_logs:
-                    for log in scope.log_records:
-                        outcome = from_log_record(log)
-                        content, received_ns = self._contents.put(_outcome_values(outcome)), log.observed_time_unix_nano
-                        new, place = record.offset >= part.new_from, next(self._places)
-                        yield _outcome_columns(outcome, content, received_ns, new=new, place=place)
-        except (RecordError, DecodeError):
-            self.counts.dropped["undecodable-outcome-record"] += 1
+            yield from self._outcomes_in(record, part)
+        except RecordError as error:
+            self._poison(record, part, str(error))
+
+    def _outcomes_in(self, record: StoredRecord, part: FrozenRange) -> Iterator[tuple[Any, ...]]:
+        """The outcomes of a record of logs; `RecordError` at the end if one of them was none, since the others count all the same."""
+        fault: RecordError | None = None
+        for log in read_logs(record.value):
+            if part.topic == names.TOPIC_LOGS and log.event_name != names.GEN_AI_EVALUATION_RESULT:
+                continue
+            try:
+                outcome = from_log_record(log)
+            except RecordError as error:
+                fault = fault or error
+            else:
+                yield self._outcome_row(outcome, _received_ns(record, log), new=record.offset >= part.new_from)
+        if fault is not None:
+            raise fault
+
+    def _outcome_row(self, outcome: Outcome, received_ns: int, *, new: bool) -> tuple[Any, ...]:
+        content = self._contents.put(_outcome_values(outcome))
+        return _outcome_columns(outcome, content, received_ns, new=new, place=next(self._places))
 
     def _insert(self, table: str, schema: pa.Schema, rows: list[tuple[Any, ...]]) -> None:
         if rows:
@@ -199,16 +299,13 @@ class EpisodeStore:
     # --- reading --------------------------------------------------------------------------------------------------------
     def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
         """Every trace that holds a model call, in order of trace id."""
-        attached = groupby(self._rows(_READ_OUTCOMES), key=itemgetter(0))
-        following = next(attached, None)
+        attached, said, ran = (_ByTrace(self._rows(query)) for query in (_READ_OUTCOMES, _READ_EVENTS, _READ_TOOL_RUNS))
         for trace, rows in groupby(map(_CallRow._make, self._rows(_READ_CALLS)), key=itemgetter(0)):
-            calls, outcomes, new = list(rows), tuple[OutcomeHistory, ...](), False
-            if following is not None and following[0] == trace:
-                outcomes, new = self._outcomes(following[1])
-                following = next(attached, None)
-            episode = self._episode(tenant, calls, outcomes)
+            calls, events = list(rows), said.of(trace)
+            outcomes, new = self._outcomes(attached.of(trace))
+            episode = self._episode(tenant, calls, events, outcomes, self._tool_runs(ran.of(trace)))
             if episode is not None:
-                yield BuiltEpisode(episode, new or any(call.new for call in calls))
+                yield BuiltEpisode(episode, new or any(call.new for call in calls) or any(event[2] for event in events))
 
     def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query as they come; each query has a cursor of its own."""
@@ -228,8 +325,22 @@ class EpisodeStore:
                 histories.append(OutcomeHistory(history[-1], history))
         return tuple(histories), new
 
-    def _episode(self, tenant: str, rows: Sequence[_CallRow], outcomes: tuple[OutcomeHistory, ...]) -> Episode | None:
-        calls = [call for row in rows if (call := self._model_call(row)) is not None]
+    def _tool_runs(self, rows: Iterable[tuple[Any, ...]]) -> tuple[ToolRun, ...]:
+        runs = (tool_run_of(span, self._contents.get(content)) for _, span, content in rows)
+        return tuple(run for run in runs if run is not None)
+
+    def _episode(
+        self,
+        tenant: str,
+        rows: Sequence[_CallRow],
+        events: Sequence[tuple[Any, ...]],
+        outcomes: tuple[OutcomeHistory, ...],
+        tool_runs: tuple[ToolRun, ...],
+    ) -> Episode | None:
+        said: dict[str, list[Any]] = {}
+        for _, span, _, content in events:
+            said.setdefault(span, []).append(self._contents.get(content))
+        calls = [call for row in rows if (call := self._model_call(row, said.get(row.span))) is not None]
         if not calls:
             return None
         return Episode(
@@ -241,10 +352,13 @@ class EpisodeStore:
             started_ns=min(row.started for row in rows),
             calls=tuple(calls),
             outcomes=outcomes,
+            tool_runs=tool_runs,
         )
 
-    def _model_call(self, row: _CallRow) -> ModelCall | None:
+    def _model_call(self, row: _CallRow, said: list[Any] | None) -> ModelCall | None:
+        """The call of one row; `said` is what log records say of it."""
         attributes: dict[str, Any] = self._contents.get(row.content)
+        attributes = with_events(attributes, said) if said else attributes
         server: dict[str, Any] = {}
         if row.server is not None:
             server = attributes if row.server == row.content else self._contents.get(row.server)
@@ -253,7 +367,6 @@ class EpisodeStore:
         if messages is None or not answers:
             self.counts.dropped["call-without-content"] += 1
             return None
-        reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
         return ModelCall(
             span_id=row.span,
             messages=messages,
@@ -261,7 +374,9 @@ class EpisodeStore:
             response_id=row.response,
             tools=tools_of(attributes),
             request=request_of(attributes),
-            finish_reason=str(reasons[0]) if isinstance(reasons, list) and reasons else None,
+            finish_reason=finish_reason_of(attributes),
+            model=model_of(attributes),
+            usage=usage_of(attributes),
             tokens=_tokens(server),
             release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
         )
@@ -286,6 +401,8 @@ _JOIN = (
        UNION ALL
        SELECT trace, span, started, response, conversation, episode, task, subject, content, content, new
        FROM server_calls WHERE app_trace IS NULL""",
+    """CREATE TABLE events AS SELECT e.* FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span
+       QUALIFY row_number() OVER (PARTITION BY e.trace, e.span, e.said_at, e.digest ORDER BY e.place) = 1""",
     """CREATE TABLE turns AS SELECT conversation, trace, row_number() OVER (PARTITION BY conversation ORDER BY first, trace) - 1 AS turn
        FROM (SELECT conversation, trace, min(started) AS first FROM calls WHERE conversation IS NOT NULL GROUP BY conversation, trace)""",
     """CREATE TABLE aliases AS
@@ -305,6 +422,7 @@ _JOIN = (
 )
 _DROPS = """
     SELECT 'duplicate-span', (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)
+    UNION ALL SELECT 'event-without-call', count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span
     UNION ALL SELECT 'duplicate-outcome', (SELECT count(*) FROM raw_outcomes) - (SELECT count(*) FROM outcomes)
     UNION ALL SELECT 'outcome-without-trace', count(*) FROM joined WHERE traces = 0
     UNION ALL SELECT 'ambiguous-outcome', count(*) FROM joined WHERE traces > 1
@@ -313,21 +431,28 @@ _DROPS = """
 _READ_CALLS = """
     SELECT trace, new, span, started, response, conversation, task, subject, content, server
     FROM calls ORDER BY trace, started, span"""
+_READ_EVENTS = "SELECT trace, span, new, content FROM events ORDER BY trace, span, said_at, place"
+_READ_TOOL_RUNS = """
+    SELECT trace, span, content FROM spans WHERE tool_run AND trace IN (SELECT trace FROM calls) ORDER BY trace, started, span"""
 _READ_OUTCOMES = """
     SELECT j.trace, o.slot, o.new, o.retracted, o.content FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
     ORDER BY j.trace, o.slot, o.occurred, o.received, o.place"""
 _outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
 
 
+def _received_ns(record: StoredRecord, log: LogRecord) -> int:
+    """When an outcome was received: our collector wrote it into the log record; of a foreign one only the stream's clock is trusted."""
+    if names.HEADER_TENANT in record.headers and log.observed_time_unix_nano:
+        return log.observed_time_unix_nano
+    return record.timestamp_ms * 1_000_000
+
+
 def _resource_tenant(record: StoredRecord) -> str | None:
     """The one tenant that the resources of a record without our header name; None when they name none, several, or not all do."""
-    try:
-        if record.topic == names.TOPIC_SPANS:
-            resources = [part.resource for part in ExportTraceServiceRequest.FromString(record.value).resource_spans]
-        else:
-            resources = [part.resource for part in ExportLogsServiceRequest.FromString(record.value).resource_logs]
-    except DecodeError:
-        return None
+    if record.topic == names.TOPIC_SPANS:
+        resources = [part.resource for part in ExportTraceServiceRequest.FromString(record.value).resource_spans]
+    else:
+        resources = [part.resource for part in ExportLogsServiceRequest.FromString(record.value).resource_logs]
     tenants = {attributes_of(resource.attributes).get(names.TENANT_ID) for resource in resources}
     owner = tenants.pop() if len(tenants) == 1 else None
     return owner if isinstance(owner, str) else None
@@ -340,6 +465,7 @@ def _span_columns(row: SpanRow, content: int | None, *, new: bool, place: int) -
         min(row.started_ns, _LAST_NS),
         row.side,
         row.is_model_call,
+        row.is_tool_run,
         row.response_id,
         row.conversation,
         row.episode_id,
@@ -380,7 +506,9 @@ def _tokens(server: Mapping[str, Any]) -> SampledTokens | None:
         return None
     if len(completion) != len(logprobs):
         return None
-    return SampledTokens(tuple(prompt), tuple(completion), tuple(map(float, logprobs)))
+    tokenizer = server.get(names.TOKENIZER)
+    tokenizer = tokenizer if isinstance(tokenizer, str) else None
+    return SampledTokens(tuple(prompt), tuple(completion), tuple(map(float, logprobs)), tokenizer)
 
 
 def _are_ids(value: Any) -> TypeGuard[list[int]]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool.episode import Message
+from nightschool.episode import Message, ToolRun
 from nightschool_nightly.dialects.messages import read_messages, read_part
-from nightschool_nightly.dialects.values import first_text, is_number, is_whole, structured
+from nightschool_nightly.dialects.values import first_text, is_number, is_whole, parsed, structured
 
 # Attribute -> our name, and whether a value is one that a sampler takes.
 _REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -67,6 +67,21 @@ def model_of(attributes: Mapping[str, Any]) -> str | None:
 def usage_of(attributes: Mapping[str, Any]) -> dict[str, int]:
     """Token counts as the server gave them; what it did not give is absent."""
     return {short: attributes[name] for name, short in _USAGE.items() if is_whole(attributes.get(name))}
+
+
+def tool_run_of(span_id: str, attributes: Mapping[str, Any]) -> ToolRun | None:
+    """A tool that ran; None when its span does not name the tool."""
+    name = first_text(attributes.get(names.GEN_AI_TOOL_NAME))
+    if name is None:
+        return None
+    return ToolRun(
+        span_id=span_id,
+        name=name,
+        id=first_text(attributes.get(names.GEN_AI_TOOL_CALL_ID)),
+        arguments=parsed(attributes.get(names.GEN_AI_TOOL_CALL_ARGUMENTS)),
+        result=attributes.get(names.GEN_AI_TOOL_CALL_RESULT),
+        failed=names.ERROR_TYPE in attributes,
+    )
 
 
 def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:

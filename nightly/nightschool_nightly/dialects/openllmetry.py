@@ -24,6 +24,7 @@ _RENAMED = {
     "llm.chat.stop_sequences": names.GEN_AI_REQUEST_STOP_SEQUENCES,
 }
 _PROPERTIES = "traceloop.association.properties."
+_PREFIXES = ("gen_ai.prompt.", "gen_ai.completion.", "llm.", "traceloop.")
 _USERS = ("user_id", "userId", "user")
 _SESSIONS = ("session_id", "sessionId", "conversation_id", "thread_id", "chat_id")
 
@@ -31,6 +32,8 @@ _SESSIONS = ("session_id", "sessionId", "conversation_id", "thread_id", "chat_id
 def read(span: RawSpan) -> dict[str, Any]:
     """What the span says in Traceloop's names."""
     attributes = span.attributes
+    if not any(name.startswith(_PREFIXES) for name in attributes):
+        return {}
     found = renamed(attributes, _RENAMED)
     if operation := _OPERATIONS.get(str(attributes.get("llm.request.type"))):
         found[names.GEN_AI_OPERATION_NAME] = operation

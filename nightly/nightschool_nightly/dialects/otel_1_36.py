@@ -31,10 +31,13 @@ _RENAMED = {
 }
 _PROMPTS = ("gen_ai.prompt", "gen_ai.content.prompt")
 _COMPLETIONS = ("gen_ai.completion", "gen_ai.content.completion")
+_OLD = {*_RENAMED, *_PROMPTS, *_COMPLETIONS}
 
 
 def read(span: RawSpan) -> dict[str, Any]:
     """What the span and its events say under their old names."""
+    if not span.events and _OLD.isdisjoint(span.attributes):
+        return {}
     found = {new: span.attributes[old] for old, new in _RENAMED.items() if old in span.attributes}
     found |= read_events(span.events)
     whole = [span.attributes, *(event.attributes for event in span.events)]

@@ -8,10 +8,7 @@ from nightschool_nightly.dialects import langfuse, mlflow, openinference, vercel
 from nightschool_nightly.dialects.span import RawSpan
 
 _MODEL = re.compile(r"(^|[._])(model|model_?name|model_?id|deployment)$", re.IGNORECASE)
-_TALK = re.compile(
-    r"(^|[._])(prompts?|completions?|messages?|choices|prompt_?tokens|input_?tokens|completion_?tokens|output_?tokens)\b",
-    re.IGNORECASE,
-)
+_TALK = re.compile(r"(^|[._])(prompts?|completions?|messages?|choices|(prompt|input|completion|output)_?tokens)\b", re.IGNORECASE)
 # Dialects that say what kind of span it is: one that is not a model call there is not an unknown one.
 _KNOWN = (openinference.KIND, langfuse.KIND, vercel.OPERATION, mlflow.TYPE, "traceloop.span.kind", "gen_ai.operation.name")
 _MAX_NAME = 80
