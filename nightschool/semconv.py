@@ -87,6 +87,7 @@ HEADER_RECEIVED_MS = "ns-recv-ms"
 HEADER_CONTENT_TYPE = "content-type"
 HEADER_DLQ_REASON = "ns-dlq-reason"  # on a dead letter: why it is one
 HEADER_DLQ_TOPIC = "ns-dlq-topic"  # on a dead letter: where it was, or was meant to be
+HEADER_DLQ_PLACE = "ns-dlq-place"  # on a dead letter that a night found: its partition and offset there, as 3/1704
 HEADER_DLQ_PART = "ns-dlq-part"  # on a dead letter that one record cannot hold: which part of how many, as 2/3
 TOPIC_SPANS = "ns.otlp_spans"
 TOPIC_LOGS = "ns.otlp_logs"

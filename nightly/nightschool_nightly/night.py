@@ -154,7 +154,7 @@ def _select(night: _Night, stream: Stream, manifest: NightManifest, folder: Nigh
     if (folder.path / "selection.json").exists():
         return load_selection(folder.path / "selection.json")
     night.progress.phase("episodes", "joining spans with outcomes")
-    selection = choose_examples(night.config, stream, manifest, model=night.model, rubrics=night.rubrics)
+    selection = choose_examples(night.config, stream, manifest, model=night.model, rubrics=night.rubrics, bury=keep)
     if keep:
         folder.write("selection.json", selection.to_json())
     return selection
