@@ -31,6 +31,9 @@ REASONS: dict[str, Reason] = {
     ),
     "duplicate-span": Reason("the same span came twice, as an exporter that retries sends it", _FINE),
     "duplicate-outcome": Reason("the same outcome came twice, by its event id or its content", _FINE),
+    "erased-span": Reason("a span of a user who asked to be forgotten, or of their conversation", _FINE),
+    "erased-event": Reason("a log record of a call of theirs", _FINE),
+    "erased-outcome": Reason("an outcome they gave, or of a trace of theirs", _FINE),
     # --- outcomes
     "outcome-without-trace": Reason(
         "an outcome names a trace, response, episode or conversation that no model call has",
@@ -44,6 +47,9 @@ REASONS: dict[str, Reason] = {
     "call-without-content": Reason(
         "a model call's messages or answer were not captured, or no server span was joined to an app's",
         "turn content capture on in the app's tracer; a server span alone never has content",
+    ),
+    "token-ids-of-redacted-call": Reason(
+        "not the call: its recorded token ids, which still spell what was redacted; its messages were rendered instead", _FINE
     ),
     # --- episodes
     Drop.SEEN: Reason("nothing of the episode is new since the last published night", _FINE),

@@ -47,6 +47,7 @@ from nightschool_nightly.dialects import (
     usage_of,
     with_events,
 )
+from nightschool_nightly.erasures import erase, frozen_erasures
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.spool import Spool
 
@@ -55,6 +56,7 @@ _READ_ROWS = 2048
 _CLOCK_SKEW_NS = 5 * 60 * 10**9
 _LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
 _DEFAULT_TASK = "default"
+_TOKEN_NAMES = {names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS}
 UNKNOWN_DIALECT = "unknown-dialect"
 
 _SPANS = pa.schema(
@@ -186,12 +188,12 @@ class EpisodeStore:
         events: list[tuple[Any, ...]] = []
         outcomes: list[tuple[Any, ...]] = []
         self._db.execute("BEGIN")  # one commit: a night that is killed builds its store anew
-        for part in manifest.ranges:
+        for part in (part for part in manifest.ranges if part.topic != names.TOPIC_ERASURE):
             num_read = 0
             for record in stream.read(part.topic, part.partition, part.start, part.end):
-                num_read += 1
-                if not self._is_ours(record, part, manifest.tenant):
+                if not self._is_ours(record, manifest.tenant):
                     continue
+                num_read += 1
                 if part.topic == names.TOPIC_SPANS:
                     spans += self._span_rows(record, part, outcomes)
                 elif part.topic == names.TOPIC_LOGS:
@@ -210,18 +212,18 @@ class EpisodeStore:
         self._insert("raw_events", _EVENTS, events)
         self._insert("raw_outcomes", _OUTCOMES, outcomes)
         self._db.execute("COMMIT")
+        erase(self._db, manifest.tenant, frozen_erasures(stream, manifest), self.counts.dropped)
         self._join()
 
-    def _is_ours(self, record: StoredRecord, part: FrozenRange, tenant: str) -> bool:
+    def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
         """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""
         header = record.headers.get(names.HEADER_TENANT)
         if header is not None:
             return header == tenant.encode()
         try:
             owner = _resource_tenant(record)
-        except DecodeError as error:
-            self._poison(record, part, str(error))
-            return False
+        except DecodeError:
+            return True  # nobody can say whose it is: every night reads it, and finds that it cannot
         if owner is None:
             self.counts.dropped["record-without-tenant"] += 1
         return owner == tenant
@@ -362,6 +364,10 @@ class EpisodeStore:
         server: dict[str, Any] = {}
         if row.server is not None:
             server = attributes if row.server == row.content else self._contents.get(row.server)
+        if names.REDACTION_VERSION in attributes and server.keys() & _TOKEN_NAMES:
+            # The ids still spell what the text no longer says; rendered anew they fit it.
+            server = {name: value for name, value in server.items() if name not in _TOKEN_NAMES}
+            self.counts.dropped["token-ids-of-redacted-call"] += 1
         messages = context_of(attributes)
         answers = read_messages(attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
         if messages is None or not answers:

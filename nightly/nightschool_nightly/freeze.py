@@ -14,7 +14,7 @@ from nightschool.stream import Stream
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.rubric import Rubric
 
-TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES)
+TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
 _FOLDERS = {"state"}
 
 

@@ -26,10 +26,12 @@ from nightschool.stream import Stream, open_configured
 from nightschool_nightly import night_manifest
 from nightschool_nightly.advantage import GroupFate
 from nightschool_nightly.checkpoint import NightFolder, NightFolders
+from nightschool_nightly.erasures import refuse_forgotten
 from nightschool_nightly.evaluate import Answers, answer_holdout
 from nightschool_nightly.gate import Comparison, Decision, compare, decide
 from nightschool_nightly.gather import choose_examples, freeze_tenant, load_rubrics
 from nightschool_nightly.general import PROMPTS, GeneralKl, sample_general
+from nightschool_nightly.lineage import with_lineage
 from nightschool_nightly.night_manifest import NightManifest
 from nightschool_nightly.policy import Policy
 from nightschool_nightly.progress import Progress
@@ -105,6 +107,7 @@ def run_night(
             "freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records"
         )
         selection = _select(night, stream, manifest, folder, keep=not dry_run)
+        refuse_forgotten(stream, manifest, selection)
         _show_selection(progress, selection)
         if dry_run:
             return NightResult(
@@ -112,7 +115,7 @@ def run_night(
             )
         if (too_little := _too_little(config, selection)) is not None:
             return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
-        return _learn_and_decide(night, manifest, folder, selection)
+        return _learn_and_decide(night, stream, manifest, folder, selection)
 
 
 def _nothing_new(before: Mapping[str, Any] | None) -> str:
@@ -181,7 +184,9 @@ def _too_little(config: Config, selection: Selection) -> str | None:
 
 
 # --- learn, decide, publish ---------------------------------------------------------------------------------------------
-def _learn_and_decide(night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection) -> NightResult:
+def _learn_and_decide(
+    night: _Night, stream: Stream, manifest: NightManifest, folder: NightFolder, selection: Selection
+) -> NightResult:
     candidate = folder.path / "candidate"
     evaluation = folder.read("evaluation.json")
     if evaluation is None:
@@ -197,9 +202,10 @@ def _learn_and_decide(night: _Night, manifest: NightManifest, folder: NightFolde
     records = sum(part.end - part.start for part in manifest.ranges)
     html = render_report(manifest, selection, figures, answers, decision, kl=evaluation["kl"], num_records=records)
     (candidate / REPORT).write_text(html, encoding="utf-8")
-    (candidate / NIGHT).write_text(manifest.to_json(), encoding="utf-8")
+    (candidate / NIGHT).write_text(with_lineage(manifest, selection).to_json(), encoding="utf-8")
     if not decision.accepted:
         return _finish(folder, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
+    refuse_forgotten(stream, manifest, selection)
     night.progress.phase("publish", "filing the release and moving the pointer")
     digest = publish_release(night.registry, candidate, manifest, decision, kl=evaluation["kl"])
     gain = decision.comparisons[0]

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nightschool import semconv
 from nightschool.errors import NightError, RegistryError
 from nightschool.registry import Pointer
 from nightschool.release import BaseModel
 
 FILE = "night.json"
+_NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,21 @@ class NightManifest:
     frozen_at_ms: int
     """When the input was frozen; the only reading of a clock, and not part of the digest."""
     schema: int = 1
+    learnt_from: tuple[str, ...] = ()
+    """Marks of the users the candidate was trained on (`lineage`); known only once the night is over."""
+    tested_with: tuple[str, ...] = ()
+    """Marks of the users it was tested with."""
 
     @property
     def digest(self) -> str:
-        """Names the night. Does not cover `frozen_at_ms`: the same evidence and settings are the same night."""
-        content = {key: value for key, value in asdict(self).items() if key != "frozen_at_ms"}
+        """Names the night. Covers neither `frozen_at_ms` nor the marks: the same evidence and settings are the same night."""
+        content = {key: value for key, value in asdict(self).items() if key not in _NOT_COVERED}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def has_new_records(self) -> bool:
-        return any(part.end > part.new_from for part in self.ranges)
+        """Whether there is new evidence; that somebody is to be forgotten is none."""
+        return any(part.end > part.new_from for part in self.ranges if part.topic != semconv.TOPIC_ERASURE)
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "digest": self.digest}, sort_keys=True, indent=1)
@@ -71,6 +78,7 @@ class NightManifest:
             raw = json.loads(text)
             digest = raw.pop("digest")
             raw["ranges"] = tuple(FrozenRange(**part) for part in raw["ranges"])
+            raw |= {name: tuple(raw.get(name, ())) for name in ("learnt_from", "tested_with")}
             raw["base_model"], raw["pointer"] = BaseModel(**raw["base_model"]), Pointer(**raw["pointer"])
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, RegistryError) as error:
