@@ -53,7 +53,7 @@ class DeadLetters:
             self._new.append(letter)
 
     def end_of(self, part: FrozenRange, num_read: int) -> None:
-        """A partition was read to its end; `NightError` when no record of it could be."""
+        """A partition was read to its end, `num_read` records of it the tenant's; `NightError` when none of these could be read."""
         dead, self._dead_here = self._dead_here, 0
         self._read += num_read
         if dead == num_read and dead >= FEW:
@@ -62,7 +62,7 @@ class DeadLetters:
             )
 
     def check(self) -> None:
-        """`NightError` when more than `MAX_SHARE` of everything read is unreadable."""
+        """`NightError` when more than `MAX_SHARE` of the tenant's records are unreadable."""
         if self._dead >= FEW and self._dead > MAX_SHARE * self._read:
             raise NightError(f"{self._dead} of {self._read} records cannot be read, more than {MAX_SHARE:.1%}; {self._advice()}")
 
