@@ -29,6 +29,7 @@ class RawSpan:
     events: tuple[Event, ...] = ()
 
 
+_MAX_DEPTH = 16  # twice what any dialect writes; an attribute's name is the client's, and must not exhaust the stack
 _INDEX = re.compile(r"\d{1,6}")
 
 
@@ -40,8 +41,8 @@ def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:
     tree: dict[str, Any] = {}
     start = prefix + "."
     for name, value in attributes.items():
-        if name.startswith(start):
-            _plant(tree, name[len(start) :].split("."), value)
+        if name.startswith(start) and len(path := name[len(start) :].split(".")) <= _MAX_DEPTH:
+            _plant(tree, path, value)
     return _listed(tree) if tree else None
 
 
