@@ -111,12 +111,36 @@ class ToolRun:
 
 
 @dataclass(frozen=True, slots=True)
+class EditFigures:
+    """What a human left of an answer, measured from both texts."""
+
+    distance: float
+    """Edit distance over the length of the longer text: 0 is as it was, 1 is nothing of it."""
+
+    @property
+    def accepted(self) -> bool:
+        """The human sent the answer as it was."""
+        return self.distance == 0
+
+    @property
+    def rewritten(self) -> bool:
+        """At least half of it is the human's."""
+        return self.distance >= 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class OutcomeHistory:
     """The current outcome of one slot, and everything the slot held before."""
 
     current: Outcome
     revisions: tuple[Outcome, ...]
-    """Every record of the slot in order, `current` last; retracted slots do not appear in an episode."""
+    """Every record of the slot in order, `current` last."""
+    received_ns: tuple[int, ...] = ()
+    """When each of them was received."""
+    span_id: str | None = None
+    """The model call it is about; None for the episode as a whole, empty for a call whose content was not captured."""
+    edit: EditFigures | None = None
+    """None where nothing was edited, where it is not known which answer was, or the texts are too long to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,5 +157,8 @@ class Episode:
     calls: tuple[ModelCall, ...]
     """Model calls in order of start."""
     outcomes: tuple[OutcomeHistory, ...] = ()
+    """What stands; slots that were retracted are not among them."""
+    retracted: tuple[OutcomeHistory, ...] = ()
+    """Slots that were emptied; what they held once."""
     tool_runs: tuple[ToolRun, ...] = ()
     """In order of start; empty when nothing recorded them, whatever tools the model called."""
