@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,10 @@ class NightFolder:
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
-    def clear(self) -> None:
-        """Forget everything but the manifest, to start the same night over."""
+    def clear(self, *, keep: Collection[str] = (night_manifest.FILE,)) -> None:
+        """Forget everything but the manifest, to start the same night over; or everything but `keep`."""
         for path in self.path.iterdir():
-            if path.name != night_manifest.FILE:
+            if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

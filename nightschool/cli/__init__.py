@@ -18,7 +18,7 @@ from nightschool.base_model import cache_folder
 from nightschool.errors import MissingExtraError, NightschoolError
 
 _CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
-COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "episodes", "night", "serve")
+COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "doctor", "episodes", "night", "forget", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,6 +60,8 @@ def read_events(events: Sequence[Event]) -> dict[str, Any]:
     for event in events:
         if event.name == INFERENCE_DETAILS:
             found |= {name: value for name, value in event.attributes.items() if value is not None}
+    if redacted := next((version for event in events if (version := event.attributes.get(names.REDACTION_VERSION))), None):
+        found[names.REDACTION_VERSION] = redacted  # of one event, hence of the call: its token ids no longer fit
     if messages:
         found.setdefault(names.GEN_AI_INPUT_MESSAGES, messages)
     if choices:
