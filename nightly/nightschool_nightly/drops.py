@@ -25,10 +25,18 @@ REASONS: dict[str, Reason] = {
     "undecodable-span-record": Reason(
         "a span record is not OTLP protobuf; a night keeps it aside in ns.dlq", "look at what else writes to the topic"
     ),
+    "undecodable-log-record": Reason(
+        "a log record is not OTLP protobuf, or an outcome in it is none; a night keeps it aside in ns.dlq",
+        "look at what else writes to the topic",
+    ),
     "undecodable-outcome-record": Reason(
         "a record of the outcomes topic holds what is no outcome; a night keeps it aside in ns.dlq",
         "look at what else writes to the topic",
     ),
+    "undecodable-log-record": Reason(
+        "a record of the log topic is not OTLP protobuf, or an outcome in it is none", "look at what else writes to the topic"
+    ),
+    "duplicate-event": Reason("the same message event came twice, as an exporter that retries sends it", _FINE),
     "duplicate-span": Reason("the same span came twice, as an exporter that retries sends it", _FINE),
     "duplicate-outcome": Reason("the same outcome came twice, by its event id or its content", _FINE),
     "erased-span": Reason("a span of a user who asked to be forgotten, or of their conversation", _FINE),
@@ -44,6 +52,14 @@ REASONS: dict[str, Reason] = {
     ),
     "retracted-outcome": Reason("whoever gave an outcome took it back", _FINE),
     # --- calls
+    "unknown-dialect": Reason(
+        "a span looks like a model call, but its instrumentation (named in brackets) speaks no dialect that is read here",
+        "use an instrumentation that docs/dialects.md names, or report it with one of its spans",
+    ),
+    "event-without-call": Reason(
+        "a log record holds a message of a model call whose span is not there, is no answered call, or was sampled away",
+        "keep every span of the calls whose messages are logged (no sampling before this stream)",
+    ),
     "call-without-content": Reason(
         "a model call's messages or answer were not captured, or no server span was joined to an app's",
         "turn content capture on in the app's tracer; a server span alone never has content",
@@ -90,4 +106,5 @@ REASONS: dict[str, Reason] = {
 
 def explain(reason: str) -> Reason:
     """The reason in words; one that has none here yet says so."""
-    return REASONS.get(reason, Reason("a reason without a description here", "search the documentation for its name"))
+    kind = reason.partition(" (")[0]  # some say in brackets who it was
+    return REASONS.get(kind, Reason("a reason without a description here", "search the documentation for its name"))

@@ -1,8 +1,8 @@
 """Step 2 of a night: episodes out of the frozen ranges. Read, deduplicate, join outcomes, group by trace.
 
 The join is DuckDB's, over narrow columns in a file of its own that spills to disk; contents wait in a spool beside it, so memory
-does not grow with the day. Every query has a total order. An outcome finds its trace by trace id, response id, episode id or
-conversation; a server's span finds the app's by response id. All of it inside one tenant: a trace id is the client's and proves
+does not grow with the day. Every query has a total order. An outcome finds its trace by trace id, response id, episode id, join key
+or conversation; a server's span finds the app's by response id. All of it inside one tenant: a trace id is the client's and proves
 nothing.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from itertools import count, groupby
 from operator import attrgetter, itemgetter
@@ -47,7 +47,9 @@ from nightschool_nightly.dialects import (
     usage_of,
     with_events,
 )
+from nightschool_nightly.edits import edited_call, measure_edit, named_call
 from nightschool_nightly.erasures import erase, frozen_erasures
+from nightschool_nightly.lateness import window_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.spool import Spool
 
@@ -88,9 +90,11 @@ _EVENTS = pa.schema(
         ("place", pa.int64()),
     ]
 )
+_JOINS = pa.schema([("trace", pa.string()), ("target", pa.string())])
 _OUTCOMES = pa.schema(
     [
         ("event", pa.string()),
+        ("said", pa.int64()),
         ("kind", pa.string()),
         ("target", pa.string()),
         ("turn", pa.int64()),
@@ -171,7 +175,9 @@ class EpisodeStore:
         self._db = duckdb.connect(str(self._path), config=options)
         self._contents = Spool(folder / "contents")
         self._places = count()
-        for table, schema in (("raw_spans", _SPANS), ("raw_events", _EVENTS), ("raw_outcomes", _OUTCOMES)):
+        self._joins: list[tuple[Any, ...]] = []
+        tables = {"raw_spans": _SPANS, "raw_events": _EVENTS, "raw_outcomes": _OUTCOMES, "raw_joins": _JOINS}
+        for table, schema in tables.items():
             empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
             self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
 
@@ -206,14 +212,17 @@ class EpisodeStore:
                     self._insert("raw_events", _EVENTS, events)
                 if len(outcomes) >= _BATCH:
                     self._insert("raw_outcomes", _OUTCOMES, outcomes)
+                if len(self._joins) >= _BATCH:
+                    self._insert("raw_joins", _JOINS, self._joins)
             self.dead.end_of(part, num_read)
         self.dead.check()
         self._insert("raw_spans", _SPANS, spans)
         self._insert("raw_events", _EVENTS, events)
         self._insert("raw_outcomes", _OUTCOMES, outcomes)
+        self._insert("raw_joins", _JOINS, self._joins)
         self._db.execute("COMMIT")
         erase(self._db, manifest.tenant, frozen_erasures(stream, manifest), self.counts.dropped)
-        self._join()
+        self._join(closed_ns=(manifest.frozen_at_ms - window_of(manifest.settings)) * 1_000_000)
 
     def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
         """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""
@@ -241,6 +250,7 @@ class EpisodeStore:
             for row in read_spans(record.value):
                 content = self._contents.put(row.attributes) if row.is_model_call or row.is_tool_run else None
                 yield _span_columns(row, content, new=new, place=next(self._places))
+                self._joins += _join_columns(row)
                 outcomes += (self._outcome_row(said, said.occurred_at_ns or row.started_ns, new=new) for said in row.outcomes)
                 if row.unknown_dialect is not None:
                     self.counts.dropped[f"{UNKNOWN_DIALECT} ({row.unknown_dialect})"] += 1
@@ -293,10 +303,12 @@ class EpisodeStore:
             self._db.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 -- names are literals
             rows.clear()
 
-    def _join(self) -> None:
+    def _join(self, *, closed_ns: int) -> None:
+        """Join, and count what was left out; an outcome received before `closed_ns` waits for its trace no longer."""
         for statement in _JOIN:
             self._db.execute(statement)
-        self.counts.dropped.update({name: int(count) for name, count in self._db.execute(_DROPS).fetchall() if count})
+        counts = self._db.execute(_DROPS, {"closed": closed_ns}).fetchall()
+        self.counts.dropped.update({name: int(count) for name, count in counts if count})
 
     # --- reading --------------------------------------------------------------------------------------------------------
     def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
@@ -316,16 +328,27 @@ class EpisodeStore:
             while batch := cursor.fetchmany(_READ_ROWS):
                 yield from batch
 
-    def _outcomes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[tuple[OutcomeHistory, ...], bool]:
-        """The outcomes of one trace, and whether any of its slots is new; a retracted slot is no outcome, but may be new."""
+    def _outcomes(self, rows: Iterable[tuple[Any, ...]]) -> tuple[list[OutcomeHistory], bool]:
+        """The slots of one trace, those that were emptied among them, and whether any of them is new."""
         histories, new = [], False
         for _, slot in groupby(rows, key=itemgetter(1)):
             revisions = list(slot)
             new = new or any(row[2] for row in revisions)
-            if not revisions[-1][3]:
-                history = tuple(Outcome(*self._contents.get(row[4])) for row in revisions)
-                histories.append(OutcomeHistory(history[-1], history))
-        return tuple(histories), new
+            history = tuple(Outcome(*self._contents.get(row[3])) for row in revisions)
+            histories.append(OutcomeHistory(history[-1], history, received_ns=tuple(row[4] for row in revisions)))
+        return histories, new
+
+    def _about(self, history: OutcomeHistory, calls: Sequence[ModelCall]) -> OutcomeHistory:
+        """A slot with the call it is about, and what the human left of that call's answer."""
+        outcome, figures = history.current, None
+        if outcome.final_answer is not None and outcome.op == "set" and not outcome.is_demonstration:
+            edited = edited_call(outcome, calls)
+            figures = measure_edit(edited.answer.text, outcome.final_answer) if edited else None
+            if figures is None:
+                self.counts.dropped["edit-not-measured"] += 1
+            elif outcome.original_sha256 is not None and edited is not None:
+                return replace(history, span_id=edited.span_id, edit=figures)
+        return replace(history, span_id=named_call(outcome.target, calls), edit=figures)
 
     def _tool_runs(self, rows: Iterable[tuple[Any, ...]]) -> tuple[ToolRun, ...]:
         runs = (tool_run_of(span, self._contents.get(content)) for _, span, content in rows)
@@ -336,7 +359,7 @@ class EpisodeStore:
         tenant: str,
         rows: Sequence[_CallRow],
         events: Sequence[tuple[Any, ...]],
-        outcomes: tuple[OutcomeHistory, ...],
+        outcomes: Sequence[OutcomeHistory],
         tool_runs: tuple[ToolRun, ...],
     ) -> Episode | None:
         said: dict[str, list[Any]] = {}
@@ -353,7 +376,8 @@ class EpisodeStore:
             conversation=next((row.conversation for row in rows if row.conversation), None),
             started_ns=min(row.started for row in rows),
             calls=tuple(calls),
-            outcomes=outcomes,
+            outcomes=tuple(self._about(history, calls) for history in outcomes if history.current.op == "set"),
+            retracted=tuple(history for history in outcomes if history.current.op != "set"),
             tool_runs=tool_runs,
         )
 
@@ -415,12 +439,13 @@ _JOIN = (
        SELECT DISTINCT 'trace_id' AS kind, trace AS target, trace, -1 AS turn FROM calls
        UNION SELECT 'response_id', response, trace, -1 FROM calls WHERE response IS NOT NULL
        UNION SELECT 'episode_id', episode, trace, -1 FROM calls WHERE episode IS NOT NULL
+       UNION SELECT 'join_key', j.target, j.trace, -1 FROM raw_joins j SEMI JOIN calls c ON j.trace = c.trace
        UNION SELECT 'conversation_id', conversation, trace, -1 FROM turns
        UNION SELECT 'conversation_id', conversation, trace, turn FROM turns""",
     """CREATE TABLE outcomes AS SELECT * FROM raw_outcomes
        QUALIFY row_number() OVER (PARTITION BY event ORDER BY place) = 1""",
     """CREATE TABLE slots AS SELECT slot, kind, target, turn,
-              arg_max(retracted, row(occurred, received, place)) AS retracted
+              arg_max(retracted, row(occurred, received, place)) AS retracted, max(received) AS received
        FROM outcomes GROUP BY slot, kind, target, turn""",
     """CREATE TABLE joined AS SELECT s.slot, count(DISTINCT a.trace) AS traces, min(a.trace) AS trace
        FROM slots s LEFT JOIN aliases a ON a.kind = s.kind AND a.target = s.target AND a.turn = s.turn
@@ -428,9 +453,14 @@ _JOIN = (
 )
 _DROPS = """
     SELECT 'duplicate-span', (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)
+    UNION ALL SELECT 'duplicate-event',
+        (SELECT count(*) FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span) - (SELECT count(*) FROM events)
     UNION ALL SELECT 'event-without-call', count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span
-    UNION ALL SELECT 'duplicate-outcome', (SELECT count(*) FROM raw_outcomes) - (SELECT count(*) FROM outcomes)
-    UNION ALL SELECT 'outcome-without-trace', count(*) FROM joined WHERE traces = 0
+    UNION ALL SELECT 'duplicate-outcome', (SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event, said))
+        - (SELECT count(*) FROM outcomes)
+    UNION ALL SELECT 'event-id-used-twice', count(*) FROM raw_outcomes r JOIN outcomes o USING (event) WHERE r.said != o.said
+    UNION ALL SELECT 'outcome-without-trace', count(*) FROM joined JOIN slots USING (slot) WHERE traces = 0 AND received >= $closed
+    UNION ALL SELECT 'orphaned-outcome', count(*) FROM joined JOIN slots USING (slot) WHERE traces = 0 AND received < $closed
     UNION ALL SELECT 'ambiguous-outcome', count(*) FROM joined WHERE traces > 1
     UNION ALL SELECT 'retracted-outcome', count(*) FROM slots WHERE retracted
     ORDER BY 1"""
@@ -441,7 +471,7 @@ _READ_EVENTS = "SELECT trace, span, new, content FROM events ORDER BY trace, spa
 _READ_TOOL_RUNS = """
     SELECT trace, span, content FROM spans WHERE tool_run AND trace IN (SELECT trace FROM calls) ORDER BY trace, started, span"""
 _READ_OUTCOMES = """
-    SELECT j.trace, o.slot, o.new, o.retracted, o.content FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
+    SELECT j.trace, o.slot, o.new, o.content, o.received FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
     ORDER BY j.trace, o.slot, o.occurred, o.received, o.place"""
 _outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
 
@@ -490,6 +520,7 @@ def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: b
     occurred = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
     return (
         outcome.id,
+        _fingerprint(outcome),
         kind,
         canonical(target) if isinstance(target, Mapping) else target,
         outcome.target.get("turn", -1),
@@ -501,6 +532,23 @@ def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: b
         new,
         place,
     )
+
+
+def _fingerprint(outcome: Outcome) -> int:
+    """What an outcome says, without its id and time: a copy that the collector received later says the same."""
+    said = repr((_outcome_values(replace(outcome, event_id="", occurred_at_ns=None))))
+    return int.from_bytes(blake2b(said.encode("utf-8", "surrogatepass"), digest_size=7).digest())
+
+
+def _join_columns(row: SpanRow) -> list[tuple[str, str]]:
+    """The names of the app's own that a span carries, as outcomes target them."""
+    found = []
+    for name, value in row.attributes.items():
+        if name.startswith(names.JOIN_KEY_PREFIX):
+            ids = value if isinstance(value, list) else [value]
+            ns = name.removeprefix(names.JOIN_KEY_PREFIX)
+            found += [(row.trace_id, canonical({"ns": ns, "id": id})) for id in ids if isinstance(id, str)]  # noqa: A001
+    return found
 
 
 def _tokens(server: Mapping[str, Any]) -> SampledTokens | None:
