@@ -33,9 +33,6 @@ REASONS: dict[str, Reason] = {
         "a record of the outcomes topic holds what is no outcome; a night keeps it aside in ns.dlq",
         "look at what else writes to the topic",
     ),
-    "undecodable-log-record": Reason(
-        "a record of the log topic is not OTLP protobuf, or an outcome in it is none", "look at what else writes to the topic"
-    ),
     "duplicate-event": Reason("the same message event came twice, as an exporter that retries sends it", _FINE),
     "duplicate-span": Reason("the same span came twice, as an exporter that retries sends it", _FINE),
     "duplicate-outcome": Reason("the same outcome came twice, by its event id or its content", _FINE),
