@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 
 from nightschool import semconv
 from nightschool.config import NightConfig
@@ -16,6 +18,7 @@ from nightschool_nightly.rubric import Rubric
 
 TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
 _FOLDERS = {"state"}
+_ANEW = "start a new night without --resume"
 
 
 def freeze_night(
@@ -60,6 +63,23 @@ def freeze_night(
         pointer=pointer,
         frozen_at_ms=now_ms,
     )
+
+
+def check_unchanged(stream: Stream, ranges: Iterable[FrozenRange]) -> None:
+    """`DataLossError` unless the stream still holds the very records that were frozen: a night may be resumed days later."""
+    for topic, parts in groupby(ranges, key=attrgetter("topic")):
+        topic_id, ends, starts = stream.topic_id(topic), stream.end_offsets(topic), stream.start_offsets(topic)
+        for part in parts:
+            where = f"topic {topic} partition {part.partition}"
+            if topic_id != part.topic_id or part.partition not in ends:
+                raise DataLossError(
+                    f"topic {topic} is not the one that was frozen (id {part.topic_id}, now {topic_id}); was it re-created? {_ANEW}"
+                )
+            if ends[part.partition] < part.end:
+                raise DataLossError(f"{where} ends at {ends[part.partition]}, but offsets up to {part.end} were frozen; {_ANEW}")
+            if starts[part.partition] > part.start:
+                lost = f"offsets {part.start} to {min(starts[part.partition], part.end) - 1}"
+                raise DataLossError(f"{where}: {lost} expired since they were frozen; {_ANEW}")
 
 
 def _check_continues(before: FrozenRange, now: FrozenRange) -> None:

@@ -17,7 +17,7 @@ from nightschool.registry import Registry
 from nightschool.release import NIGHT
 from nightschool.stream import Stream
 from nightschool_nightly.episodes import EpisodeStore
-from nightschool_nightly.freeze import freeze_night
+from nightschool_nightly.freeze import check_unchanged, freeze_night
 from nightschool_nightly.night_manifest import NightManifest
 from nightschool_nightly.rubric import Rubric, load_rubric
 from nightschool_nightly.select import Selection, Watch, select_examples
@@ -83,6 +83,7 @@ def choose_examples(
     with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
         store = EpisodeStore(Path(work))
         try:
+            check_unchanged(stream, manifest.ranges)
             store.build(stream, manifest)
             if bury:
                 store.dead.bury(stream)
