@@ -102,8 +102,8 @@ _FILE_TYPES = {"png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js"}  # logo@
 _PHONE = (
     r"(?<![\w+.@/=#-])(?:"
     r"(?:\+|00(?=[1-9]))[1-9](?:[ .()/-]{0,2}\d){7,14}"  # international
-    r"|\(?[2-9]\d{2}(?:\) ?|[ .-])\d{3}[ .-]\d{4}"  # North America
-    r"|\(?0[1-9]\d{0,3}\)?(?:[ ./-]?\d){5,9}"  # national, after the trunk prefix 0
+    r"|(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])\d{3}[ .-]\d{4}"  # North America
+    r"|(?:\(0[1-9]\d{0,3}\)|0[1-9]\d{0,3})(?:[ ./-]?\d){5,9}"  # national, after the trunk prefix 0
     r")(?![\w@#]|[.,/-]\d)"
 )
 _DATE = re.compile(r"\(?[0-3]?\d[./-][0-3]?\d[./-](?:19|20)\d\d(?!\d)")

@@ -14,7 +14,7 @@ from nightschool.redaction.kinds import Trigger
 _ZEROED = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
 _SEVEN = re.compile(rb"0(?:[ .()/-]{0,2}0){6}")
 _QUAD = re.compile(rb"\.0{1,3}\.0{1,3}\.0")
-_ADDRESS = re.compile(rb"@(?=[A-Za-z0-9_\x80-\xff][A-Za-z0-9_\x80-\xff-]{0,250}\.)(?<=[A-Za-z0-9_.%+'\x80-\xff-]@)")
+_ADDRESS = re.compile(rb"@(?=[A-Za-z0-9_\\\x80-\xff][A-Za-z0-9_\\\x80-\xff-]{0,600}\.)(?<=[A-Za-z0-9_.%+'\x80-\xff-]@)")
 _LOGIN = re.compile(rb"://[^\s/@\"'<>]{1,330}@")
 _COLONS = re.compile(rb":[0-9A-Fa-f]{0,4}:")
 _TOKENS = (
@@ -25,9 +25,9 @@ _TOKENS = (
 )
 # JSON may spell an ASCII character as \u0040. Whatever is in such a text, it has to be read to be known.
 _ESCAPED = re.compile(rb"\\u00[2-7]")
-# Ids are hexadecimal, and every second one has seven digits in a row: 32 or 64 places, or the five groups of a UUID.
+# Ids are hexadecimal, and every second one has seven digits in a row: 32 or 64 places, or the five groups of a UUID. Dates too.
 _HEX = rb"[0-9a-f]"
-_ID = re.compile(rb"(?<!H)(?:H{32}|H{64}|H{8}-H{4}-H{4}-H{4}-H{12})(?!H)".replace(b"H", _HEX))
+_ID = re.compile(rb"(?<!H)(?:H{32}|H{64}|H{8}-H{4}-H{4}-H{4}-H{12}|20[0-9]{2}-[01][0-9]-[0-3][0-9])(?!H)".replace(b"H", _HEX))
 EVERYTHING = Trigger.AT | Trigger.DIGITS | Trigger.DOTS | Trigger.COLONS | Trigger.TOKEN
 
 

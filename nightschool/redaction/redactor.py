@@ -87,12 +87,9 @@ class Redactor:
         return value
 
     def _json(self, text: str, found: Found) -> str:
-        data, here = json.loads(text), Counter[str]()
-        changed = self.value(data, here)
-        if changed is data:
-            return self._plain(text, found)  # a key that stands there twice is read once
-        found.update(here)
-        return to_json(changed)
+        data = json.loads(text, object_pairs_hook=_without_twins)
+        changed = self.value(data, found)
+        return text if changed is data else to_json(changed)
 
     def _mapping(self, value: Mapping[Any, Any], found: Found) -> Mapping[Any, Any]:
         changed = {}
@@ -168,6 +165,13 @@ class Redactor:
         )
         self.count(found)
         return outcome if changed == outcome else _within_limits(changed)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A parser keeps the last of equal keys and would pass over the others: such a text is redacted as plain text."""
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def to_json(data: Any) -> str:
