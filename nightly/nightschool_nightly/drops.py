@@ -41,8 +41,20 @@ REASONS: dict[str, Reason] = {
     "erased-outcome": Reason("an outcome they gave, or of a trace of theirs", _FINE),
     # --- outcomes
     "outcome-without-trace": Reason(
-        "an outcome names a trace, response, episode or conversation that no model call has",
+        "an outcome names a trace, response, episode, conversation or join key that no model call has yet",
         "send response_id or trace_id of the answer it is about; it joins as soon as its trace is there",
+    ),
+    "orphaned-outcome": Reason(
+        "an outcome waited [night] outcome_window for its trace, which never came",
+        "see which app sends it and whether its traces reach the collector; a wrong tenant's key is the usual cause",
+    ),
+    "event-id-used-twice": Reason(
+        "an outcome has the event id of an earlier one and says something else; the earlier one counts",
+        "give every outcome an event_id of its own, a correction too",
+    ),
+    "edit-not-measured": Reason(
+        "not the outcome: its edit distance, because no answer has its original_sha256, or the texts are too long to compare",
+        "send the SHA-256 of the answer as the model gave it, or none",
     ),
     "ambiguous-outcome": Reason(
         "an outcome names what several traces have", "name the response or the trace, or the turn of the conversation"

@@ -536,7 +536,7 @@ def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: b
 
 def _fingerprint(outcome: Outcome) -> int:
     """What an outcome says, without its id and time: a copy that the collector received later says the same."""
-    said = repr((_outcome_values(replace(outcome, event_id="", occurred_at_ns=None))))
+    said = repr(_outcome_values(replace(outcome, event_id="", occurred_at_ns=None)))
     return int.from_bytes(blake2b(said.encode("utf-8", "surrogatepass"), digest_size=7).digest())
 
 
