@@ -39,9 +39,12 @@ GAPS: dict[str, dict[str, set[int]]] = {
     "openinference": {},
     "langfuse": {"response_id": ALL, "finish_reason": WHOLE},
     "vercel": {},
+    "vercel_otel": {"seed": ALL},
     "mlflow": {},
     "agent_lightning": {},
 }
+# What a package claims and no server said.
+CLAIMS: dict[str, dict[str, int]] = {"vercel_otel": {"cache_read_input_tokens": 0}}
 # User and session as the package writes them when the app names them in the package's own way.
 PEOPLE = dict.fromkeys(("openllmetry", "openllmetry_indexed", "openinference", "langfuse", "vercel"), RAW)
 
@@ -90,8 +93,9 @@ def calls_of(episodes: list[Episode]) -> list[ModelCall]:
     return [replace(call, span_id="", release=None) for episode in episodes for call in episode.calls]
 
 
-def without(call: ModelCall, fields: set[str]) -> ModelCall:
-    """`call` as it is known when `fields` were not captured."""
+def altered(call: ModelCall, fields: set[str], claims: Mapping[str, int]) -> ModelCall:
+    """`call` as it is known when `fields` were not captured, and `claims` were added to its usage."""
+    call = replace(call, usage={**call.usage, **claims})
     blank: dict[str, Any] = {"tools": (), "usage": {}, "response_id": None, "finish_reason": None}
     request = {name: value for name, value in call.request.items() if name not in fields}
     return replace(call, request=request, **{name: blank[name] for name in fields & set(blank)})
@@ -128,7 +132,9 @@ def test_the_same_traffic_gives_the_same_episodes(read: Read, dialect: str) -> N
     missing = [{field for field, calls in GAPS[dialect].items() if number in calls} for number in range(len(expected))]
     episodes, counts = read(*recorded(dialect))
     assert [len(episode.calls) for episode in episodes] == [2, 1]
-    assert calls_of(episodes) == [without(call, fields) for call, fields in zip(expected, missing, strict=True)]
+    assert calls_of(episodes) == [
+        altered(call, fields, CLAIMS.get(dialect, {})) for call, fields in zip(expected, missing, strict=True)
+    ]
     assert not counts.dropped
 
 
@@ -180,9 +186,10 @@ def test_rewards_become_outcomes_of_what_they_are_about(read: Read) -> None:
     )
 
 
-def test_a_tool_that_ran_is_part_of_the_episode(read: Read) -> None:
+@pytest.mark.parametrize("dialect", ["vercel", "vercel_otel"])
+def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> None:
     """The span of whoever ran the tool: its name, the call it answers, arguments as an object, the result."""
-    (card, hours), _ = read(*recorded("vercel"))
+    (card, hours), _ = read(*recorded(dialect))
     (run,) = card.tool_runs
     assert (run.name, run.id, run.arguments) == ("lookup_card", "call_1", {"last_digits": "4242"})
     assert run.result == '{"status": "blocked", "reason": "three wrong PINs"}'

@@ -29,6 +29,7 @@ _USAGE = {
     names.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: "cache_read_input_tokens",
     names.GEN_AI_USAGE_REASONING_OUTPUT_TOKENS: "reasoning_output_tokens",
 }
+_SCHEMAS = ("parameters", "inputSchema", "input_schema")
 _FINISH_REASONS = {"tool_call": "tool_calls", "tool-calls": "tool_calls", "content-filter": "content_filter"}
 
 
@@ -79,9 +80,14 @@ def tool_run_of(span_id: str, attributes: Mapping[str, Any]) -> ToolRun | None:
         name=name,
         id=first_text(attributes.get(names.GEN_AI_TOOL_CALL_ID)),
         arguments=parsed(attributes.get(names.GEN_AI_TOOL_CALL_ARGUMENTS)),
-        result=attributes.get(names.GEN_AI_TOOL_CALL_RESULT),
+        result=_result(attributes.get(names.GEN_AI_TOOL_CALL_RESULT)),
         failed=names.ERROR_TYPE in attributes,
     )
+
+
+def _result(value: Any) -> Any:
+    """What a tool answered; text that is itself a JSON string was written twice."""
+    return parsed(value) if isinstance(value, str) and value.startswith('"') else value
 
 
 def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -92,6 +98,8 @@ def tools_of(attributes: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 def _chat_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     """A tool as chat templates expect it, under "function"; the GenAI conventions define it flat."""
-    if tool.get("type") != "function" or "function" in tool:
+    if tool.get("type", "function") != "function" or "function" in tool:
         return tool
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+    function = {name: value for name, value in tool.items() if name != "type" and name not in _SCHEMAS}
+    schema = next((tool[name] for name in _SCHEMAS if name in tool), None)
+    return {"type": "function", "function": function if schema is None else {**function, "parameters": schema}}

@@ -58,21 +58,12 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found[names.GEN_AI_INPUT_MESSAGES] = messages
     tools = attributes.get("ai.prompt.tools")
     if isinstance(tools, list):
-        found[names.GEN_AI_TOOL_DEFINITIONS] = [tool for text in tools if isinstance(tool := _tool(structured(text)), dict)]
+        found[names.GEN_AI_TOOL_DEFINITIONS] = [tool for text in tools if isinstance(tool := structured(text), dict)]
     if parts := _answer(attributes):
         found[names.GEN_AI_OUTPUT_MESSAGES] = [{"role": "assistant", "parts": parts}]
     if reason := first_text(attributes.get("ai.response.finishReason")):
         found[names.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
     return found
-
-
-def _tool(tool: Any) -> Any:
-    """A tool whose schema stands under the conventions' name."""
-    if not isinstance(tool, dict) or tool.get("type") != "function":
-        return tool
-    schema = next((tool[name] for name in ("inputSchema", "parameters") if name in tool), None)
-    kept = {name: tool[name] for name in ("type", "name", "description") if name in tool}
-    return {**kept, **({"parameters": schema} if schema is not None else {})}
 
 
 def _answer(attributes: Mapping[str, Any]) -> list[Any]:
