@@ -82,13 +82,15 @@ class ModelCall:
         span = self._span
         if span is None or span.endpoint is None:
             return
-        with self._client.shield:
-            endpoint = span.endpoint
+        endpoint = span.endpoint
+        try:
             picked = endpoint.picked(response, content=self._captures_content)
             if self._request is not None and picked["id"]:
                 self._request.response_id = picked["id"]
             frozen = freeze(picked)
             span.answer = endpoint.response_attributes(picked) if frozen is None else frozen
+        except Exception as error:
+            self._client.shield.caught(error)
 
     def fail(self, error: BaseException) -> None:
         """Record that `error` came instead of an answer, or in the middle of one, and end."""
@@ -102,8 +104,10 @@ class ModelCall:
         span = self._span
         if span is not None:
             self._span = None
-            with self._client.shield:
+            try:
                 self._client.end_span(span)
+            except Exception as error:
+                self._client.shield.caught(error)
 
     def __enter__(self) -> Self:
         return self

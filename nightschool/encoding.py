@@ -56,7 +56,7 @@ def attributes_of(record: SpanRecord) -> dict[str, Any]:
     attributes = {**record.stamps, **record.attributes}
     if endpoint := record.endpoint:
         request, answer = record.request, record.answer
-        attributes.update(endpoint.request_attributes(thaw(request)) if isinstance(request, bytes) else request)
+        attributes.update(endpoint.request_attributes(thaw(request)) if isinstance(request, bytes) else request or {})
         if record.server:
             attributes[semconv.SERVER_ADDRESS] = record.server[0]
             if record.server[1]:

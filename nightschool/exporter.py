@@ -86,7 +86,8 @@ class Exporter:
             splits_on=frozenset({400, 413}),
         )
         # Reentrant: the garbage collector may finish an abandoned stream, hence end a span, while this thread holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._delivery = self._make_delivery()
         self._thread: threading.Thread | None = None
         self._pace = Pace(self._is_hurried)
@@ -97,11 +98,12 @@ class Exporter:
     def put_span(self, span: SpanRecord) -> None:
         """Queue one finished span."""
         size = span.num_bytes()
-        with self._changed:
-            if self._is_closing or self._num_bytes + size > self._max_queue_bytes:
-                self._refuse(self._spans)
+        lane = self._spans
+        with self._lock:
+            if self._is_closing or self._outcomes.num_bytes + lane.num_bytes + size > self._max_queue_bytes:
+                self._refuse(lane)
             else:
-                self._put(self._spans, span, size)
+                self._put(lane, span, size)
 
     def put_outcome(self, body: bytes) -> None:
         """Queue one outcome: the JSON of a record for `POST /v1/outcomes`."""
@@ -169,11 +171,10 @@ class Exporter:
         self._shield.log_once(f"{lane.name} are dropped: the queue of {self._max_queue_bytes} bytes is full or closed")
 
     def _put(self, lane: Lane[Any], item: Any, size: int) -> None:
-        lane.put(item, size, now=time.monotonic())
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="nightschool-exporter", daemon=True)
-            self._thread.start()
-        if len(lane.waiting) == 1 or lane.due_at(hurry=False) == 0.0:
+        if lane.put(item, size):
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="nightschool-exporter", daemon=True)
+                self._thread.start()
             self._changed.notify_all()
 
     def _hurry(self) -> None:

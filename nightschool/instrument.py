@@ -117,7 +117,7 @@ def _begin(client: Client, api: Any, options: Any) -> _Recording | None:
     endpoint = BY_PATH.get(options.url)
     if endpoint is None or not client.is_enabled:
         return None
-    with client.shield:
+    try:
         params = options.json_data
         if type(params) is not dict:
             return None
@@ -133,7 +133,9 @@ def _begin(client: Client, api: Any, options: Any) -> _Recording | None:
         names = {name.lower(): value for name, value in given.items()}
         options.headers = {**given, **{name: value for name, value in call.headers.items() if name not in names}}
         return _Recording(client, call, endpoint, names.get(_RAW_RESPONSE))
-    return None
+    except Exception as error:
+        client.shield.caught(error)
+        return None
 
 
 def _server_of(url: Any) -> tuple[str, int | None] | None:
@@ -165,11 +167,15 @@ class _Recording:
 
     def finish(self, result: Any, *, is_streamed: bool) -> Any:
         """Record `result`, or watch it while the app reads it; returns what the app gets, the client's own object."""
+        if not is_streamed and self._raw is None:
+            self.call.respond(result)
+            self.call.end()
+            return result
         with self._client.shield:
             if self._raw is not None and self._raw != "true":
                 self._watch_body(result.http_response, is_streamed=is_streamed)
             elif not is_streamed:
-                self.call.respond(json.loads(result.http_response.content) if self._raw else result)
+                self.call.respond(json.loads(result.http_response.content))
                 self.call.end()
             elif self._raw:
                 self._watch_parsed(result)

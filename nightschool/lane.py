@@ -5,6 +5,7 @@ No lock and no thread in here: `nightschool.exporter` holds one lock around ever
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -81,13 +82,16 @@ class Lane(Generic[T]):
         """Records put whose fate is known."""
         return self.num_put - len(self.waiting) - self.num_taken
 
-    def put(self, item: T, size: int, *, now: float) -> None:
-        """Queue one record."""
-        if not self.waiting:
-            self.linger_until = now + LINGER_S
-        self.waiting.append((item, size))
+    def put(self, item: T, size: int) -> bool:
+        """Queue one record; True when the exporter's thread should know: it is the first, or fills a batch."""
+        waiting = self.waiting
+        is_first = not waiting
+        if is_first:
+            self.linger_until = time.monotonic() + LINGER_S
+        waiting.append((item, size))
         self.num_bytes += size
         self.num_put += 1
+        return is_first or self.num_bytes >= MAX_BATCH_BYTES or len(waiting) >= self.max_batch_items
 
     def drop_newest(self) -> None:
         """Give up the record queued last, so that what is older keeps its place."""

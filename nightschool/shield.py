@@ -33,6 +33,15 @@ class Shield:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         if not isinstance(error, Exception):
             return False  # nothing happened, or the app is being stopped
+        return self._count(error)
+
+    def caught(self, error: Exception) -> None:
+        """The same for an error already caught: a plain `try` costs nothing, and a request passes several."""
+        if not self._count(error):
+            raise error
+
+    def _count(self, error: Exception) -> bool:
+        """Count and log `error`; whether to swallow it."""
         self.num_errors += 1
         self.log_once(f"internal error, swallowed: {type(error).__name__}: {error}", exc_info=error)
         return not is_strict(default="PYTEST_VERSION" in os.environ)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from opentelemetry.trace import SpanContext
@@ -53,53 +54,35 @@ if hasattr(os, "register_at_fork"):
 class SpanRecord:
     """One span of a request or of a model call."""
 
-    __slots__ = (
-        "answer",
-        "attributes",
-        "ended_ns",
-        "endpoint",
-        "error",
-        "first_chunk_s",
-        "late",
-        "link",
-        "name",
-        "num_resends",
-        "parent_id",
-        "request",
-        "server",
-        "span_id",
-        "stamps",
-        "started_ns",
-        "trace_id",
-    )
+    ended_ns = 0
+    """0 while it is open."""
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    """Attributes of its own, ready as they are."""
+    late: Mapping[str, Any] | None = None
+    """Attributes that came later and win."""
+    link: SpanContext | None = None
+    error: tuple[str, str] | None = None
+    """The kind of the error that ended it, and its words."""
+    # Of a model call only.
+    endpoint: Endpoint | None = None
+    request: bytes | Mapping[str, Any] | None = None
+    """Parameters as `snapshot.freeze` left them, or attributes where that could not be done."""
+    answer: bytes | Mapping[str, Any] | None = None
+    """What was picked of the answer, in the same two forms."""
+    server: tuple[str, int | None] | None = None
+    first_chunk_s: float | None = None
+    num_resends = 0
 
     def __init__(
-        self, name: str, *, trace_id: int, span_id: int, parent_id: int, stamps: Mapping[str, Any], started_ns: int
+        self, name: str, trace_id: int, span_id: int, parent_id: int, stamps: Mapping[str, Any], started_ns: int
     ) -> None:
+        """`parent_id` is 0 for the first span of a trace; `stamps` are attributes shared with other spans, never changed in place."""
         self.name = name
         self.trace_id = trace_id
         self.span_id = span_id
         self.parent_id = parent_id
-        """0 for the first span of a trace."""
         self.stamps = stamps
-        """Attributes shared with other spans; never changed in place."""
         self.started_ns = started_ns
-        self.ended_ns = 0
-        self.attributes: Mapping[str, Any] = {}
-        """Attributes of its own, ready as they are."""
-        self.late: Mapping[str, Any] | None = None
-        """Attributes that came later and win."""
-        self.link: SpanContext | None = None
-        self.error: tuple[str, str] | None = None
-        """The kind of the error that ended it, and its words."""
-        # Of a model call only.
-        self.endpoint: Endpoint | None = None
-        self.request: bytes | Mapping[str, Any] = {}
-        """Parameters as `snapshot.freeze` left them, or attributes where that could not be done."""
-        self.answer: bytes | Mapping[str, Any] | None = None
-        self.server: tuple[str, int | None] | None = None
-        self.first_chunk_s: float | None = None
-        self.num_resends = 0
 
     def fail(self, error: BaseException) -> None:
         """`error` ended it."""
@@ -113,4 +96,4 @@ class SpanRecord:
 def _num_bytes(content: bytes | Mapping[str, Any] | None) -> int:
     if isinstance(content, bytes):
         return len(content)
-    return sum(len(value) for value in (content or {}).values() if isinstance(value, str))
+    return sum(len(value) for value in content.values() if isinstance(value, str)) if content else 0

@@ -171,7 +171,7 @@ class Client:
         captures = parent.captures_content if parent else self.captures_content("")
         span: SpanRecord | None = None
         if self._exporter is not None:
-            with self.shield:
+            try:
                 fields = endpoint.fields_and_content if captures else endpoint.fields
                 taken = {name: value for name, value in params.items() if name in fields}
                 frozen = freeze(taken)
@@ -180,6 +180,9 @@ class Client:
                 span = self.start_span(f"{endpoint.operation} {params.get('model', '')}", stamps, parent=parent)
                 span.attributes = {semconv.GEN_AI_OPERATION_NAME: endpoint.operation, semconv.GEN_AI_PROVIDER_NAME: provider}
                 span.endpoint, span.request, span.server = endpoint, request, server
+            except Exception as error:
+                span = None
+                self.shield.caught(error)
         return ModelCall(self, parent, span, captures_content=captures)
 
     def outcome(
@@ -315,15 +318,9 @@ class Client:
     # --- for requests and calls -----------------------------------------------------------------------------------------
     def start_span(self, name: str, stamps: Mapping[str, Any], *, parent: Request | None) -> SpanRecord:
         """Start a span below `parent`, or a trace of its own, never below a span of the app."""
-        above = parent.span if parent else None
-        return SpanRecord(
-            name,
-            trace_id=above.trace_id if above else self._new_trace_id(),
-            span_id=self._new_span_id(),
-            parent_id=above.span_id if above else 0,
-            stamps=stamps,
-            started_ns=self.now_ns(),
-        )
+        if parent is None or (above := parent.span) is None:
+            return SpanRecord(name, self._new_trace_id(), self._new_span_id(), 0, stamps, self.now_ns())
+        return SpanRecord(name, above.trace_id, self._new_span_id(), above.span_id, stamps, self.now_ns())
 
     def end_span(self, span: SpanRecord) -> None:
         """End `span` and hand it to the exporter."""
@@ -464,17 +461,22 @@ class Request:
         client = self._client_of()
         self.client = client
         if client.is_enabled:
-            with client.shield:
+            try:
                 self._start(client)
+            except Exception as error:
+                client.shield.caught(error)
 
     def close(self, error: BaseException | None = None) -> None:
         """End the span."""
-        if self.client is not None and self.span is not None and not self.span.ended_ns:
-            with self.client.shield:
+        client, span = self.client, self.span
+        if client is not None and span is not None and not span.ended_ns:
+            try:
                 # Not a failure: a consumer that stopped listening to a generator, a cancelled task, the app being stopped.
                 if isinstance(error, Exception):
-                    self.span.fail(error)
-                self.client.end_span(self.span)
+                    span.fail(error)
+                client.end_span(span)
+            except Exception as ours:
+                client.shield.caught(ours)
 
     def _start(self, client: Client) -> None:
         outer = client._current_request()
