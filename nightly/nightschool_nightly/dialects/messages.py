@@ -98,10 +98,19 @@ def _given_parts(role: str, value: Mapping[str, Any]) -> list[Any] | None:
     if isinstance(content, list) and not all(isinstance(part, (str, dict)) for part in content):
         return None
     given = {name: value[name] for name in _CHAT_CONTENT if name in value and name != "tool_calls"}
+    if isinstance(content, list):
+        given["content"] = [_api_part(part) for part in content]
     calls = value.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         return None
     return [*chat.message({"role": role if role != "tool" else "user", **given})["parts"], *map(_tool_call, calls)]
+
+
+def _api_part(part: Any) -> Any:
+    """A text part as chat APIs write it; every other part as it is."""
+    if isinstance(part, dict) and part.get("type") == "text" and "text" not in part:
+        return {"type": "text", "text": part.get("content")}
+    return part
 
 
 def _are_responses(content: Any) -> bool:
