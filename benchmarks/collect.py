@@ -344,7 +344,7 @@ def run_overload(size: Size, folder: Path, brokers: str) -> dict[str, Any]:
     stream_url = f"kafka://{brokers}"
     with open_stream(stream_url) as stream:
         before = stream.end_offsets("ns.otlp_spans")
-    settings = {"max_in_flight_mib": LET_IN_MIB, "max_in_flight_per_tenant_mib": LET_IN_MIB}
+    settings = dict.fromkeys(("max_in_flight_mib", "max_in_flight_per_tenant_mib", "max_body_mib"), LET_IN_MIB)
     with our_collector(folder, stream_url, **settings) as (url, pid):
         command = [sys.executable, __file__, "--part", "press", "--url", url, "--seconds", str(size.overload_s)]
         done = subprocess.run([*command, "--threads", str(requests)], stdout=subprocess.PIPE, check=True)
@@ -450,7 +450,7 @@ def run_episodes(path: Path) -> dict[str, Any]:
     from nightschool_nightly.freeze import freeze_night
 
     base_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with SqliteStream(path) as stream, tempfile.TemporaryDirectory(dir=path.parent) as work:
+    with SqliteStream(path, partitions=12) as stream, tempfile.TemporaryDirectory(dir=path.parent) as work:
         manifest = freeze_night(
             stream,
             tenant=TENANT,
