@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
+import psutil
 import pytest
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -57,6 +62,12 @@ def start(config: Path) -> Iterator[Start]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def launch(config: Path) -> subprocess.Popen[str]:
@@ -151,6 +162,79 @@ def test_sigterm_finishes_what_it_began(start: Start, config: Path, url: str, re
     assert "Traceback" not in process.communicate()[1]
     assert not (config.parent / "var" / "stream.db-wal").exists()  # SQLite removes it when the file is closed in order
     assert [span.trace_id[-1] for span in stored_spans(config)] == [1]
+
+
+def test_a_request_half_sent_at_sigterm_is_finished(start: Start, config: Path, unused_port: int, requests: Any) -> None:
+    """What was being received when the signal came is stored and acknowledged; then the process ends."""
+    body = requests.spans(1).SerializeToString()
+    process = start()
+    head = f"POST /v1/traces HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\ncontent-length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", unused_port), timeout=30) as connection:
+        connection.sendall(f"{head}content-type: application/x-protobuf\r\n\r\n".encode() + body[:10])
+        with httpx.Client(timeout=30) as client:  # answered after the half above was read
+            assert client.get(f"http://127.0.0.1:{unused_port}/healthz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        while True:  # until it takes nothing new
+            try:
+                socket.create_connection(("127.0.0.1", unused_port), timeout=30).close()
+            except OSError:
+                break
+        connection.sendall(body[10:])
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    process.wait(timeout=30)
+    assert [span.trace_id[-1] for span in stored_spans(config)] == [1]
+
+
+@pytest.fixture
+def workers(config: Path) -> Path:
+    config.write_text(config.read_text().replace("[collector]", "[collector]\nworkers = 2"))
+    return config
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children()
+
+
+def test_workers_share_a_port_and_their_numbers(start: Start, workers: Path, url: str, requests: Any) -> None:
+    """Two processes take requests of one port, and /metrics of either counts both; a signal ends all of them in order."""
+    process = start()
+    assert len(children_of(process.pid)) == 2
+    for trace in range(1, 11):
+        with httpx.Client(base_url=url, timeout=30) as client:
+            assert post_spans(client, requests.spans(trace)).status_code == 200
+    assert 'accepted_items_total{signal="traces"} 10\n' in httpx.get(f"{url}/metrics").text
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert "Traceback" not in process.communicate()[1]
+    assert len(stored_spans(workers)) == 10
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_its_parent(start: Start, workers: Path, url: str) -> None:
+    """A killed worker is started anew and said so; workers of a killed parent end by themselves."""
+    process = start()
+    victim, survivor = children_of(process.pid)
+    victim.kill()
+    assert process.stderr is not None
+    assert "ended with -9, starting another" in process.stderr.readline()
+    while len(both := children_of(process.pid)) < 2 or victim in both:
+        time.sleep(0.05)
+    assert survivor in both
+    process.kill()
+    _, alive = psutil.wait_procs(both, timeout=30)
+    assert alive == []
+
+
+def test_grpc_is_served_by_the_same_process(start: Start, config: Path, requests: Any) -> None:
+    """With a grpc_port both protocols are answered, and both are drained."""
+    grpc_port = free_port()
+    config.write_text(config.read_text().replace("[collector]", f"[collector]\ngrpc_port = {grpc_port}"))
+    process = start()
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        TraceServiceStub(channel).Export(requests.spans(3), metadata=(("authorization", "Bearer k"),))
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    assert "Traceback" not in process.communicate()[1]
+    assert [span.trace_id[-1] for span in stored_spans(config)] == [3]
 
 
 @pytest.mark.parametrize(

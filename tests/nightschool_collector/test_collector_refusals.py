@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import zstandard
 from google.rpc.status_pb2 import Status
 from starlette.testclient import TestClient
 
@@ -18,7 +19,7 @@ from nightschool.stream import Offset, Record
 from nightschool_collector.app import create_app
 
 ROUTES = ["/v1/traces", "/v1/logs", "/v1/outcomes"]
-BOMB = gzip.compress(bytes(64 << 20))  # 64 KiB that expand to 64 MiB
+BOMBS = {"gzip": gzip.compress(bytes(64 << 20)), "zstd": zstandard.compress(bytes(64 << 20))}  # a few KiB that expand to 64 MiB
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -75,12 +76,13 @@ def test_a_chunked_body_over_the_limit_is_refused_as_it_passes_it(collector: Any
     assert sent[0]["status"] == 413
 
 
+@pytest.mark.parametrize("encoding", BOMBS)
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_zip_bomb_is_refused_without_being_expanded(collector: Any, path: str) -> None:
+def test_a_zip_bomb_is_refused_without_being_expanded(collector: Any, path: str, encoding: str) -> None:
     """The limit holds after decompression, and a small body never costs more memory than a few limits."""
     tracemalloc.start()
     try:
-        answer = collector.post(path, BOMB, form="application/json", content_encoding="gzip")
+        answer = collector.post(path, BOMBS[encoding], form="application/json", content_encoding=encoding)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -99,6 +101,8 @@ def test_a_zip_bomb_is_refused_without_being_expanded(collector: Any, path: str)
         (b"[" * 100_000, "application/json", "", "nested too deep"),
         (b"not gzip", "application/x-protobuf", "gzip", "not valid gzip"),
         (gzip.compress(b"x" * 1000)[:-5], "application/x-protobuf", "gzip", "ends too early"),
+        (b"not zstd", "application/x-protobuf", "zstd", "not valid zstd"),
+        (zstandard.compress(b"x" * 1000)[:-1], "application/x-protobuf", "zstd", "ends too early"),
     ],
 )
 @pytest.mark.parametrize("path", ROUTES[:2])

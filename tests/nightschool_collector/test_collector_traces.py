@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+import zstandard
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
@@ -182,6 +183,52 @@ def test_gzip_is_read(collector: Any, requests: Any) -> None:
         assert collector.post("/v1/traces", sent, content_encoding="GZIP").status_code == 200
     assert collector.post("/v1/traces", body, content_encoding="identity").status_code == 200
     assert [record.value for record in collector.stored(SPANS)] == [body] * 3
+
+
+def test_zstd_is_read(collector: Any, requests: Any) -> None:
+    """A body of zstd frames, with or without a checksum and a declared size, is stored as the plain one."""
+    body = requests.spans(9).SerializeToString()
+    checked, streamed = zstandard.ZstdCompressor(write_checksum=True), zstandard.ZstdCompressor().compressobj()
+    for sent in (
+        zstandard.compress(body),
+        checked.compress(body[:10]) + zstandard.compress(body[10:]),
+        streamed.compress(body) + streamed.flush(),
+    ):
+        assert collector.post("/v1/traces", sent, content_encoding="zstd").status_code == 200
+    assert [record.value for record in collector.stored(SPANS)] == [body] * 3
+
+
+def test_any_order_and_encoding_of_fields_is_split_alike(collector: Any, requests: Any) -> None:
+    """What protobuf allows and no exporter does is read too: ids last, spans before their scope, tags and lengths in long form."""
+    first, second = (b"\x11\x22" * 8, b"\1" * 8), (b"\x33" * 16, b"\2" * 8)
+
+    def field(number: int, payload: bytes, *, long: bool = False) -> bytes:
+        tag, size = number << 3 | 2, len(payload)
+        return (bytes([tag | 0x80, 0, size | 0x80, 0]) if long else bytes([tag, size])) + payload
+
+    spans = [
+        field(5, b"name") + field(2, span_id) + field(1, bytes(16)) + field(1, trace_id) for trace_id, span_id in (first, second)
+    ]
+    scope = field(2, spans[0]) + field(1, field(1, b"tests")) + b"\x78\x05" + field(2, spans[1], long=True)
+    request = field(1, field(2, scope) + field(1, b""), long=True) + b"\x18\x07"
+    assert collector.post("/v1/traces", request).status_code == 200
+    records = {record.key: record.value for record in collector.stored(SPANS)}
+    assert set(records) == {first[0].hex().encode(), second[0].hex().encode()}
+    for value in records.values():
+        (group,) = ExportTraceServiceRequest.FromString(value).resource_spans
+        assert (group.scope_spans[0].scope.name, len(group.scope_spans[0].spans)) == ("tests", 1)
+        assert b"\x78\x05" in value  # an unknown field of the scope
+
+
+def test_groups_are_read_and_left_out(collector: Any, requests: Any) -> None:
+    """A group, which no OTLP has, does not keep a request from being split."""
+    group = b"\x7b\x08\x01\x7c"
+    body = requests.spans(1, 2).SerializeToString() + group
+    inside = requests.spans(1, 2)
+    inside.resource_spans[0].scope_spans[0].MergeFromString(group)
+    assert collector.post("/v1/traces", body).status_code == 200
+    assert collector.post("/v1/traces", inside).status_code == 200
+    assert len(collector.stored(SPANS)) == 4
 
 
 def test_a_trace_larger_than_a_record_is_several_records(stream: Any, requests: Any) -> None:
