@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -109,8 +109,11 @@ class Outcome:
 
 
 # --- JSON -> Outcome ----------------------------------------------------------------------------------------------------
-def parse_outcome(body: Any) -> Outcome:
-    """Check one JSON outcome and return it; `RecordError` names the field, what was got and what is allowed."""
+def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
+    """Check one JSON outcome and return it; `RecordError` names the field, what was got and what is allowed.
+
+    `occurred_at_ns` is its time where that is known otherwise than from the body.
+    """
     if not isinstance(body, dict):
         raise RecordError(f"an outcome is a JSON object, got {type(body).__name__}")
     if unknown := sorted(set(body) - _FIELDS):
@@ -134,7 +137,7 @@ def parse_outcome(body: Any) -> Outcome:
         op=op,
         source_kind=kind,
         source_id=source_id,
-        occurred_at_ns=parse_time(body.get("occurred_at")),
+        occurred_at_ns=occurred_at_ns or parse_time(body.get("occurred_at")),
         comment=parse_optional_text(body.get("comment"), "comment", limit=MAX_METADATA_BYTES),
         metadata=parse_metadata(body.get("metadata")),
         policy_version=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
@@ -221,7 +224,7 @@ def from_log_record(log: LogRecord) -> Outcome:
     else:
         body["value"] = value
     # Not through the body: there a number's unit is told by its size, here it is known.
-    return replace(parse_outcome(body), occurred_at_ns=occurred_ns or None)
+    return parse_outcome(body, occurred_at_ns=occurred_ns or None)
 
 
 def _log_final(attributes: Mapping[str, Any]) -> dict[str, Any]:

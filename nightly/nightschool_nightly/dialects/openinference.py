@@ -31,6 +31,7 @@ _ANNOTATIONS = (
     ("session.annotations", "annotation", "session"),
     ("session.evaluations", "evaluation", "session"),
 )
+_ANNOTATED = tuple(f"{prefix}." for prefix, _, _ in _ANNOTATIONS)
 
 
 def read(span: RawSpan) -> dict[str, Any]:
@@ -105,6 +106,8 @@ def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 def feedback(span: RawSpan) -> Iterator[Feedback]:
     """The annotations on a span, of any kind: what somebody thought of it, of its trace or of its session."""
+    if not any(name.startswith(_ANNOTATED) for name in span.attributes):
+        return
     for prefix, inner, about in _ANNOTATIONS:
         items = unflatten(span.attributes, prefix)
         for item in items if isinstance(items, list) else ():

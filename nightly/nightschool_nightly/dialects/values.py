@@ -29,6 +29,8 @@ def attributes_of(attributes: Any) -> dict[str, Any]:
 
 def plain(value: AnyValue) -> Any:
     match value.WhichOneof("value"):
+        case "string_value":  # nearly all of them
+            return value.string_value
         case "array_value":
             return [plain(item) for item in value.array_value.values]
         case "kvlist_value":
