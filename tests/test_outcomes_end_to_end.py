@@ -28,9 +28,20 @@ from nightschool_collector.app import create_app
 from nightschool_collector.outcome_routes import BrowserSettings
 from nightschool_nightly.episodes import EpisodeStore
 from nightschool_nightly.freeze import freeze_night
+from nightschool_nightly.lateness import lateness_of
+from nightschool_nightly.night_manifest import NightManifest
+from nightschool_nightly.rubric import parse_rubric
+from nightschool_nightly.select import Example, select_examples
 
 KEY, SECRET = "ns-acme-key", "s" * 40
 QUESTION = [{"role": "user", "content": "where?"}]
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> list[int]:
+        return [ord(letter) for letter in str(conversation)]
 
 
 class Acme:
@@ -58,10 +69,9 @@ class Acme:
             with error:
                 return error.code, json.load(error)
 
-    def episodes(self, *, now_ms: int | None = None) -> list[Episode]:
-        """What a night of now would read."""
+    def freeze(self, now_ms: int, *, last: NightManifest | None = None, **settles_after_ms: int) -> NightManifest:
         assert self.client.flush()
-        manifest = freeze_night(
+        return freeze_night(
             self.stream,
             tenant="acme",
             settings=NightConfig(),
@@ -69,9 +79,31 @@ class Acme:
             base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
             rubrics={},
             pointer=Pointer(),
-            last_published=None,
-            now_ms=now_ms or time.time_ns() // 10**6,
+            last_published=last,
+            now_ms=now_ms,
+            settles_after_ms=settles_after_ms,
         )
+
+    def select(self, manifest: NightManifest) -> tuple[list[Example], dict[str, int]]:
+        """What a night learns from or tests with, and what it leaves out."""
+        rubric = parse_rubric('task = "triage"\n[[items]]\nname = "liked"\nkind = "outcome"\noutcome = "thumb"')
+        store = EpisodeStore(self.folder)
+        store.build(self.stream, manifest)
+        chosen = select_examples(
+            store.episodes("acme"),
+            tenant="acme",
+            settings=NightConfig(max_share_per_user=1.0),
+            rubrics={"triage": rubric},
+            tokenizer=Letters(),
+            max_model_len=2048,
+            lateness=lateness_of(manifest),
+        )
+        store.close()
+        return [*chosen.train, *chosen.holdout], dict(chosen.dropped)
+
+    def episodes(self, *, now_ms: int | None = None) -> list[Episode]:
+        """What a night of now would read."""
+        manifest = self.freeze(now_ms or time.time_ns() // 10**6)
         store = EpisodeStore(self.folder)
         store.build(self.stream, manifest)
         found = [built.episode for built in store.episodes("acme")]
@@ -231,3 +263,46 @@ def test_the_hash_of_an_original_is_that_of_its_utf8(acme: Acme) -> None:
     assert acme.post("/v1/outcomes", body)[0] == 202
     (history,) = acme.only().outcomes
     assert history.edit is not None and history.edit.distance == pytest.approx(1 / 11)
+
+
+DAY_MS = 86_400_000
+
+
+def test_a_night_waits_until_a_thumb_has_stood_for_its_time(acme: Acme) -> None:
+    """Provisional, then final in a later night although nothing new came, once; a later correction is a revision of it."""
+    acme.answer(response_id="r-1")
+    acme.client.outcome("thumb", True, response_id="r-1", rater="ann")
+    acme.client.flush()
+    now_ms = time.time_ns() // 10**6
+    first = acme.freeze(now_ms, thumb=DAY_MS)
+    assert acme.select(first) == ([], {"outcome-not-settled": 1})
+    second = acme.freeze(now_ms + 2 * DAY_MS, last=first, thumb=DAY_MS)
+    assert second.has_new_records
+    (example,), dropped = acme.select(second)
+    assert (example.references, example.revision, dropped) == ({"thumb": "cards"}, 0, {})
+    third = acme.freeze(now_ms + 3 * DAY_MS, last=second, thumb=DAY_MS)
+    assert acme.select(third) == ([], {"seen-by-an-earlier-night": 1})
+
+
+def test_what_settles_at_once_is_learned_in_the_same_night(acme: Acme) -> None:
+    """A human's final answer under a name that waits, and any value under a name that does not."""
+    acme.answer(response_id="r-1")
+    acme.client.outcome("thumb", final_text="loans", response_id="r-1", rater="ann")
+    acme.client.flush()
+    now_ms = time.time_ns() // 10**6
+    (example,), _ = acme.select(acme.freeze(now_ms, thumb=DAY_MS))
+    assert example.demonstration == "loans"
+    night = acme.freeze(now_ms)
+    assert (night.as_of_ms, night.previous_as_of_ms, len(acme.select(night)[0])) == (0, 0, 1)
+
+
+def test_only_a_night_that_waits_depends_on_the_hour(acme: Acme) -> None:
+    """Without anything to wait for the same evidence is the same night at any time; with it, within the hour."""
+    hour_ms = 3_600_000
+    at = 1_790_000_000_000 // hour_ms * hour_ms
+    assert acme.freeze(at).digest == acme.freeze(at + 5 * hour_ms).digest
+    assert acme.freeze(at, thumb=1).digest == acme.freeze(at + hour_ms - 1, thumb=1).digest
+    assert acme.freeze(at, thumb=1).digest != acme.freeze(at + hour_ms, thumb=1).digest
+    assert acme.freeze(at, thumb=1).digest != acme.freeze(at, thumb=2).digest
+    night = acme.freeze(at, thumb=1)
+    assert NightManifest.from_json(night.to_json()) == night

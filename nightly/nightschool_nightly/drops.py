@@ -65,6 +65,10 @@ REASONS: dict[str, Reason] = {
         "a span looks like a model call, but its instrumentation (named in brackets) speaks no dialect that is read here",
         "use an instrumentation that docs/dialects.md names, or report it with one of its spans",
     ),
+    "call-recorded-twice": Reason(
+        "two instrumentations recorded the same call in one trace (same response id); the inner one with content counts",
+        "nothing, or turn one of them off",
+    ),
     "event-without-call": Reason(
         "a log record holds a message of a model call whose span is not there, is no answered call, or was sampled away",
         "keep every span of the calls whose messages are logged (no sampling before this stream)",
@@ -95,6 +99,10 @@ REASONS: dict[str, Reason] = {
     ),
     Drop.NO_OUTCOME: Reason(
         "nobody said how it turned out; that is no bad grade", "send outcomes under the names the rubric reads"
+    ),
+    Drop.UNSETTLED: Reason(
+        "what somebody said is younger than [outcomes.NAME] settles_after and may still be corrected",
+        "nothing: a later night learns from it; shorten settles_after to wait less",
     ),
     Drop.CONFLICT: Reason(
         "two raters chose differently", "let one person's word count: send it under one rater, or another name"

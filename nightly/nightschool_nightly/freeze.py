@@ -13,6 +13,7 @@ from nightschool.errors import DataLossError
 from nightschool.registry import Pointer
 from nightschool.release import BaseModel
 from nightschool.stream import Stream
+from nightschool_nightly.lateness import HOUR_MS
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.rubric import Rubric
 
@@ -32,8 +33,12 @@ def freeze_night(
     pointer: Pointer,
     last_published: NightManifest | None,
     now_ms: int,
+    settles_after_ms: Mapping[str, int] | None = None,
 ) -> NightManifest:
     """Take the end offsets of every partition once, and everything else that decides, as the night's manifest.
+
+    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a while. Only with some is the time a part of
+    what decides, by the hour: a night begun anew within the hour is the same night.
 
     `DataLossError` when a topic is gone or another one than the last published night read, or when records that night had not
     yet seen have expired.
@@ -62,6 +67,9 @@ def freeze_night(
         rubrics={task: rubric.digest for task, rubric in sorted(rubrics.items())},
         pointer=pointer,
         frozen_at_ms=now_ms,
+        settles_after_ms=dict(settles_after_ms or {}),
+        as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
+        previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,
     )
 
 

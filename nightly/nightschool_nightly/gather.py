@@ -18,6 +18,7 @@ from nightschool.release import NIGHT
 from nightschool.stream import Stream
 from nightschool_nightly.episodes import EpisodeStore
 from nightschool_nightly.freeze import check_unchanged, freeze_night
+from nightschool_nightly.lateness import lateness_of, settling_names
 from nightschool_nightly.night_manifest import NightManifest
 from nightschool_nightly.rubric import Rubric, load_rubric
 from nightschool_nightly.select import Selection, Watch, select_examples
@@ -60,7 +61,13 @@ def freeze_tenant(
         pointer=pointer,
         last_published=last,
         now_ms=now_ms,
+        settles_after_ms=settling_of(config, rubrics),
     )
+
+
+def settling_of(config: Config, rubrics: Mapping[str, Rubric]) -> dict[str, int]:
+    """The outcomes that the rubrics read and that must stand for a while, in milliseconds."""
+    return settling_names(config, (name for rubric in rubrics.values() for name in rubric.outcome_names))
 
 
 def choose_examples(
@@ -95,6 +102,7 @@ def choose_examples(
                 tokenizer=AutoTokenizer.from_pretrained(model),
                 max_model_len=config.serving.max_model_len,
                 tokenizer_digest=manifest.base_model.tokenizer,
+                lateness=lateness_of(manifest),
                 watch=watch,
             )
         finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from nightschool.config import Config, duration_ms
 from nightschool.episode import Episode, OutcomeHistory
 from nightschool.outcomes import Outcome
+from nightschool_nightly.night_manifest import NightManifest
 
 _NS_PER_MS = 1_000_000
 HOUR_MS = 3_600_000
@@ -28,6 +29,16 @@ class Lateness:
     """How long after its start an episode waits for outcomes at most."""
     as_of_ms: int
     """The night's idea of now."""
+    previous_as_of_ms: int = 0
+    """That of the last published night."""
+
+
+def lateness_of(manifest: NightManifest) -> Lateness | None:
+    """What a night waits for; None when it waits for nothing."""
+    if not manifest.settles_after_ms:
+        return None
+    window_ms = window_of(manifest.settings)
+    return Lateness(manifest.settles_after_ms, window_ms, manifest.as_of_ms, manifest.previous_as_of_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,12 @@ class Standing:
     """When it became final, or will if nothing more comes."""
     revision: int
     """Records of expected outcomes that came after that."""
+    waited_until_ns: int
+    """When the last of those that must stand for a while had done so; 0 when none must."""
+
+    def is_news(self, lateness: Lateness) -> bool:
+        """Whether the last published night still waited for it, and this one does not."""
+        return self.is_final and self.waited_until_ns > lateness.previous_as_of_ms * _NS_PER_MS > 0
 
 
 def settling_names(config: Config, names: Iterable[str]) -> dict[str, int]:
@@ -55,7 +72,7 @@ def window_of(settings: Mapping[str, object]) -> int:
 def standing(episode: Episode, names: Iterable[str], lateness: Lateness) -> Standing:
     """Where an episode stands whose rubric reads the outcomes `names`."""
     closes_ns = episode.started_ns + lateness.window_ms * _NS_PER_MS
-    is_final, final_at_ns, arrivals = True, episode.started_ns, []
+    is_final, final_at_ns, waited_until_ns, arrivals = True, episode.started_ns, 0, []
     for name in names:
         records = _records([*episode.outcomes, *episode.retracted], name)
         wait_ns = lateness.settles_after_ms.get(name, 0) * _NS_PER_MS
@@ -63,8 +80,10 @@ def standing(episode: Episode, names: Iterable[str], lateness: Lateness) -> Stan
         # What settles at once is in the frozen range, so it has come, whatever the rounding of the night's time says.
         is_final = is_final and (at_once or settled_ns <= lateness.as_of_ms * _NS_PER_MS)
         final_at_ns = max(final_at_ns, settled_ns)
+        waited_until_ns = waited_until_ns if at_once else max(waited_until_ns, settled_ns)
         arrivals += [received_ns for received_ns, _ in records]
-    return Standing(is_final, final_at_ns, sum(received_ns > final_at_ns for received_ns in arrivals))
+    revision = sum(received_ns > final_at_ns for received_ns in arrivals)
+    return Standing(is_final, final_at_ns, revision, waited_until_ns)
 
 
 def _records(histories: Iterable[OutcomeHistory], name: str) -> list[tuple[int, Outcome]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nightschool import semconv
@@ -18,6 +18,7 @@ from nightschool.release import BaseModel
 
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
+_IF_SAID = {"settles_after_ms", "as_of_ms", "previous_as_of_ms"}  # a night that waits for nothing has the digest it always had
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class NightManifest:
     frozen_at_ms: int
     """When the input was frozen; the only reading of a clock, and not part of the digest."""
     schema: int = 1
+    settles_after_ms: Mapping[str, int] = field(default_factory=dict)
+    """How long the newest record of an outcome name must stand before it counts; empty when all that is read settles at once."""
+    as_of_ms: int = 0
+    """Until when the night waited for outcomes to settle: `frozen_at_ms` down to the hour; 0 when nothing is waited for."""
+    previous_as_of_ms: int = 0
+    """The same of the last published night: what settled since is new to this one."""
     learnt_from: tuple[str, ...] = ()
     """Marks of the users the candidate was trained on (`lineage`); known only once the night is over."""
     tested_with: tuple[str, ...] = ()
@@ -60,13 +67,17 @@ class NightManifest:
     @property
     def digest(self) -> str:
         """Names the night. Covers neither `frozen_at_ms` nor the marks: the same evidence and settings are the same night."""
-        content = {key: value for key, value in asdict(self).items() if key not in _NOT_COVERED}
+        content = {
+            key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _IF_SAID)
+        }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def has_new_records(self) -> bool:
-        """Whether there is new evidence; that somebody is to be forgotten is none."""
-        return any(part.end > part.new_from for part in self.ranges if part.topic != semconv.TOPIC_ERASURE)
+        """Whether there is new evidence; that somebody is to be forgotten is none, that outcomes may have settled is some."""
+        return self.as_of_ms > self.previous_as_of_ms > 0 or any(
+            part.end > part.new_from for part in self.ranges if part.topic != semconv.TOPIC_ERASURE
+        )
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "digest": self.digest}, sort_keys=True, indent=1)

@@ -19,6 +19,7 @@ from nightschool.config import NightConfig
 from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, TextPart
 from nightschool.errors import NightError
 from nightschool_nightly.episodes import BuiltEpisode
+from nightschool_nightly.lateness import Lateness, standing
 from nightschool_nightly.rubric import Rubric
 
 
@@ -37,6 +38,8 @@ class Drop(StrEnum):
     """The base model's chat template has no spelling for the conversation (a role it does not know, say)."""
     NO_OUTCOME = "no-outcome"
     """Nobody said how it turned out; that is not a bad grade."""
+    UNSETTLED = "outcome-not-settled"
+    """What somebody said may still change; a later night learns from it once it has stood for its time."""
     CONFLICT = "conflicting-outcomes"
     """Two raters chose differently."""
     TOO_LONG = "prompt-too-long"
@@ -72,6 +75,8 @@ class Example:
     temperature: float
     top_p: float
     stop: tuple[str, ...]
+    revision: int = 0
+    """How many outcomes came after the episode was final; above 0, an earlier night may have learned from another answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class _Selector:
     max_model_len: int
     tokenizer_digest: str | None
     dropped: Counter[str]
+    lateness: Lateness | None = None
     seen: set[tuple[str, tuple[int, ...]]] = field(default_factory=set)
 
     def example(self, episode: Episode) -> Example | Drop:
@@ -127,6 +133,9 @@ class _Selector:
         references = find_references(call, episode.outcomes, rubric)
         if isinstance(references, Drop):
             return references
+        stands = standing(episode, rubric.outcome_names, self.lateness) if self.lateness else None
+        if stands is not None and not stands.is_final:
+            return Drop.UNSETTLED
         prompt_ids = self.prompt_ids(call)
         if isinstance(prompt_ids, Drop):
             return prompt_ids
@@ -154,7 +163,15 @@ class _Selector:
             temperature=float(call.request.get("temperature", 1.0)),
             top_p=float(call.request.get("top_p", 1.0)),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            revision=stands.revision if stands else 0,
         )
+
+    def has_settled_since(self, episode: Episode) -> bool:
+        """Whether an episode without new records is news all the same: the last published night still waited for it."""
+        rubric = self.rubrics.get(episode.task)
+        if self.lateness is None or rubric is None:
+            return False
+        return standing(episode, rubric.outcome_names, self.lateness).is_news(self.lateness)
 
     def prompt_ids(self, call: ModelCall) -> tuple[int, ...] | Drop:
         """The token ids production's server saw, if they mean the same here; else those of the rendered messages."""
@@ -187,6 +204,7 @@ def select_examples(
     tokenizer: ChatTokenizer,
     max_model_len: int,
     tokenizer_digest: str | None = None,
+    lateness: Lateness | None = None,
     watch: Watch | None = None,
 ) -> Selection:
     """Choose a night's examples out of its episodes, which must come in a fixed order; `watch` sees what becomes of each.
@@ -195,11 +213,11 @@ def select_examples(
     What it sees of an example is before the share of its user is cut: an example that is not in the selection was over it.
     """
     num_new, dropped = 0, Counter[str]()
-    selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len, tokenizer_digest, dropped)
+    selector = _Selector(tenant, settings, rubrics, tokenizer, max_model_len, tokenizer_digest, dropped, lateness)
     train: list[Example] = []
     holdout: list[Example] = []
     for item in built:
-        if not item.new:
+        if not item.new and not selector.has_settled_since(item.episode):
             dropped[Drop.SEEN] += 1
             continue
         num_new += 1
@@ -225,7 +243,8 @@ def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric:
     """What the human finally chose, for each outcome the rubric needs; or the reason why that is not known."""
     references: dict[str, str] = {}
     for name in rubric.outcome_names:
-        texts = {text for history in outcomes if history.current.name == name and (text := _chosen(call, history)) is not None}
+        about = (history for history in outcomes if history.current.name == name and history.span_id in (None, call.span_id))
+        texts = {text for history in about if (text := _chosen(call, history)) is not None}
         if not texts:
             return Drop.NO_OUTCOME
         if len(texts) > 1:
@@ -237,8 +256,8 @@ def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric:
 def _chosen(call: ModelCall, history: OutcomeHistory) -> str | None:
     """The final answer an outcome stands for: the edit, a text value, or the answer itself when it was approved."""
     outcome = history.current
-    if outcome.final_text is not None:
-        return outcome.final_text
+    if outcome.final_answer is not None:
+        return outcome.final_answer
     if isinstance(outcome.value, str):
         return outcome.value
     return call.answer.text if outcome.value is True else None

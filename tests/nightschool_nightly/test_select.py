@@ -330,6 +330,7 @@ def test_reasons_are_pinned() -> None:
         "message-is-not-text",
         "refused-by-chat-template",
         "no-outcome",
+        "outcome-not-settled",
         "conflicting-outcomes",
         "prompt-too-long",
         "duplicate-prompt",
