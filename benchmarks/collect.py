@@ -24,7 +24,6 @@ import contextlib
 import json
 import os
 import platform
-import random
 import resource
 import statistics
 import subprocess
@@ -390,47 +389,47 @@ def run_press(url: str, *, seconds: float, threads: int) -> dict[str, Any]:
 
 
 # --- episodes -----------------------------------------------------------------------------------------------------------
-def write_day(path: Path, num_spans: int) -> None:
-    """A day straight into a SQLite stream: 2.3 KB spans of a thousand users, each its own trace; every fourth has an outcome."""
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+START_NS = 1_767_225_600 * 10**9
+_PLACES = (b"T" * 16, b"S" * 8, START_NS.to_bytes(8, "little"), b"chatcmpl-#########", b"user-####")
+"""What differs between the spans of a day, as it stands in the encoded span of a text."""
 
+
+def write_day(path: Path, num_spans: int) -> None:
+    """A day straight into a SQLite stream: 2.3 KB spans of a thousand users, each its own trace; every fourth has an outcome.
+
+    A thousand texts are encoded once; a span is one of them with its own ids, time, user and response id put in.
+    """
     from nightschool import semconv as names
     from nightschool.outcomes import Outcome, to_logs_request
     from nightschool.stream.base import Record
     from nightschool.stream.sqlite import SqliteStream
 
     words = load.texts(2000, seed=3)
-    chosen, headers = random.Random(0), {names.HEADER_TENANT: TENANT.encode()}
-    start_ns = 1_767_225_600 * 10**9
+    encoded = [_encoded_span(*pair) for pair in zip(words[::2], words[1::2], strict=True)]
+    headers = {names.HEADER_TENANT: TENANT.encode()}
 
     def span(number: int) -> Record:
-        request = ExportTraceServiceRequest()
-        resource = request.resource_spans.add()
-        resource.resource.attributes.add(key=names.TENANT_ID).value.string_value = TENANT
-        made = resource.scope_spans.add().spans.add(
-            trace_id=(number + 1).to_bytes(16, "big"), span_id=(number + 1).to_bytes(8, "big"), name="chat m", kind=3
+        value, one = encoded[number % len(encoded)], number + 1
+        own = (
+            one.to_bytes(16, "big"),
+            one.to_bytes(8, "big"),
+            (START_NS + number * 10**6).to_bytes(8, "little"),
+            b"chatcmpl-%09d" % number,
+            b"user-%04d" % (number % 1000),
         )
-        made.start_time_unix_nano = start_ns + number * 10**6
-        made.end_time_unix_nano = made.start_time_unix_nano + 10**9
-        for name, value in (
-            (names.SPAN_SIDE, "app"),
-            (names.TASK, "triage"),
-            (names.SUBJECT, f"user-{number % 1000}"),
-            (names.GEN_AI_OPERATION_NAME, "chat"),
-            (names.GEN_AI_REQUEST_MODEL, "m"),
-            (names.GEN_AI_RESPONSE_ID, f"chatcmpl-{number}"),
-            (names.GEN_AI_INPUT_MESSAGES, load.content("user", chosen.choice(words))),
-            (names.GEN_AI_OUTPUT_MESSAGES, load.content("assistant", chosen.choice(words))),
-        ):
-            made.attributes.append(KeyValue(key=name, value=AnyValue(string_value=value)))
-        return Record(f"{number + 1:032x}".encode(), request.SerializeToString(), headers)
+        for place, content in zip(_PLACES, own, strict=True):
+            value = value.replace(place, content, 1)
+        return Record(f"{one:032x}".encode(), value, headers)
 
     def outcome(number: int) -> Record:
         said = Outcome(
-            name="queue", target={"response_id": f"chatcmpl-{number}"}, value="card", source_id="ann", event_id=f"e{number}"
+            name="queue",
+            target={"response_id": f"chatcmpl-{number:09}"},
+            value="card",
+            source_id="ann",
+            event_id=f"e{number}",
         )
-        value = to_logs_request(said, tenant=TENANT, received_ns=start_ns + 10**14).SerializeToString()
+        value = to_logs_request(said, tenant=TENANT, received_ns=START_NS + 10**14).SerializeToString()
         return Record(said.key, value, headers)
 
     with SqliteStream(path, partitions=12) as stream:
@@ -438,6 +437,31 @@ def write_day(path: Path, num_spans: int) -> None:
             numbers = range(first, min(first + 2000, num_spans))
             stream.append(names.TOPIC_SPANS, [span(number) for number in numbers])
             stream.append(names.TOPIC_OUTCOMES, [outcome(number) for number in numbers if number % 4 == 0])
+
+
+def _encoded_span(question: str, answer: str) -> bytes:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    from nightschool import semconv as names
+
+    trace, span, _, response, user = _PLACES
+    request = ExportTraceServiceRequest()
+    resource = request.resource_spans.add()
+    resource.resource.attributes.add(key=names.TENANT_ID).value.string_value = TENANT
+    made = resource.scope_spans.add().spans.add(trace_id=trace, span_id=span, name="chat m", kind=3)
+    made.start_time_unix_nano, made.end_time_unix_nano = START_NS, START_NS + 10**9
+    for name, value in (
+        (names.SPAN_SIDE, "app"),
+        (names.TASK, "triage"),
+        (names.SUBJECT, user.decode()),
+        (names.GEN_AI_OPERATION_NAME, "chat"),
+        (names.GEN_AI_REQUEST_MODEL, "m"),
+        (names.GEN_AI_RESPONSE_ID, response.decode()),
+        (names.GEN_AI_INPUT_MESSAGES, load.content("user", question)),
+        (names.GEN_AI_OUTPUT_MESSAGES, load.content("assistant", answer)),
+    ):
+        made.attributes.add(key=name).value.string_value = value
+    return request.SerializeToString()
 
 
 def run_episodes(path: Path) -> dict[str, Any]:
