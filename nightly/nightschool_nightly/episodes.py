@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from itertools import count, groupby
 from operator import attrgetter, itemgetter
@@ -74,6 +74,7 @@ _SPANS = pa.schema(
         ("episode", pa.string()),
         ("task", pa.string()),
         ("subject", pa.string()),
+        ("told", pa.bool_()),
         ("content", pa.int64()),
         ("new", pa.bool_()),
         ("place", pa.int64()),
@@ -340,15 +341,17 @@ class EpisodeStore:
 
     def _about(self, history: OutcomeHistory, calls: Sequence[ModelCall]) -> OutcomeHistory:
         """A slot with the call it is about, and what the human left of that call's answer."""
-        outcome, figures = history.current, None
+        outcome, figures, about = history.current, None, None
         if outcome.final_answer is not None and outcome.op == "set" and not outcome.is_demonstration:
             edited = edited_call(outcome, calls)
             figures = measure_edit(edited.answer.text, outcome.final_answer) if edited else None
             if figures is None:
                 self.counts.dropped["edit-not-measured"] += 1
             elif outcome.original_sha256 is not None and edited is not None:
-                return replace(history, span_id=edited.span_id, edit=figures)
-        return replace(history, span_id=named_call(outcome.target, calls), edit=figures)
+                about = edited.span_id
+        if about is None:
+            about = named_call(outcome.target, calls)
+        return OutcomeHistory(outcome, history.revisions, history.received_ns, about, figures)
 
     def _tool_runs(self, rows: Iterable[tuple[Any, ...]]) -> tuple[ToolRun, ...]:
         runs = (tool_run_of(span, self._contents.get(content)) for _, span, content in rows)
@@ -412,18 +415,27 @@ class EpisodeStore:
         )
 
 
-# Spans: the first copy of each (trace, span). A server's span of a call that the app saw too is matched by response id and only
-# adds tokens and release to it. Outcomes: the first copy of each event; slots by last writer; targets resolved to one trace.
+# Spans: the first copy of each (trace, span). Where two instrumentations, one inside the other, recorded one call (the same trace and
+# response id), the inner one with content is the call; the other only names user, session and task, as any span of a trace may. A
+# server's span of a call that the app saw too is matched by response id and only adds tokens and release to it. Outcomes: the first
+# copy of each event; slots by last writer; targets resolved to one trace.
 _JOIN = (
     """CREATE TABLE spans AS SELECT * FROM raw_spans
        QUALIFY row_number() OVER (PARTITION BY trace, span ORDER BY place) = 1""",
+    """CREATE TABLE again AS SELECT trace, span FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL
+       QUALIFY row_number() OVER (PARTITION BY trace, response ORDER BY told DESC, started DESC, span) > 1""",
+    """UPDATE spans SET model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM again)""",
+    """CREATE TABLE named AS SELECT trace, arg_min(conversation, row(started, span)) AS conversation,
+              arg_min(episode, row(started, span)) AS episode, arg_min(task, row(started, span)) AS task,
+              arg_min(subject, row(started, span)) AS subject
+       FROM spans WHERE NOT model_call AND coalesce(conversation, episode, task, subject) IS NOT NULL GROUP BY trace""",
     """CREATE TABLE app_calls AS SELECT response, min(trace) AS trace, min(span) AS span, count(*) AS copies
        FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL GROUP BY response""",
     """CREATE TABLE server_calls AS SELECT s.*, a.trace AS app_trace, a.span AS app_span
        FROM spans s LEFT JOIN app_calls a ON s.response = a.response AND a.copies = 1
        WHERE s.model_call AND s.side = 'server'
        QUALIFY row_number() OVER (PARTITION BY coalesce(s.response, s.trace || s.span) ORDER BY s.place) = 1""",
-    """CREATE TABLE calls AS
+    """CREATE TABLE seen_calls AS
        SELECT c.trace, c.span, c.started, c.response, c.conversation, c.episode, c.task, c.subject, c.content,
               s.content AS server, c.new OR coalesce(s.new, false) AS new
        FROM spans c LEFT JOIN server_calls s ON s.app_trace = c.trace AND s.app_span = c.span
@@ -431,6 +443,10 @@ _JOIN = (
        UNION ALL
        SELECT trace, span, started, response, conversation, episode, task, subject, content, content, new
        FROM server_calls WHERE app_trace IS NULL""",
+    """CREATE TABLE calls AS
+       SELECT c.* REPLACE (coalesce(c.conversation, n.conversation) AS conversation, coalesce(c.episode, n.episode) AS episode,
+                           coalesce(c.task, n.task) AS task, coalesce(c.subject, n.subject) AS subject)
+       FROM seen_calls c LEFT JOIN named n USING (trace)""",
     """CREATE TABLE events AS SELECT e.* FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span
        QUALIFY row_number() OVER (PARTITION BY e.trace, e.span, e.said_at, e.digest ORDER BY e.place) = 1""",
     """CREATE TABLE turns AS SELECT conversation, trace, row_number() OVER (PARTITION BY conversation ORDER BY first, trace) - 1 AS turn
@@ -453,6 +469,7 @@ _JOIN = (
 )
 _DROPS = """
     SELECT 'duplicate-span', (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)
+    UNION ALL SELECT 'call-recorded-twice', count(*) FROM again
     UNION ALL SELECT 'duplicate-event',
         (SELECT count(*) FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span) - (SELECT count(*) FROM events)
     UNION ALL SELECT 'event-without-call', count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span
@@ -474,6 +491,7 @@ _READ_OUTCOMES = """
     SELECT j.trace, o.slot, o.new, o.content, o.received FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
     ORDER BY j.trace, o.slot, o.occurred, o.received, o.place"""
 _outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
+_said_values = attrgetter(*(item.name for item in fields(Outcome) if item.name not in ("event_id", "occurred_at_ns")))
 
 
 def _received_ns(record: StoredRecord, log: LogRecord) -> int:
@@ -507,6 +525,7 @@ def _span_columns(row: SpanRow, content: int | None, *, new: bool, place: int) -
         row.episode_id,
         row.task,
         row.subject,
+        row.has_content,
         content,
         new,
         place,
@@ -536,7 +555,7 @@ def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: b
 
 def _fingerprint(outcome: Outcome) -> int:
     """What an outcome says, without its id and time: a copy that the collector received later says the same."""
-    said = repr(_outcome_values(replace(outcome, event_id="", occurred_at_ns=None)))
+    said = repr(_said_values(outcome))
     return int.from_bytes(blake2b(said.encode("utf-8", "surrogatepass"), digest_size=7).digest())
 
 

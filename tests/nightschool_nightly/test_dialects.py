@@ -196,6 +196,47 @@ def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> Non
     assert hours.tool_runs == ()
 
 
+def test_a_call_that_two_instrumentations_recorded_is_one_call(read: Read) -> None:
+    """A span around the call's own, with the same response id: the inner one with content counts, the other is named in the drops."""
+    ((topic, value),) = recorded("otel_current")
+    once, _ = read((topic, value))
+    request = ExportTraceServiceRequest.FromString(value)
+    content = (names.GEN_AI_INPUT_MESSAGES, names.GEN_AI_OUTPUT_MESSAGES)
+    for keeps_content, moved_ns in ((True, -1000), (False, 1000)):
+        outer = ExportTraceServiceRequest.FromString(value)
+        for scope in outer.resource_spans[0].scope_spans:
+            for span in scope.spans:
+                span.span_id = bytes(byte ^ 255 for byte in span.span_id)
+                span.start_time_unix_nano += moved_ns
+                kept = [item for item in span.attributes if keeps_content or item.key not in content]
+                del span.attributes[:]
+                span.attributes.extend(kept)
+        both, counts = read((topic, request.SerializeToString()), (topic, outer.SerializeToString()))
+        assert calls_of(both) == calls_of(once)
+        assert [call.span_id for episode in both for call in episode.calls] == [
+            call.span_id for episode in once for call in episode.calls
+        ]
+        assert counts.dropped == {"call-recorded-twice": 3}
+
+
+def test_any_span_of_a_trace_may_name_user_session_and_task(read: Read) -> None:
+    """What an app sets on its request's span is true of the calls inside; what a call says of itself counts first."""
+    ((topic, value),) = recorded("otel_current")
+    request = ExportTraceServiceRequest.FromString(value)
+    for scope in request.resource_spans[0].scope_spans:
+        for span in scope.spans:
+            if span.name == "card":
+                for name, text in {"user.id": "u1", "session.id": "s1", names.TASK: "cards"}.items():
+                    span.attributes.add(key=name).value.string_value = text
+            elif span.name.startswith("chat") and span.start_time_unix_nano == max(
+                item.start_time_unix_nano for item in scope.spans
+            ):
+                span.attributes.add(key=names.SUBJECT).value.string_value = "its own"
+    card, hours = read((topic, request.SerializeToString()))[0]
+    assert (card.subject, card.conversation, card.task) == ("u1", "s1", "cards")
+    assert (hours.subject, hours.conversation, hours.task) == ("its own", None, "default")
+
+
 def test_a_dialect_nobody_reads_is_counted_by_who_made_it(read: Read) -> None:
     """A span that names a model and what was said is never dropped in silence; one that does not is no model call."""
     unknown: Mapping[str, str] = {"acme.llm.model": "m", "acme.llm.prompt": "hi", "acme.llm.completion": "ho"}

@@ -49,6 +49,8 @@ class SpanRow:
     attributes: Mapping[str, Any]
     """What episodes are made of, under the names of the GenAI conventions, whatever the span called it."""
     is_tool_run: bool = False
+    has_content: bool = False
+    """Whether the span itself, without log records, has messages and answer."""
     outcomes: tuple[Outcome, ...] = ()
     """What the span says about how something turned out: annotations, rewards, evaluation events."""
     unknown_dialect: str | None = None
@@ -100,6 +102,7 @@ def _row(span: Span, scope: str, resource: Mapping[str, Any]) -> SpanRow:
         subject=text_of(attributes.get(names.SUBJECT)),
         attributes=attributes,
         is_tool_run=operation == _TOOL_OPERATION,
+        has_content=names.GEN_AI_INPUT_MESSAGES in attributes and names.GEN_AI_OUTPUT_MESSAGES in attributes,
         outcomes=_outcomes(span, raw, attributes),
         unknown_dialect=None if operation else unknown_dialect(raw),
     )
