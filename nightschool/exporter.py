@@ -8,6 +8,7 @@ thousands and an outcome is one of a kind.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -271,11 +272,12 @@ class Exporter:
     def _settle(self, lane: Lane[Any], payload: Payload[Any], reply: Reply) -> None:
         num_items = len(payload.items)
         if 200 <= reply.status < 300:
-            num_rejected = min(_num_rejected_spans(reply.body), num_items) if lane is self._spans else 0
+            count = _num_rejected_spans if lane is self._spans else _num_rejected_outcomes
+            num_rejected = min(count(reply.body), num_items)
             lane.sent += num_items - num_rejected
             lane.rejected += num_rejected
             if num_rejected:
-                self._shield.log_once(f"the collector rejected some spans: {reply.body!r}")
+                self._shield.log_once(f"the collector rejected some {lane.name}: {reply.body[:500]!r}")
         else:
             lane.rejected += num_items
             self._shield.log_once(f"the collector refused {lane.name} for good: {reply.status} {reply.reason}")
@@ -295,6 +297,15 @@ def _num_rejected_spans(body: bytes) -> int:
         return int(ExportTraceServiceResponse.FromString(body).partial_success.rejected_spans)
     except DecodeError:  # an answer in another format still means 200
         return 0
+
+
+def _num_rejected_outcomes(body: bytes) -> int:
+    """How many items of a batch were not stored and never will be: each has a status of its own."""
+    try:
+        statuses = [item["status"] for item in json.loads(body)["outcomes"]]
+    except (ValueError, KeyError, TypeError):  # an answer in another format still means 202
+        return 0
+    return sum(status in ("rejected", "conflict") for status in statuses)
 
 
 _exporters: weakref.WeakSet[Exporter] = weakref.WeakSet()

@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse, Response
@@ -65,7 +65,8 @@ class OutcomeIntake:
                 continue
             event, said = item.id, _fingerprint(item)
             if event not in known:
-                known[event], fresh[event] = said, item
+                # The id is that of what was sent: redaction must not change it, or a replay would be another event.
+                known[event], fresh[event] = said, replace(item, event_id=event)
                 verdicts.append(Verdict("accepted", event))
             elif known[event] == said:
                 verdicts.append(Verdict("duplicate", event))
@@ -74,7 +75,7 @@ class OutcomeIntake:
                 verdicts.append(Verdict("conflict", event, what))
         if fresh:
             self._append(tenant, list(fresh.values()))
-            self._remember(tenant, fresh)
+            self._remember(tenant, {event: known[event] for event in fresh})
         return verdicts
 
     def _redacted(self, tenant: str, item: Outcome | RecordError) -> Outcome | RecordError:
@@ -88,10 +89,10 @@ class OutcomeIntake:
             events = {item.id for item in items if isinstance(item, Outcome)}
             return {event: said for event in events if (said := self._known.get((tenant, event))) is not None}
 
-    def _remember(self, tenant: str, fresh: dict[str, Outcome]) -> None:
+    def _remember(self, tenant: str, fresh: dict[str, bytes]) -> None:
         with self._lock:
-            for event, outcome in fresh.items():
-                self._known[tenant, event] = _fingerprint(outcome)
+            for event, said in fresh.items():
+                self._known[tenant, event] = said
             while len(self._known) > self._num_remembered:
                 self._known.popitem(last=False)
 

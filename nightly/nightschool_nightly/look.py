@@ -118,7 +118,7 @@ def _seen(episode: Episode, fate: str) -> Seen:
 def _said(history: OutcomeHistory) -> str:
     """`queue: card -> fraud (human 1f2e)`."""
     current = history.current
-    values = [_value(one.value) if one.final_text is None else one.final_text for one in history.revisions if one.op == "set"]
+    values = [_value(one.value) if one.final_answer is None else one.final_answer for one in history.revisions if one.op == "set"]
     who = f"{current.source_kind} {current.source_id[:8]}".strip()
     return f"{current.name}: {' -> '.join(values)} ({who})"
 

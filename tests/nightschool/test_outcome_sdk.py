@@ -12,7 +12,7 @@ import nightschool
 from nightschool.errors import ConfigError, RecordError
 from nightschool.keys import subject_of
 from nightschool.outcome_tokens import OutcomeKey, TokenVerifier
-from nightschool.testing import Collector, capture
+from nightschool.testing import Collector, Failure, capture
 from nightschool.tracer import Client
 
 SECRET = "s" * 40
@@ -145,3 +145,14 @@ def test_no_token_is_no_failure_of_the_app(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("NIGHTSCHOOL_STRICT", "1")
     with pytest.raises(ConfigError, match="no key signs browser tokens"):
         client().outcome_token("thumb", trace_id=TRACE)
+
+
+def test_an_outcome_that_the_collector_rejects_is_counted(collector: Collector) -> None:
+    """A batch is taken item by item; what was not stored is in the statistics, and the rest was sent."""
+    said = b'{"outcomes":[{"status":"accepted"},{"status":"conflict","error":"x"},{"status":"duplicate"}]}'
+    collector.fail(Failure(202, body=said), path="/v1/outcomes")
+    for _ in range(3):
+        nightschool.outcome("thumb", True, response_id="r")
+    assert nightschool.flush()
+    stats = nightschool.stats().outcomes
+    assert (stats.sent, stats.rejected) == (2, 1)
