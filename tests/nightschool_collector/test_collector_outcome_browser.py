@@ -221,3 +221,24 @@ def test_a_link_is_confirmed_by_a_click(site: Site, page: Any) -> None:
     page.click("button")
     says(page, "Thank you")
     assert [item.value for item in site.stored()] == [4]
+
+
+def test_the_page_of_the_examples_works(site: Site, page: Any) -> None:
+    """Both buttons, the retraction and the text, as the example writes them."""
+    example = (Path(__file__).parents[2] / "examples" / "outcomes" / "page.html").read_text(encoding="utf-8")
+    token = site.client.outcome_token("thumb", "edit", trace_id=TRACE)
+    (site.folder / "index.html").write_text(example.replace("COLLECTOR", site.collector).replace("TOKEN", token or ""))
+    page.goto(f"{site.page_origin}/index.html")
+    page.fill("#text", "My own words.")
+    for number, button in enumerate(("#up", "#down", "#none", "#form button"), start=1):
+        page.click(button)
+        wait_until(lambda number=number: len(site.stored()) == number)  # type: ignore[misc]
+    assert [
+        (item.op, item.value, item.final_answer) for item in sorted(site.stored(), key=lambda item: item.occurred_at_ns or 0)
+    ] == [
+        ("set", True, None),
+        ("set", False, None),
+        ("retract", None, None),
+        ("set", None, "My own words."),
+    ]
+    assert page.inner_text("#said") == "accepted"
