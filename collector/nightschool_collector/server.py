@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from nightschool.config import CollectorConfig, Config
+from nightschool.config import CollectorConfig, Config, duration_ms
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
 from nightschool.redaction.tenants import redactors
@@ -73,7 +73,7 @@ def _receive(
 ) -> None:
     """One process: open the stream, answer, drain, close."""
     settings = config.collector
-    with open_configured(config.stream) as stream:
+    with open_configured(config.stream, outcome_window_ms=duration_ms(config.night.outcome_window)) as stream:
         _warn_of_retention(stream)
         admission = Admission(_budgets(settings), gauge=counters.in_flight)
         door = Door(Intake(stream, keys, counters, redactors=redactors(config)), admission, settings.max_body_mib << 20)

@@ -18,7 +18,7 @@ from nightschool.cli import episodes as command
 from nightschool.config import Config, load_config
 from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.registry import Registry
-from nightschool.stream import open_stream
+from nightschool.stream import open_configured
 
 if TYPE_CHECKING:
     from nightschool.episode import Episode, OutcomeHistory
@@ -81,7 +81,7 @@ def look(config: Config, tenant: str, *, limit: int, now_ms: int) -> Look:
         if len(found) < limit:
             found.append((episode, fate))
 
-    with open_stream(config.stream.url, partitions=config.stream.partitions) as stream:
+    with open_configured(config.stream) as stream:
         manifest = freeze_tenant(config, tenant, stream, registry=registry, model=model, rubrics=rubrics, now_ms=now_ms)
         selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch)
     fates = {example.id: TRAINS for example in selection.train} | {example.id: HELD_OUT for example in selection.holdout}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nightschool.cli import add_config_argument
-from nightschool.config import load_config
+from nightschool.config import duration_ms, load_config
 from nightschool.stream import open_configured
 
 if TYPE_CHECKING:
@@ -23,14 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = load_config(arguments.config).stream
+    config = load_config(arguments.config)
+    settings = config.stream
     if not settings.url.startswith("kafka:"):
         print(f"the stream is {settings.url}: its topics need no settings")
         return 0
     from nightschool.stream.kafka import KafkaStream
     from nightschool.stream.kafka_topics import TOPICS
 
-    with open_configured(settings) as stream:
+    with open_configured(settings, outcome_window_ms=duration_ms(config.night.outcome_window)) as stream:
         assert isinstance(stream, KafkaStream)
         if arguments.create:
             for topic in (topic for topic in TOPICS if stream.topic_state(topic) is None):

@@ -28,11 +28,14 @@ __all__ = [
 ]
 
 DEFAULT_PARTITIONS = 12
+DEFAULT_WINDOW_MS = 30 * 24 * 3600 * 1000
 
 
-def open_configured(settings: StreamConfig) -> Stream:
-    """Open the stream that [stream] of nightschool.toml describes."""
-    return open_stream(settings.url, partitions=settings.partitions, security=settings.security())
+def open_configured(settings: StreamConfig, *, outcome_window_ms: int = DEFAULT_WINDOW_MS) -> Stream:
+    """Open the stream that [stream] of nightschool.toml describes; who creates topics says how long outcomes are awaited."""
+    return open_stream(
+        settings.url, partitions=settings.partitions, security=settings.security(), outcome_window_ms=outcome_window_ms
+    )
 
 
 def retention_warnings(stream: Stream) -> list[str]:
@@ -51,10 +54,17 @@ def retention_warnings(stream: Stream) -> list[str]:
     ]
 
 
-def open_stream(url: str, *, partitions: int = DEFAULT_PARTITIONS, security: KafkaSecurity | None = None) -> Stream:
+def open_stream(
+    url: str,
+    *,
+    partitions: int = DEFAULT_PARTITIONS,
+    security: KafkaSecurity | None = None,
+    outcome_window_ms: int = DEFAULT_WINDOW_MS,
+) -> Stream:
     """Open the stream at `url`; topics are created on first append with `partitions` partitions.
 
     `sqlite:PATH` is one file on this machine, `kafka://HOST:PORT[,HOST:PORT...]` an Apache Kafka cluster, entered as `security` says.
+    There a topic that is created keeps its records longer than `outcome_window_ms`.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest:
@@ -64,5 +74,7 @@ def open_stream(url: str, *, partitions: int = DEFAULT_PARTITIONS, security: Kaf
     if scheme == "kafka" and rest.startswith("//"):
         from nightschool.stream.kafka import KafkaStream
 
-        return KafkaStream(rest.removeprefix("//").split(","), partitions=partitions, security=security)
+        return KafkaStream(
+            rest.removeprefix("//").split(","), partitions=partitions, security=security, outcome_window_ms=outcome_window_ms
+        )
     raise ConfigError(f"stream url {url!r} is not understood; allowed are 'sqlite:PATH' and 'kafka://HOST:PORT[,HOST:PORT...]'")

@@ -20,7 +20,7 @@ from nightschool.errors import MissingExtraError, RecordError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range
 from nightschool.stream.kafka_connection import KafkaConnection, KafkaSecurity
 from nightschool.stream.kafka_limits import CONNECT_TIMEOUT_MS, MAX_MESSAGE_BYTES, REQUEST_TIMEOUT_MS
-from nightschool.stream.kafka_topics import TOPICS, Difference, TopicState, differences, plan_of
+from nightschool.stream.kafka_topics import OUTCOME_WINDOW_MS, TOPICS, Difference, TopicState, differences, plan_of
 
 try:
     import zstandard  # noqa: F401  kafka-python compresses and decompresses with it
@@ -58,11 +58,17 @@ class KafkaStream:
     """A `Stream` on a Kafka cluster."""
 
     def __init__(
-        self, bootstrap: Sequence[str], *, partitions: int, security: KafkaSecurity | None = None, fast: bool | None = None
+        self,
+        bootstrap: Sequence[str],
+        *,
+        partitions: int,
+        security: KafkaSecurity | None = None,
+        outcome_window_ms: int = OUTCOME_WINDOW_MS,
+        fast: bool | None = None,
     ) -> None:
         """`fast` chooses librdkafka or kafka-python for writing; None takes librdkafka where it is installed."""
         self._connection = KafkaConnection.to(bootstrap, security)
-        self._partitions = partitions
+        self._partitions, self._window_ms = partitions, outcome_window_ms
         self._fast = find_spec("confluent_kafka") is not None if fast is None else fast
         self._lock, self._admin_lock = Lock(), Lock()
         self._clients: dict[str, Any] = {}
@@ -72,7 +78,7 @@ class KafkaStream:
     def create_topic(self, topic: str, *, partitions: int) -> None:
         check_topic(topic)
         with self._errors():
-            plan = plan_of(topic, partitions=partitions, brokers=self._brokers())
+            plan = plan_of(topic, partitions=partitions, brokers=self._brokers(), window_ms=self._window_ms)
             wanted = {
                 "num_partitions": plan.partitions,
                 "replication_factor": plan.replicas,
@@ -168,7 +174,7 @@ class KafkaStream:
             brokers = self._brokers()
         found: list[Difference] = []
         for topic in topics:
-            plan = plan_of(topic, partitions=self._partitions, brokers=brokers)
+            plan = plan_of(topic, partitions=self._partitions, brokers=brokers, window_ms=self._window_ms)
             found += differences(plan, self.topic_state(topic), bootstrap=str(self._connection))
         return found
 

@@ -9,10 +9,10 @@ from nightschool import semconv
 from nightschool.stream.kafka_limits import MAX_MESSAGE_BYTES
 
 REPLICAS = 3
-OUTCOME_WINDOW_DAYS = 30
-MARGIN_DAYS = 2  # a night may be late; what it still needs must be there
-OUTCOME_DAYS, DEAD_LETTER_DAYS = 90, 14
 _DAY_MS = 24 * 3600 * 1000
+OUTCOME_WINDOW_MS = 30 * _DAY_MS
+MARGIN_MS = 2 * _DAY_MS  # a night may be late; what it still needs must be there
+OUTCOME_DAYS, DEAD_LETTER_DAYS = 90, 14
 _COMPACTED = ("erasure", "manifests")
 _TOMBSTONE_DAYS = 7  # so that a slow reader still sees that something was deleted
 _DEAD_LETTER_PARTITIONS = 3
@@ -59,7 +59,7 @@ class Difference:
     """The command that repairs it, for a shell beside Kafka's own tools."""
 
 
-def plan_of(topic: str, *, partitions: int, brokers: int, window_days: int = OUTCOME_WINDOW_DAYS) -> TopicPlan:
+def plan_of(topic: str, *, partitions: int, brokers: int, window_ms: int = OUTCOME_WINDOW_MS) -> TopicPlan:
     """The plan of `topic` in a cluster of `brokers`; `partitions` are those of topics keyed by trace.
 
     Spans outlive the days in which an outcome may come, and outcomes are never compacted, since corrections are history.
@@ -74,8 +74,9 @@ def plan_of(topic: str, *, partitions: int, brokers: int, window_days: int = OUT
     if kind in _COMPACTED:
         settings |= {"cleanup.policy": "compact", "delete.retention.ms": str(_TOMBSTONE_DAYS * _DAY_MS)}
     else:
-        days = {"outcomes": max(OUTCOME_DAYS, window_days + MARGIN_DAYS), "dlq": DEAD_LETTER_DAYS}
-        settings |= {"cleanup.policy": "delete", "retention.ms": str(days.get(kind, window_days + MARGIN_DAYS) * _DAY_MS)}
+        needed = window_ms + MARGIN_MS
+        kept = {"outcomes": max(OUTCOME_DAYS * _DAY_MS, needed), "dlq": DEAD_LETTER_DAYS * _DAY_MS}
+        settings |= {"cleanup.policy": "delete", "retention.ms": str(kept.get(kind, needed))}
     count = 1 if kind in _COMPACTED else min(partitions, _DEAD_LETTER_PARTITIONS) if kind == "dlq" else partitions
     return TopicPlan(topic, count, min(REPLICAS, brokers), settings)
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range, partition_of
@@ -77,6 +77,10 @@ class SqliteStream:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer: sqlite3.Connection | None = self._connect()
             self._create_schema(self._writer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same file for itself."""
+        return _open, (self.path, self._partitions)
 
     # --- writing ---------------------------------------------------------------------------------------------------------
     def create_topic(self, topic: str, *, partitions: int) -> None:
@@ -219,6 +223,10 @@ class SqliteStream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _open(path: Path, partitions: int) -> SqliteStream:
+    return SqliteStream(path, partitions=partitions)
 
 
 @contextmanager

@@ -71,6 +71,27 @@ def test_topics_from_nothing_to_repaired(broker: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
+def test_the_collector_warns_of_short_retention(broker: Any, tmp_path: Path, unused_port: int) -> None:
+    """Before it takes a record the collector says which topic loses records, also when only a longer outcome window makes it short."""
+    (tmp_path / "nightschool.toml").write_text(
+        f'[stream]\nurl = "kafka://{broker.bootstrap}"\npartitions = 4\n[collector]\nport = {unused_port}\ngrpc_port = 0\n'
+        f'[night]\noutcome_window = "60d"\n[tenants.acme]\nkey_sha256 = ["{"a" * 64}"]\n'
+    )
+    with open_stream(f"kafka://{broker.bootstrap}", partitions=4) as stream:
+        for topic in TOPICS:
+            stream.create_topic(topic, partitions=4)
+    command = [sys.executable, "-m", "nightschool_collector"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as collector:
+        assert collector.stdout is not None
+        assert collector.stdout.readline().startswith("collecting on")
+        collector.terminate()
+        said = collector.communicate(timeout=30)[1].splitlines()
+    warned = [line for line in said if "may lose records before a night reads them" in line]
+    assert [line.split()[4] for line in warned] == [semconv.TOPIC_SPANS, semconv.TOPIC_LOGS]
+    assert all("retention.ms is 32 days, it should be 62 days" in line for line in warned)
+
+
+@pytest.mark.kafka
 def test_created_topics_are_what_was_planned(broker: Any) -> None:
     """The broker holds every planned setting, the partitions and the copies."""
     with KafkaStream([broker.bootstrap], partitions=4) as stream:
@@ -102,7 +123,7 @@ def test_more_than_planned_is_no_difference() -> None:
 def test_retention_follows_the_outcome_window() -> None:
     """Spans, logs and outcomes stay two days longer than an outcome may come."""
     kept = {
-        topic: int(plan_of(topic, partitions=1, brokers=1, window_days=100).settings["retention.ms"]) // DAY_MS
+        topic: int(plan_of(topic, partitions=1, brokers=1, window_ms=100 * DAY_MS).settings["retention.ms"]) // DAY_MS
         for topic in (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES)
     }
     assert set(kept.values()) == {102}
