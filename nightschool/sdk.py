@@ -30,7 +30,7 @@ def configure(
     subject_key: str | None = None,
     service_name: str | None = None,
     max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
-    capture_content: bool | Mapping[str, bool] = True,
+    capture_content: bool | Mapping[str, bool] | None = None,
     outcome_key: tuple[str, str] | None = None,
     redaction: bool | Rules = True,
 ) -> Client:

@@ -50,6 +50,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AT_EXIT_TIMEOUT_S = 2.0
+_CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+_NO_CONTENT_IN_SPANS = ("NO_CONTENT", "EVENT_ONLY", "FALSE")
 UNSET: Any = object()
 _current: ContextVar[Request | None] = ContextVar("nightschool_request", default=None)
 
@@ -76,7 +78,7 @@ class Client:
         subject_key: str | None = None,
         service_name: str | None = None,
         max_queue_bytes: int = DEFAULT_MAX_QUEUE_BYTES,
-        capture_content: bool | Mapping[str, bool] = True,
+        capture_content: bool | Mapping[str, bool] | None = None,
         outcome_key: tuple[str, str] | None = None,
         redaction: bool | Rules = True,
         enabled: bool = True,
@@ -87,9 +89,9 @@ class Client:
         the other. `redaction` takes secrets and personal data out before anything leaves the process; False leaves all in.
 
         With `enabled=False`, or `NIGHTSCHOOL_DISABLED=1` in the environment, nothing is checked, recorded or sent.
-        `capture_content` says whether texts are recorded, for all or by task; a task not named is. `outcome_key` is the id
-        and the secret that sign browser tokens (`outcome_token`). `clock` (nanoseconds since the epoch) and `id_generator` are
-        for tests.
+        `capture_content` says whether texts are recorded, for all or by task; a task not named is. Without it they are, unless
+        OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT keeps them out of spans. `outcome_key` is the id and the secret that
+        sign browser tokens (`outcome_token`). `clock` (nanoseconds since the epoch) and `id_generator` are for tests.
         """
         self.shield = Shield()
         self.now_ns = clock
@@ -105,7 +107,7 @@ class Client:
             raise ConfigError("api_key must be the tenant's key, printable ASCII text as `nightschool key` printed it")
         if max_queue_bytes <= 0:
             raise ConfigError(f"max_queue_bytes is {max_queue_bytes}; it must be above 0")
-        self._captures = _check_capture(capture_content)
+        self._captures = self._default_capture() if capture_content is None else _check_capture(capture_content)
         self._outcome_key = OutcomeKey(outcome_key[0], outcome_key[1].strip().encode()) if outcome_key else None
         secret = subject_key or hash_key(api_key)
         redactor = Redactor(redaction if isinstance(redaction, Rules) else Rules(), secret) if redaction else None
@@ -360,6 +362,14 @@ class Client:
             if is_strict(default=False):
                 raise
             return None
+
+    def _default_capture(self) -> bool:
+        """What OpenTelemetry's own variable says, loudly where it turns content off: nothing could be learned then."""
+        said = os.environ.get(_CAPTURE_VARIABLE, "").strip()
+        if said.upper() not in _NO_CONTENT_IN_SPANS:
+            return True
+        self.shield.log_once(f"texts are not recorded, because {_CAPTURE_VARIABLE} is {said}; capture_content=True records them")
+        return False
 
     def captures_content(self, task: str) -> bool:
         """Whether texts of `task` are recorded."""
