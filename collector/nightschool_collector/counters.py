@@ -7,10 +7,11 @@ an array. Several worker processes share the array: each writes its own row, and
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from threading import Lock
 
+from nightschool.redaction import ALL_KINDS
 from nightschool_collector.admission import Lane
 from nightschool_collector.refusal import REASONS
 
@@ -26,6 +27,9 @@ _COUNTERS = {
     "received_bytes": "Bytes of acknowledged requests, decompressed.",
 }
 _REFUSED = "refused_requests"
+_REDACTED = "redacted"
+OWN_KIND = "own"  # every kind that a tenant's own patterns define; their names are the tenant's business
+REDACTED_KINDS = (*ALL_KINDS, "denied", "user-id", "unreadable", OWN_KIND)
 
 Series = tuple[str, ...]
 
@@ -37,8 +41,9 @@ class Counters:
         self.tenants = (*tenants, NOBODY)
         named = product(_COUNTERS, self.tenants, SIGNALS)
         refused = product((_REFUSED,), self.tenants, SIGNALS, REASONS)
+        redacted = product((_REDACTED,), self.tenants, REDACTED_KINDS)
         in_flight = (("in_flight", lane) for lane in Lane)
-        self._place: dict[Series, int] = {series: n for n, series in enumerate((*named, *refused, *in_flight))}
+        self._place: dict[Series, int] = {series: n for n, series in enumerate((*named, *refused, *redacted, *in_flight))}
         self._num_workers, self._first = num_workers, 0
         self._numbers = memoryview(mmap.mmap(-1, len(self._place) * num_workers * 8)).cast("q")
         self._lock = Lock()
@@ -60,6 +65,13 @@ class Counters:
         with self._lock:
             self._numbers[self._first + self._place[_REFUSED, tenant, signal, reason]] += 1
 
+    def redacted(self, tenant: str, found: Mapping[str, int]) -> None:
+        """Findings that were replaced, by kind."""
+        with self._lock:
+            for kind, number in found.items():
+                kind = kind if kind in REDACTED_KINDS else OWN_KIND
+                self._numbers[self._first + self._place[_REDACTED, tenant, kind]] += number
+
     def in_flight(self, lane: Lane, num_bytes: int) -> None:
         self._numbers[self._first + self._place["in_flight", lane]] = num_bytes
 
@@ -74,6 +86,14 @@ class Counters:
         for name, meaning in (*_COUNTERS.items(), (_REFUSED, "Requests that were refused; nothing of them was stored.")):
             lines += (f"# HELP {_PREFIX}_{name}_total {meaning}", f"# TYPE {_PREFIX}_{name}_total counter")
             lines += self._samples(name, self._split(by_tenant))
+        lines += (
+            f"# HELP {_PREFIX}_{_REDACTED}_total Secrets and personal data replaced before storing, and user ids made pseudonyms.",
+            f"# TYPE {_PREFIX}_{_REDACTED}_total counter",
+        )
+        for label, tenants in self._split(by_tenant):
+            for kind in REDACTED_KINDS:
+                if number := sum(self.total(_REDACTED, tenant, kind) for tenant in tenants):
+                    lines.append(f'{_PREFIX}_{_REDACTED}_total{{{label}kind="{kind}"}} {number}')
         lines += (
             f"# HELP {_PREFIX}_in_flight_bytes Bytes admitted and not yet answered.",
             f"# TYPE {_PREFIX}_in_flight_bytes gauge",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -48,6 +49,8 @@ class Intake:
         """A tenant without a redactor is stored as it comes."""
         self.stream, self.counters, self.redactors = stream, counters, redactors
         self._keys, self._clock_ns = keys, clock_ns
+        for name, redactor in redactors.items():
+            redactor.watch(partial(counters.redacted, name))
 
     def tenant_of(self, authorization: str | None) -> str:
         """Whose key this is; `RefusedError` (401) if nobody's."""

@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +45,7 @@ class Redactor:
         self._key = secret.encode("utf-8", "surrogatepass")
         self._counts: Found = Counter()
         self._lock = threading.Lock()
+        self._watch: Callable[[Mapping[str, int]], None] = lambda found: None
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -52,11 +53,16 @@ class Redactor:
         with self._lock:
             return dict(self._counts)
 
+    def watch(self, watch: Callable[[Mapping[str, int]], None]) -> None:
+        """Call `watch` with the findings of each message from now on, by kind; the collector's metrics do."""
+        self._watch = watch
+
     def count(self, found: Mapping[str, int]) -> None:
         """Add findings to `counts`."""
         if found:
             with self._lock:
                 self._counts.update(found)
+            self._watch(found)
 
     # --- texts and JSON -------------------------------------------------------------------------------------------------
     def text(self, text: str, found: Found) -> str:

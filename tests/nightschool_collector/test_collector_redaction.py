@@ -171,3 +171,14 @@ def test_the_subject_key_file_is_the_secret_of_the_pseudonyms(tmp_path: Path) ->
         redactors(config)
     (tmp_path / "subject.key").write_text("long-lived\n")
     assert redactors(config)["acme"].subject("mia") == subject_of("long-lived", "mia")
+
+
+def test_findings_are_counted_by_kind(client: TestClient) -> None:
+    """At /metrics, all tenants together; a tenant's own kinds under one name."""
+    post(client, "/v1/traces", foreign_span(words=f"{MAIL} 8.8.8.8").SerializeToString())
+    post(client, "/v1/traces", foreign_span(words="TCK-123456").SerializeToString(), tenant="globex")
+    found = [line for line in client.get("/metrics").text.splitlines() if line.startswith("nightschool_collector_redacted_total")]
+    assert found == [
+        f'nightschool_collector_redacted_total{{kind="{kind}"}} {number}'
+        for kind, number in (("email", 1), ("ip", 1), ("user-id", 2), ("own", 1))
+    ]
