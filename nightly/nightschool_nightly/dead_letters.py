@@ -52,6 +52,13 @@ class DeadLetters:
         if new:
             self._new.append(letter)
 
+    def add_all(self, later: DeadLetters) -> None:
+        """Add those of ranges that another process read, after these."""
+        self._dead += later._dead
+        self._read += later._read
+        self._first = self._first or later._first
+        self._new += later._new
+
     def end_of(self, part: FrozenRange, num_read: int) -> None:
         """A partition was read to its end, `num_read` records of it the tenant's; `NightError` when none of these could be read."""
         dead, self._dead_here = self._dead_here, 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
 from itertools import count, groupby
@@ -49,6 +50,7 @@ from nightschool_nightly.dialects import (
 )
 from nightschool_nightly.edits import edited_call, measure_edit, named_call
 from nightschool_nightly.erasures import erase, frozen_erasures
+from nightschool_nightly.helpers import Filled, Helper, how_many, share_out
 from nightschool_nightly.lateness import window_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
 from nightschool_nightly.spool import Spool
@@ -109,6 +111,9 @@ _OUTCOMES = pa.schema(
     ]
 )
 
+_RAW = {"raw_spans": _SPANS, "raw_events": _EVENTS, "raw_outcomes": _OUTCOMES, "raw_joins": _JOINS}
+_TABLES, _CONTENTS = "episodes.duckdb", "contents"
+
 
 @dataclass(slots=True)
 class ReadCounts:
@@ -118,6 +123,13 @@ class ReadCounts:
     log_records: int = 0
     outcome_records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: ReadCounts) -> None:
+        """Count what `other` counted as well."""
+        self.span_records += other.span_records
+        self.log_records += other.log_records
+        self.outcome_records += other.outcome_records
+        self.dropped += other.dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,17 +180,16 @@ class EpisodeStore:
 
     def __init__(self, folder: Path, *, memory_mib: int = 512) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "episodes.duckdb"
+        self._path = folder / _TABLES
         self._path.unlink(missing_ok=True)
         self.counts = ReadCounts()
         self.dead = DeadLetters()
         options: dict[str, Any] = {"memory_limit": f"{memory_mib}MB", "temp_directory": str(folder / "spill"), "threads": 2}
         self._db = duckdb.connect(str(self._path), config=options)
-        self._contents = Spool(folder / "contents")
+        self._contents = Spool(folder / _CONTENTS)
         self._places = count()
         self._joins: list[tuple[Any, ...]] = []
-        tables = {"raw_spans": _SPANS, "raw_events": _EVENTS, "raw_outcomes": _OUTCOMES, "raw_joins": _JOINS}
-        for table, schema in tables.items():
+        for table, schema in _RAW.items():
             empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
             self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
 
@@ -189,16 +200,35 @@ class EpisodeStore:
         self._contents.close()
 
     # --- filling --------------------------------------------------------------------------------------------------------
-    def build(self, stream: Stream, manifest: NightManifest) -> None:
-        """Read the frozen ranges, keep the tenant's records, and join. `NightError` when too many records cannot be read."""
+    def build(self, stream: Stream, manifest: NightManifest, *, processes: int | None = None) -> None:
+        """Read the frozen ranges, keep the tenant's records, and join. `NightError` when too many records cannot be read.
+
+        A large day is read by several processes where the stream allows it, `processes` of them if that is given.
+        """
+        parts = [part for part in manifest.ranges if part.topic != names.TOPIC_ERASURE]
+        first, *others = share_out(parts, processes or how_many(stream, parts)) or [[]]
+        with ExitStack() as helping:
+            helpers = [
+                helping.enter_context(Helper(self._path.parent / f"helper-{number}", stream, manifest.tenant, share))
+                for number, share in enumerate(others, start=1)
+            ]
+            self.fill(stream, manifest.tenant, first)
+            for helper in helpers:
+                self._merge(helper.result())
+        self.dead.check()
+        erase(self._db, manifest.tenant, frozen_erasures(stream, manifest), self.counts.dropped)
+        self._join(closed_ns=(manifest.frozen_at_ms - window_of(manifest.settings)) * 1_000_000)
+
+    def fill(self, stream: Stream, tenant: str, parts: Iterable[FrozenRange]) -> None:
+        """Read `parts` and keep the tenant's records, without joining them yet."""
         spans: list[tuple[Any, ...]] = []
         events: list[tuple[Any, ...]] = []
         outcomes: list[tuple[Any, ...]] = []
         self._db.execute("BEGIN")  # one commit: a night that is killed builds its store anew
-        for part in (part for part in manifest.ranges if part.topic != names.TOPIC_ERASURE):
+        for part in parts:
             num_read = 0
             for record in stream.read(part.topic, part.partition, part.start, part.end):
-                if not self._is_ours(record, manifest.tenant):
+                if not self._is_ours(record, tenant):
                     continue
                 num_read += 1
                 if part.topic == names.TOPIC_SPANS:
@@ -216,14 +246,30 @@ class EpisodeStore:
                 if len(self._joins) >= _BATCH:
                     self._insert("raw_joins", _JOINS, self._joins)
             self.dead.end_of(part, num_read)
-        self.dead.check()
         self._insert("raw_spans", _SPANS, spans)
         self._insert("raw_events", _EVENTS, events)
         self._insert("raw_outcomes", _OUTCOMES, outcomes)
         self._insert("raw_joins", _JOINS, self._joins)
         self._db.execute("COMMIT")
-        erase(self._db, manifest.tenant, frozen_erasures(stream, manifest), self.counts.dropped)
-        self._join(closed_ns=(manifest.frozen_at_ms - window_of(manifest.settings)) * 1_000_000)
+
+    def keep(self) -> None:
+        """Close a store that was only filled, for another one to merge."""
+        self._db.close()
+        self._contents.keep()
+
+    def _merge(self, filled: Filled) -> None:
+        """Take over what a helper read, after everything read so far."""
+        self.counts.add(filled.counts)
+        self.dead.add_all(filled.dead)
+        base = self._contents.adopt(filled.folder / _CONTENTS)
+        path = str(filled.folder / _TABLES).replace("'", "''")
+        self._db.execute(f"ATTACH '{path}' AS helper (READ_ONLY)")
+        for table, schema in _RAW.items():
+            moved = ", ".join(f"{name} + {base} AS {name}" for name in ("content", "place") if name in schema.names)
+            columns = f"* REPLACE ({moved})" if moved else "*"
+            self._db.execute(f"INSERT INTO {table} SELECT {columns} FROM helper.{table}")  # noqa: S608 -- names are literals
+        self._db.execute("DETACH helper")
+        (filled.folder / _TABLES).unlink()
 
     def _is_ours(self, record: StoredRecord, tenant: str) -> bool:
         """The collector's header says whose a record is; one without it (a foreign collector) is of the tenant its resource names."""

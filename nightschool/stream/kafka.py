@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from threading import Lock
 from types import TracebackType
@@ -73,6 +74,13 @@ class KafkaStream:
         self._lock, self._admin_lock = Lock(), Lock()
         self._clients: dict[str, Any] = {}
         self._created: set[str] = set()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process connects for itself."""
+        connection = self._connection
+        return partial(KafkaStream, partitions=self._partitions, security=connection.security, fast=self._fast), (
+            connection.bootstrap,
+        )
 
     # --- writing ---------------------------------------------------------------------------------------------------------
     def create_topic(self, topic: str, *, partitions: int) -> None:
