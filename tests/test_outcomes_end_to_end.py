@@ -198,6 +198,22 @@ def test_a_page_corrects_and_retracts_its_own_vote(acme: Acme) -> None:
     assert first < corrected < last  # in order of what happened, not of what arrived
 
 
+def test_of_two_at_the_same_moment_the_later_in_the_log_stands(acme: Acme) -> None:
+    """Equal in what happened and in arrival: the order of the log decides, the same on every read."""
+    acme.answer(response_id="r-1")
+    said = {
+        "target": {"response_id": "r-1"},
+        "name": "thumb",
+        "source": {"kind": "human", "id": "ann"},
+        "occurred_at": 1_790_000_000,
+    }
+    batch = [{**said, "value": value, "event_id": event} for value, event in ((1, "b"), (2, "c"), (3, "a"))]
+    assert acme.post("/v1/outcomes", {"outcomes": batch})[0] == 202
+    for _ in range(2):
+        (history,) = acme.only().outcomes
+        assert [item.value for item in history.revisions] == [1, 2, 3]
+
+
 def test_an_edit_is_measured_where_the_answer_is_known(acme: Acme) -> None:
     """Accepted, changed and rewritten; by text or messages; a demonstration and an edit of another text are not measured."""
     edits: dict[str, dict[str, Any]] = {

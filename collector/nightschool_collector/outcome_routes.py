@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nightschool.config import DEFAULT_OUTCOMES, Config, OutcomeConfig
-from nightschool.errors import RecordError
+from nightschool.errors import ConfigError, RecordError
 from nightschool.outcome_tokens import OutcomeKey, TokenError, TokenVerifier, load_key
 from nightschool_collector.admission import Lane
 from nightschool_collector.body import Cover, declared_bytes, decoded, read_body
@@ -54,7 +54,7 @@ class BrowserSettings:
         """Reads the secrets; `ConfigError` for one that is missing or too short."""
         tenants = config.tenants
         return cls(
-            keys={name: [load_key(source) for source in tenant.outcome_keys] for name, tenant in tenants.items()},
+            keys={name: _load_keys(name, tenant.outcome_keys) for name, tenant in tenants.items()},
             revoked={name: tenant.revoked_tokens for name, tenant in tenants.items()},
             origins={name: tenant.outcome_origins for name, tenant in tenants.items()},
             rules=config.outcomes,
@@ -201,6 +201,14 @@ class BrowserOutcomes:
         if (origin := request.headers.get("origin")) in self._all_origins and origin is not None:
             response.headers["access-control-allow-origin"] = origin
         return response
+
+
+def _load_keys(tenant: str, sources: Sequence[str]) -> list[OutcomeKey]:
+    keys = [load_key(source) for source in sources]
+    kids = [key.kid for key in keys]
+    if doubled := sorted({kid for kid in kids if kids.count(kid) > 1}):
+        raise ConfigError(f"[tenants.{tenant}] outcome_keys has two keys {doubled[0]!r}; give each an id of its own")
+    return keys
 
 
 def _is_own(origin: str, request: Request) -> bool:

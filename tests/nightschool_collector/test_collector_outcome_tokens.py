@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from starlette.testclient import TestClient
 
-from nightschool.config import DEFAULT_OUTCOMES, OutcomeConfig
-from nightschool.errors import StreamUnavailable
+from nightschool.config import DEFAULT_OUTCOMES, OutcomeConfig, parse_config
+from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.keys import KeyRing, hash_key
 from nightschool.outcome_tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.outcomes import Outcome, from_log_record
@@ -37,14 +42,14 @@ class Browser:
 
     def __init__(self, stream: Stream, **changes: Any) -> None:
         self.stream, self.now_s = stream, NOW_S
-        settings = BrowserSettings(
+        said = BrowserSettings(
             keys={"acme": [ACME], "globex": [GLOBEX]},
             origins={"acme": [PAGE], "globex": ["https://globex.example"]},
             rules={**DEFAULT_OUTCOMES, "csat": OutcomeConfig(kind="number", lowest=1, highest=5)},
             **changes,
         )
         ring = KeyRing({"acme": [hash_key("key")], "globex": [hash_key("other")]})
-        app = create_app(stream, ring, 1 << 20, clock_ns=lambda: self.now_s * 10**9, browser=settings)
+        app = create_app(stream, ring, 1 << 20, clock_ns=lambda: self.now_s * 10**9, browser=said)
         self.client = TestClient(app, base_url="https://collector.example")
 
     def post(
@@ -304,3 +309,56 @@ def test_without_keys_no_token_is_believed(stream: Stream) -> None:
     app = create_app(stream, KeyRing({"acme": [hash_key("key")]}), 1 << 20, clock_ns=lambda: NOW_S * 10**9)
     answer = TestClient(app).post(PATH, json={"token": mint_token(ACME, CLAIMS), "name": "thumb", "value": True})
     assert answer.status_code == 401
+
+
+def test_the_settings_come_from_the_configuration(tmp_path: Path) -> None:
+    """Keys are read from their files when the collector starts; two of one id, or a missing one, stop it."""
+    (tmp_path / "k1").write_text("a" * 32)
+    text = """
+        [collector]
+        browser_writes_per_minute = 7
+        [outcomes.csat]
+        kind = "number"
+        [tenants.acme]
+        outcome_keys = ["k1=file:k1"{more}]
+        outcome_origins = ["https://app.acme.example"]
+        revoked_tokens = ["jti:t-9"]
+        """
+
+    def configured(more: str = "") -> BrowserSettings:
+        return BrowserSettings.of(parse_config(text.replace("{more}", more), base=tmp_path))
+
+    found = configured()
+    assert found.keys == {"acme": [ACME]}
+    assert (found.origins, found.revoked) == ({"acme": (PAGE,)}, {"acme": ("jti:t-9",)})
+    assert (found.writes_per_minute, found.rules["csat"].kind, found.rules["thumb"].kind) == (7, "number", "bool")
+    with pytest.raises(ConfigError, match=r"\[tenants\.acme\] outcome_keys has two keys 'k1'"):
+        configured(', "k1=file:k1"')
+    with pytest.raises(ConfigError, match=r"outcome key 'k2' should be in the file .*, which cannot be read: No such file"):
+        configured(', "k2=file:none"')
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ["name", "value", "edit", "op", "event_id", "occurred_at", "comment", "about", "target", "source"]
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON | st.sampled_from(["thumb", "set", "answer"]), max_size=5),
+    link=st.booleans(),
+)
+def test_whatever_a_page_sends_is_answered(stream: Stream, body: dict[str, Any], link: bool) -> None:
+    """With a good token in it, any JSON and any form is a 2xx or a 4xx."""
+    browser = Browser(stream, writes_per_minute=1_000_000)
+    body = {"token": mint_token(ACME, CLAIMS), "name": "thumb", **body}
+    if link:
+        fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in body.items()}
+        encoded = urlencode(fields, errors="surrogatepass")
+        answers = [browser.client.post(CONFIRM, content=encoded), browser.client.get(f"{CONFIRM}?{encoded}")]
+    else:
+        answers = [browser.client.post(PATH, content=json.dumps(body))]
+    assert all(answer.status_code in (200, 202, 400, 403, 409, 429) for answer in answers), answers
