@@ -47,6 +47,11 @@ GAPS: dict[str, dict[str, set[int]]] = {
 CLAIMS: dict[str, dict[str, int]] = {"vercel_otel": {"cache_read_input_tokens": 0}}
 # User and session as the package writes them when the app names them in the package's own way.
 PEOPLE = dict.fromkeys(("openllmetry", "openllmetry_indexed", "openinference", "langfuse", "vercel"), RAW)
+# Packages that record a tool as it runs, and the id of the tool call where they know it.
+TOOL_RUNS = {
+    **dict.fromkeys(("otel_current", "vercel", "vercel_otel"), "call_1"),
+    **dict.fromkeys(("openllmetry", "openllmetry_indexed", "openinference", "langfuse", "mlflow")),
+}
 
 Read = Callable[..., tuple[list[Episode], ReadCounts]]
 
@@ -186,12 +191,12 @@ def test_rewards_become_outcomes_of_what_they_are_about(read: Read) -> None:
     )
 
 
-@pytest.mark.parametrize("dialect", ["vercel", "vercel_otel"])
+@pytest.mark.parametrize("dialect", TOOL_RUNS)
 def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> None:
     """The span of whoever ran the tool: its name, the call it answers, arguments as an object, the result."""
     (card, hours), _ = read(*recorded(dialect))
     (run,) = card.tool_runs
-    assert (run.name, run.id, run.arguments) == ("lookup_card", "call_1", {"last_digits": "4242"})
+    assert (run.name, run.id, run.arguments) == ("lookup_card", TOOL_RUNS[dialect], {"last_digits": "4242"})
     assert run.result == '{"status": "blocked", "reason": "three wrong PINs"}'
     assert hours.tool_runs == ()
 

@@ -8,7 +8,7 @@ from typing import Any
 from nightschool import semconv as names
 from nightschool_nightly.dialects import openai_json
 from nightschool_nightly.dialects.span import RawSpan
-from nightschool_nightly.dialects.values import first_text, structured
+from nightschool_nightly.dialects.values import called_with, first_text, structured
 
 _PREFIX = "langfuse.observation."
 KIND = _PREFIX + "type"
@@ -71,7 +71,7 @@ def _tool_run(span: RawSpan) -> dict[str, Any]:
     values = {
         names.GEN_AI_OPERATION_NAME: "execute_tool",
         names.GEN_AI_TOOL_NAME: span.name,
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: span.attributes.get(_PREFIX + "input"),
+        names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(span.attributes.get(_PREFIX + "input")),
         names.GEN_AI_TOOL_CALL_RESULT: span.attributes.get(_PREFIX + "output"),
     }
     return {name: value for name, value in values.items() if value is not None}

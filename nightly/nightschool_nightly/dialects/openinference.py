@@ -93,12 +93,11 @@ def _part(part: Any) -> Any:
 
 
 def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = attributes.get("tool.parameters", attributes.get("input.value"))
     values = {
         names.GEN_AI_OPERATION_NAME: "execute_tool",
         names.GEN_AI_TOOL_NAME: attributes.get("tool.name"),
         names.GEN_AI_TOOL_CALL_ID: attributes.get("tool_call.id", attributes.get("tool.id")),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: arguments,
+        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("input.value"),  # `tool.parameters` is the schema
         names.GEN_AI_TOOL_CALL_RESULT: attributes.get("output.value"),
     }
     return {name: value for name, value in values.items() if value not in (None, _HIDDEN)}

@@ -11,7 +11,7 @@ from typing import Any
 
 from nightschool import semconv as names
 from nightschool_nightly.dialects.span import RawSpan, unflatten
-from nightschool_nightly.dialects.values import first_text, parsed, renamed, structured
+from nightschool_nightly.dialects.values import called_with, first_text, parsed, renamed, structured
 
 _OPERATIONS = {"chat": "chat", "completion": "text_completion"}
 _RENAMED = {
@@ -78,7 +78,7 @@ def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         names.GEN_AI_OPERATION_NAME: "execute_tool",
         names.GEN_AI_TOOL_NAME: attributes.get("traceloop.entity.name"),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: parsed(attributes.get("traceloop.entity.input")),
+        names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(attributes.get("traceloop.entity.input")),
         names.GEN_AI_TOOL_CALL_RESULT: parsed(attributes.get("traceloop.entity.output")),
     }
     return {name: value for name, value in values.items() if value is not None}

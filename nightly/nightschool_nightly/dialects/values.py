@@ -76,3 +76,11 @@ def renamed(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
         if attributes.get(old) is not None:
             found.setdefault(new, attributes[old])
     return found
+
+
+def called_with(value: Any) -> Any:
+    """The arguments of a function that a decorator recorded as `{"args": [...], "kwargs": {...}}`: by name where all have one."""
+    value = parsed(value)
+    if isinstance(value, dict) and set(value) == {"args", "kwargs"} and not value["args"]:
+        return value["kwargs"]
+    return value

@@ -5,9 +5,10 @@ Runs in the throw-away environments, so it imports nothing of the project.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 MODEL = "help-desk-1"
@@ -72,18 +73,24 @@ def app_span(name: str) -> AbstractContextManager[Any]:
     return trace.get_tracer("help-desk").start_as_current_span(name)
 
 
+def lookup_card(last_digits: str) -> str:
+    """The tool. A package that records tools wraps it in its own way."""
+    assert last_digits == "4242"
+    return TOOL_RESULT
+
+
 def converse(
     create: Callable[..., Any],
     request: Callable[[str], AbstractContextManager[Any]] = app_span,
-    tool_run: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    tool: Callable[..., str] = lookup_card,
 ) -> None:
     """Hold both conversations; `create` is `client.chat.completions.create`, `request` opens the app's span of one of them."""
     with request("card"):
         messages: list[dict[str, Any]] = [SYSTEM, QUESTION]
         asked = create(model=MODEL, messages=messages, tools=TOOLS, **SAMPLING).choices[0].message
         (call,) = asked.tool_calls
-        with tool_run():
-            result = {"role": "tool", "tool_call_id": call.id, "content": TOOL_RESULT}
+        answer = tool(**json.loads(call.function.arguments))
+        result = {"role": "tool", "tool_call_id": call.id, "content": answer}
         request_again = {"role": "assistant", "content": None, "tool_calls": [call.model_dump(exclude_none=True)]}
         create(model=MODEL, messages=[*messages, request_again, result], tools=TOOLS, **SAMPLING)
     with request("hours"):

@@ -5,8 +5,8 @@ import os
 os.environ["LANGFUSE_HOST"] = os.environ["LANGFUSE_BASE_URL"] = os.environ["GOLDEN_URL"]
 os.environ["LANGFUSE_PUBLIC_KEY"] = os.environ["LANGFUSE_SECRET_KEY"] = "unused"
 
-from conversation import SESSION, USER, converse, model_url
-from langfuse import get_client, propagate_attributes
+from conversation import SESSION, USER, converse, lookup_card, model_url
+from langfuse import get_client, observe, propagate_attributes
 from langfuse.openai import openai
 
 langfuse = get_client()
@@ -15,5 +15,6 @@ with propagate_attributes(session_id=SESSION, user_id=USER):
     converse(
         client.chat.completions.create,
         request=lambda name: langfuse.start_as_current_observation(name=name, as_type="span"),
+        tool=observe(as_type="tool")(lookup_card),
     )
 langfuse.shutdown()

@@ -8,10 +8,9 @@ os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"
 os.environ["MLFLOW_TRACKING_URI"] = os.environ["GOLDEN_URL"]
 
 import mlflow
-from conversation import SESSION, USER, converse, openai_client
+from conversation import SESSION, USER, converse, lookup_card, openai_client
 
 mlflow.openai.autolog()
-
 
 
 @contextlib.contextmanager
@@ -21,5 +20,5 @@ def request(name: str):
         yield span
 
 
-converse(openai_client().chat.completions.create, request=request)
+converse(openai_client().chat.completions.create, request=request, tool=mlflow.trace(span_type="TOOL")(lookup_card))
 mlflow.flush_trace_async_logging()

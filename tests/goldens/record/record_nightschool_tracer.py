@@ -2,8 +2,9 @@
 
 import os
 
-import nightschool
 from conversation import SESSION, USER, converse, openai_client
+
+import nightschool
 
 nightschool.configure(endpoint=os.environ["GOLDEN_URL"], tenant="acme", api_key="k", subject_key="golden")
 nightschool.instrument_openai()

@@ -1,4 +1,4 @@
-"""opentelemetry-instrumentation-genai-openai: the GenAI conventions as they are, content in an event of its own (`gen_ai.client.inference.operation.details`)."""
+"""opentelemetry-instrumentation-genai-openai: content not on the span but in `gen_ai.client.inference.operation.details`."""
 
 import os
 

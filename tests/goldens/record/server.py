@@ -21,7 +21,13 @@ TOOL_CALL = {
 }
 # Last message of the request -> id, message, finish reason, prompt and completion tokens.
 ANSWERS: dict[str, tuple[str, dict[str, Any], str, int, int]] = {
-    "My card ending 4242 is blocked. What now?": ("chatcmpl-1", {"content": None, "tool_calls": [TOOL_CALL]}, "tool_calls", 42, 17),
+    "My card ending 4242 is blocked. What now?": (
+        "chatcmpl-1",
+        {"content": None, "tool_calls": [TOOL_CALL]},
+        "tool_calls",
+        42,
+        17,
+    ),
     '{"status": "blocked", "reason": "three wrong PINs"}': (
         "chatcmpl-2",
         {"content": "Three wrong PINs blocked it. Unblock it in the app."},
