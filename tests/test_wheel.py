@@ -45,11 +45,12 @@ def test_the_wheel_holds_exactly_the_four_packages(wheel: zipfile.ZipFile) -> No
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_package_is_typed_and_complete(wheel: zipfile.ZipFile, package: str) -> None:
-    """Each package carries py.typed and every Python file of the checkout."""
+    """Each package carries py.typed and every Python file, template and script of the checkout."""
     held = set(wheel.namelist())
     assert f"{package}/py.typed" in held
     source = PACKAGES[package]
-    missing = {f"{package}/{path.relative_to(source).as_posix()}" for path in source.rglob("*.py")} - held
+    shipped = [path for path in source.rglob("*") if path.suffix in (".py", ".j2", ".js")]
+    missing = {f"{package}/{path.relative_to(source).as_posix()}" for path in shipped} - held
     assert not missing
 
 
