@@ -297,6 +297,27 @@ def test_a_forked_child_sends_its_own_spans_only(collector: Collector) -> None:
     assert sorted(models(collector)) == ["child", "parent", "sent"]
 
 
+_FORKING_IDS = """
+import os, sys, nightschool
+nightschool.configure(sys.argv[1], "acme", api_key="key")
+def trace_id():
+    with nightschool.request(task="triage") as req:
+        return req.trace_id
+trace_id()
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, trace_id().encode())
+    os._exit(0)
+os.wait()
+assert os.read(reading, 64).decode() != trace_id()
+"""
+
+
+def test_a_forked_child_makes_ids_of_its_own(collector: Collector) -> None:
+    """Workers forked from one process do not go on with the same random ids."""
+    run(_FORKING_IDS, collector.endpoint)
+
+
 _EXITING = """
 import sys, nightschool
 nightschool.configure(sys.argv[1], "acme", api_key="key")

@@ -5,10 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 import nightschool
+from nightschool.encoding import SpanEncoder, attributes_of
+from nightschool.span import SpanRecord
 from nightschool.testing import FixedIds, capture
 
 GOLDEN = Path(__file__).parent / "golden" / "spans.otlp"
@@ -91,3 +99,60 @@ def sent() -> bytes:
 def test_the_spans_are_the_bytes_they_always_were() -> None:
     """Same requests, same ids, same clock: the same bytes as the OpenTelemetry SDK sent."""
     assert sent() == GOLDEN.read_bytes()
+
+
+# --- beside the official encoder ----------------------------------------------------------------------------------------
+TEXTS = st.text(max_size=30).filter(lambda text: text.isprintable() or text == "")
+VALUES = st.one_of(
+    TEXTS,
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.lists(TEXTS, max_size=3),
+)
+ATTRIBUTES = st.dictionaries(TEXTS.filter(bool), VALUES, max_size=6)
+TIMES = st.integers(1, 2**63 - 1)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> SpanRecord:
+    """Spans of requests, with and without a parent, a link and an error."""
+    trace_id, span_id = draw(st.integers(1, 2**128 - 1)), draw(st.integers(1, 2**64 - 1))
+    record = SpanRecord(draw(TEXTS), trace_id, span_id, draw(st.integers(0, 2**64 - 1)), draw(ATTRIBUTES), draw(TIMES))
+    record.attributes, record.late, record.ended_ns = draw(ATTRIBUTES), draw(st.none() | ATTRIBUTES), draw(TIMES)
+    if draw(st.booleans()):
+        record.link = SpanContext(
+            draw(st.integers(1, 2**128 - 1)), draw(st.integers(1, 2**64 - 1)), is_remote=draw(st.booleans())
+        )
+    if draw(st.booleans()):
+        record.error = "KeyError", draw(TEXTS)
+    return record
+
+
+def as_sdk_span(record: SpanRecord, resource: Resource) -> ReadableSpan:
+    """What OpenTelemetry's SDK would hand to its exporter for the same span."""
+    parent = SpanContext(record.trace_id, record.parent_id, is_remote=False) if record.parent_id else None
+    return ReadableSpan(
+        record.name,
+        SpanContext(record.trace_id, record.span_id, is_remote=False),
+        parent,
+        resource,
+        attributes_of(record),
+        links=[Link(record.link)] if record.link else [],
+        kind=SpanKind.INTERNAL,
+        instrumentation_scope=InstrumentationScope("nightschool", "", "", None),
+        status=Status(StatusCode.ERROR, record.error[1]) if record.error else Status(),
+        start_time=record.started_ns,
+        end_time=record.ended_ns,
+    )
+
+
+@given(st.lists(records(), min_size=1, max_size=5), ATTRIBUTES)
+@settings(max_examples=200, deadline=None)
+def test_a_request_is_what_the_official_encoder_makes(given_records: list[SpanRecord], about: dict[str, Any]) -> None:
+    """Whatever is on the spans: parsed, the pieces of our request are the official encoder's message."""
+    resource = Resource(about)
+    encoder = SpanEncoder(resource.attributes, scope="nightschool")
+    ours = b"".join(encoder.wrap([encoder.encode(record) for record in given_records]))
+    official = encode_spans([as_sdk_span(record, resource) for record in given_records])
+    assert ExportTraceServiceRequest.FromString(ours) == official
