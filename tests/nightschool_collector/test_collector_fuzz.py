@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from benchmarks import fuzz
+from nightschool_collector import spans
+
 ROUTES = ["/v1/traces", "/v1/logs", "/v1/outcomes"]
 FORMS = ["application/x-protobuf", "application/json", "text/plain", "x"]
 EXAMPLES = settings(
@@ -106,3 +109,18 @@ def test_awkward_json_values(collector: Any, field: str, value: str) -> None:
         f'{{"name": {value}, "value": {value}, "target": {{"response_id": {value}}}}}'.encode(),
         FORMS[1],
     )
+
+
+def test_a_small_run_of_the_fuzzer_finds_nothing() -> None:
+    """What `make bench NAME=fuzz` does at length: well-formed requests and many broken forms of each, over HTTP and gRPC."""
+    found = fuzz.fuzz(1500, seed=11)
+    assert (found.server_errors, found.crashes) == ([], [])
+    assert found.inputs >= 1500
+    assert found.by_grpc > 0
+    assert {"200", "202", "400", "401", "413", "415", "OK", "INVALID_ARGUMENT"} <= set(found.statuses)
+
+
+def test_the_fuzzer_finds_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that keys records by a trace that is not theirs does not get past the checks of the stream behind it."""
+    monkeypatch.setattr(spans, "_ids", lambda request, start, end: (b"\1" * 16, b"\1" * 8))
+    assert fuzz.fuzz(1500, seed=11).crashes
