@@ -3,11 +3,16 @@
 The bytes may be a whole OTLP request as received: what a kind needs (`Trigger`) is needed in its protobuf too, and in JSON inside
 it. Each pattern begins with one rare byte, which Python finds with memchr, and looks around from there; digits are first made
 the same byte. It may say yes too often, never no wrongly.
+
+Where google-re2 is installed (the collector's extra brings it), one pass of its automaton says no three times as fast.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 from nightschool.redaction.kinds import Trigger
 
@@ -29,10 +34,33 @@ _ESCAPED = re.compile(rb"\\u00[2-7]")
 _HEX = rb"[0-9a-f]"
 _ID = re.compile(rb"(?<!H)(?:H{32}|H{64}|H{8}-H{4}-H{4}-H{4}-H{12}|20[0-9]{2}-[01][0-9]-[0-3][0-9])(?!H)".replace(b"H", _HEX))
 EVERYTHING = Trigger.AT | Trigger.DIGITS | Trigger.DOTS | Trigger.COLONS | Trigger.TOKEN
+# All of the above as one automaton: RE2 looks neither behind nor ahead, so each part is a little wider.
+_ANY = rb"|".join(
+    (
+        rb"@[A-Za-z0-9_\\\x80-\xff][A-Za-z0-9_\\\x80-\xff-]*\.",
+        rb"://[^\s/@\"'<>]+@",
+        rb"[0-9](?:[ .()/-]{0,2}[0-9]){6}",
+        rb"\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",
+        rb":[0-9A-Fa-f]{0,4}:",
+        rb"(?:sk|glpat|xox[abeoprs]|xapp|ns)-[A-Za-z0-9_ -]{10}",
+        rb"-----BEGIN",
+        rb"(?:gh[pousr]|_pat|_live|_test|npm|hf)_[A-Za-z0-9_]{16}",
+        rb"A(?:KIA|SIA|BIA|CCA|Iza)[A-Za-z0-9_-]{16}",
+        rb"eyJ[A-Za-z0-9_-]{8}",
+        rb"\\u00[2-7]",
+    )
+)
+_WORTH_IT = 256  # bytes from which on one call of RE2 is cheaper than the passes it saves
 
 
 def triggers_in(raw: bytes) -> Trigger:
     """Which triggers `raw` holds; without any, no kind can be found in it."""
+    if len(raw) >= _WORTH_IT and (automaton := _automaton()) is not None and not _may_hold(automaton, raw):
+        return Trigger(0)
+    return _triggers_in(raw)
+
+
+def _triggers_in(raw: bytes) -> Trigger:
     found = Trigger(0)
     if _ADDRESS.search(raw) or _LOGIN.search(raw):
         found |= Trigger.AT
@@ -50,9 +78,31 @@ def triggers_in(raw: bytes) -> Trigger:
 
 def _has_number(raw: bytes, zeroed: bytes) -> bool:
     """Whether there are seven digits that are no part of an id."""
-    for match in _SEVEN.finditer(zeroed):
+    return any(not _is_in_id(raw, *match.span()) for match in _SEVEN.finditer(zeroed))
+
+
+def _is_in_id(raw: bytes, start: int, end: int) -> bool:
+    nearby = _ID.finditer(raw, max(0, start - 64), end + 64)
+    return any(found.start() <= start and end <= found.end() for found in nearby)
+
+
+@cache
+def _automaton() -> Callable[[bytes], Any] | None:
+    """Finds the places that `_ANY` matches; None without google-re2."""
+    try:
+        import re2
+    except ModuleNotFoundError:
+        return None
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes are bytes
+    options.never_capture = True
+    finder: Callable[[bytes], Any] = re2.compile(_ANY, options).finditer
+    return finder
+
+
+def _may_hold(automaton: Callable[[bytes], Any], raw: bytes) -> bool:
+    for match in automaton(raw):
         start, end = match.span()
-        first = max(0, start - 64)
-        if not any(found.start() <= start and end <= found.end() for found in _ID.finditer(raw, first, end + 64)):
+        if not (48 <= raw[start] <= 57 and _is_in_id(raw, start, end)):  # a number, the one part that begins with a digit
             return True
     return False

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nightschool.errors import ConfigError
 from nightschool.outcomes import Outcome
-from nightschool.redaction import KINDS, Rules
+from nightschool.redaction import KINDS, Rules, prefilter
 from nightschool.redaction.checksums import iban, luhn
 from nightschool.redaction.redactor import UNREADABLE, Redactor
 
@@ -197,13 +197,25 @@ def test_the_prefilter_never_says_no_wrongly(kind: str, text: str, wrap: Callabl
     """Whatever a kind finds, the fast look at the bytes sees, also in escaped JSON and between random bytes."""
     noise = random.Random(kind).randbytes(64)
     inside = f"née\n{INSIDE.get(kind, '{}').format(text)}\t"
-    assert Rules(kinds=[kind]).may_be_in(noise + wrap(inside).encode() + noise)
+    raw = noise + wrap(inside).encode() + noise
+    automaton = prefilter._automaton()
+    assert prefilter._triggers_in(raw) and automaton and prefilter._may_hold(automaton, raw)
+    assert Rules(kinds=[kind]).may_be_in(raw * 4)
 
 
 def test_the_prefilter_says_no_to_ordinary_traffic() -> None:
     """Ids in hexadecimal, prices, times and model names do not send a request the slow way."""
     raw = b'\n c4c74dc3dd76019808fe3850438a1b41JA\x12 3f2504e0-4f89-41d3-9a0c-0305e82c3301 Qwen2.5-7B 61.40 at 2026-11-21 {"role":"user"}'
-    assert not Rules().may_be_in(raw)
+    assert not prefilter._triggers_in(raw) and not Rules().may_be_in(raw) and not Rules().may_be_in(raw * 4)
+
+
+@given(st.binary(min_size=256) | st.text("0123456789abcdef-@.:/ AKIAeyJskghp_", min_size=256).map(str.encode))
+def test_both_ways_of_the_prefilter_agree(raw: bytes) -> None:
+    """What Python's patterns see, RE2's automaton sees: with or without it installed, the same is found."""
+    automaton = prefilter._automaton()
+    assert automaton is not None
+    if prefilter._triggers_in(raw):
+        assert prefilter._may_hold(automaton, raw)
 
 
 # --- rules --------------------------------------------------------------------------------------------------------------
