@@ -13,10 +13,14 @@ import signal
 import urllib.request
 from typing import Any
 
+import openai
 import pytest
 
+import nightschool
+from nightschool.instrument import uninstrument
 from nightschool.registry import engine_name
 from nightschool.release import WEIGHTS
+from nightschool.testing import capture
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -189,6 +193,32 @@ def test_a_stream_is_recorded_and_joins_the_clients_trace(server: Any, released:
     assert len(span["nightschool.completion.token_ids"]) == chunks[-1]["usage"]["completion_tokens"]
     assert span["gen_ai.response.time_to_first_chunk"] > 0
     assert (span["span"].trace_id.hex(), span["span"].parent_span_id.hex()) == ("a1" * 16, "b2" * 8)
+
+
+def test_app_and_server_span_are_one_trace(server: Any, released: dict[str, str]) -> None:
+    """The SDK's call of the real server: the server's span is the child of the app's, and the two have one response id."""
+    with capture() as collector, openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.tenants["bank"].key) as client:
+        nightschool.instrument_openai()
+        try:
+            with nightschool.request(task="triage") as request:
+                client.chat.completions.create(model="nightschool", messages=[{"role": "user", "content": PROMPT}], max_tokens=4)
+            assert nightschool.flush()
+        finally:
+            uninstrument()
+        (app,) = [span for span in collector.spans if span.name.startswith("chat")]
+    found = span_of(server, app.attributes["gen_ai.response.id"])
+    assert found["span"].trace_id.hex() == app.trace_id == request.trace_id
+    assert found["span"].parent_span_id.hex() == app.span_id
+    assert len(found["nightschool.tokenizer"]) == 64
+
+
+def test_a_client_may_keep_token_ids_out(server: Any) -> None:
+    """Asked by header not to record content, the server counts tokens and keeps none."""
+    answer = server.chat("bank", "base", PROMPT, headers={"x-nightschool-capture": "off"})
+    span = span_of(server, answer.json["id"])
+    assert span["nightschool.content.capture"] is False
+    assert span["gen_ai.usage.output_tokens"] == answer.json["usage"]["completion_tokens"]
+    assert not [name for name in span if "token_ids" in name or "logprobs" in name]
 
 
 def test_plain_completions_work_the_same(server: Any, released: dict[str, str]) -> None:
