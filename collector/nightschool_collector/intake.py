@@ -19,10 +19,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv
 from nightschool.keys import KeyRing
 from nightschool.outcomes import Outcome, to_logs_request
-from nightschool.redaction.otlp import redact_logs, redact_traces
+from nightschool.redaction.otlp import redact_logs
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import MAX_RECORD_BYTES, Record, Stream
 from nightschool_collector.body import Cover
+from nightschool_collector.cleaning import Cleaning
 from nightschool_collector.counters import Counters
 from nightschool_collector.logs import sort_logs
 from nightschool_collector.otlp import Format, decode
@@ -62,8 +63,9 @@ class Intake:
 
     def traces(self, tenant: str, raw: bytes, form: Format, cover: Cover) -> ExportTraceServiceResponse:
         """Store a request of spans (decompressed) and say what of it was rejected; `cover` admits what splitting adds."""
+        redactor = self.redactors.get(tenant)
         found = _sorted(
-            raw, ExportTraceServiceRequest(), form, lambda found: sort_spans(self._redacted(tenant, found, redact_traces))
+            raw, ExportTraceServiceRequest(), form, lambda request: sort_spans(request, Cleaning(redactor) if redactor else None)
         )
         cover(found.num_bytes)
         self.append(semconv.TOPIC_SPANS, tenant, found.records)

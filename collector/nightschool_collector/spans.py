@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nightschool_collector.cleaning import Cleaning
 from nightschool_collector.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Splitter
 from nightschool_collector.wire import Shared, fields, frame_one, scopes
 
@@ -36,24 +37,32 @@ class Sorted:
         return sum([len(value) for _, value in self.records])
 
 
-def sort_spans(request: bytes) -> Sorted:
-    """The records of a checked protobuf request, stored unchanged when all of it is one trace."""
+def sort_spans(request: bytes, cleaning: Cleaning | None = None) -> Sorted:
+    """The records of a checked protobuf request, stored unchanged when all of it is one trace and nothing had to be redacted."""
+    if cleaning is not None:
+        request = cleaning.start(request)
     splitter, rejected, num_spans = Splitter(), [], 0
     for shared, spans in scopes(request):
+        if cleaning is not None:
+            shared = cleaning.frame(shared)
         for tag, start, end in spans:
             # Every encoder that we know writes the ids first; any other order is read field by field.
             if request[start : start + 2] == b"\x0a\x10" and request[start + 18 : start + 20] == b"\x12\x08":
                 trace_id, span_id = request[start + 2 : start + 18], request[start + 20 : start + 28]
             else:
                 trace_id, span_id = _ids(request, start, end)
+            span = request[tag:end]
+            if cleaning is not None and cleaning.next_place < end:
+                span = cleaning.item(span, tag, end)
             num_spans += 1
             fault = _fault(trace_id, span_id)
-            if not fault and not splitter.add(trace_id.hex().encode(), shared, request[tag:end]):
+            if not fault and not splitter.add(trace_id.hex().encode(), shared, span):
                 fault = f"span {span_id.hex()} has more than {MAX_ITEM_BYTES} bytes: shorten its attributes"
             if fault:
-                rejected.append(reject(fault, trace_id, shared, request[tag:end]))
+                rejected.append(reject(fault, trace_id, shared, span))
     keys = splitter.keys
-    if len(keys) == 1 and not rejected and len(request) <= SPLIT_BYTES:
+    unchanged = cleaning is None or not cleaning.has_changed
+    if len(keys) == 1 and not rejected and unchanged and len(request) <= SPLIT_BYTES:
         return Sorted([(keys[0], request)], num_spans)
     return Sorted(list(splitter.records()), num_spans - len(rejected), rejected)
 

@@ -70,6 +70,23 @@ def redact_traces(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> 
     return _redacted(redactor, raw, ExportTraceServiceRequest, _in_traces, subjects)
 
 
+def suspicious_places(redactor: Redactor, raw: bytes) -> list[tuple[int, int]] | None:
+    """Where in a request `redact_traces` (with `subjects`) could change anything, as start and end, in order and apart.
+
+    None when it might be anywhere.
+    """
+    places = redactor.rules.places_in(raw)
+    if places is None:
+        return None
+    apart: list[tuple[int, int]] = []
+    for start, end in sorted([*places, *(match.span() for match in _USER_BYTES.finditer(raw))]):
+        if apart and start < apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+        else:
+            apart.append((start, end))
+    return apart
+
+
 def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
     """A serialised `ExportLogsServiceRequest`. Outcomes in it are left to `Redactor.outcome`, which knows their fields."""
     return _redacted(redactor, raw, ExportLogsServiceRequest, _in_logs, subjects)
