@@ -94,6 +94,8 @@ class ModelCall:
     """None when the server recorded none; never guessed."""
     release: str | None = None
     """Digest of the release that answered, "base" for the base model, None when unknown."""
+    is_chat: bool = True
+    """False for a bare completion: the model was given the text as it stands, without a chat template around it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ REASONS: dict[str, Reason] = {
         "use an instrumentation that docs/dialects.md names, or report it with one of its spans",
     ),
     "call-recorded-twice": Reason(
-        "two instrumentations recorded the same call in one trace (same response id); the inner one with content counts",
+        "two instrumentations recorded one call (a span inside the other, or the same response id); the inner with content counts",
         "nothing, or turn one of them off",
     ),
     "event-without-call": Reason(
@@ -92,6 +92,10 @@ REASONS: dict[str, Reason] = {
     Drop.NOT_TEXT_PROMPT: Reason(
         "a message of the context holds more than text, and the server recorded no token ids",
         "serve with 'nightschool serve', which records the token ids",
+    ),
+    Drop.NOT_CHAT: Reason(
+        "a bare completion without token ids of this base model's tokenizer; a chat template would make another prompt of it",
+        "serve with 'nightschool serve', which records the token ids, or ask with chat completions",
     ),
     Drop.NO_TEMPLATE: Reason(
         "the base model's chat template has no spelling for the conversation",

@@ -34,6 +34,8 @@ class Drop(StrEnum):
     NOT_TEXT_ANSWER = "answer-is-not-text"
     """The answer called a tool, or holds parts other than text."""
     NOT_TEXT_PROMPT = "message-is-not-text"
+    NOT_CHAT = "completion-without-token-ids"
+    """A bare completion: its prompt had no chat template around it, and the server recorded no token ids of this tokenizer."""
     NO_TEMPLATE = "refused-by-chat-template"
     """The base model's chat template has no spelling for the conversation (a role it does not know, say)."""
     NO_OUTCOME = "no-outcome"
@@ -179,7 +181,7 @@ class _Selector:
             if call.tokens.tokenizer == self.tokenizer_digest:
                 return call.tokens.prompt_ids
             self.dropped[Drop.OTHER_TOKENIZER] += 1
-        return self.render(call)
+        return self.render(call) if call.is_chat else Drop.NOT_CHAT
 
     def render(self, call: ModelCall) -> tuple[int, ...] | Drop:
         """Token ids of the context, by the same chat template that serving uses; or why it has none."""

@@ -165,6 +165,15 @@ def test_tokens_of_another_tokenizer_are_not_trusted(tokenizer: str | None) -> N
     assert (everything(theirs)[0].prompt_ids, theirs.dropped) == (rendered, {Drop.OTHER_TOKENIZER: 1})
 
 
+def test_a_bare_completion_is_never_put_into_a_chat_template() -> None:
+    """Its prompt is what the server's token ids say, or it is left out."""
+    tokens = SampledTokens((7, 8), (9,), (-0.1,))
+    built = [episode(1, calls=(call(1, is_chat=False),)), episode(2, calls=(call(2, is_chat=False, tokens=tokens),))]
+    selection = select(built)
+    assert [example.prompt_ids for example in everything(selection)] == [(7, 8)]
+    assert selection.dropped == {Drop.NOT_CHAT: 1}
+
+
 def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> None:
     """Messages and tools go through the tokenizer's own template, with production's defaults for what was not sent."""
     tool = {"type": "function", "function": {"name": "lookup"}}
@@ -328,6 +337,7 @@ def test_reasons_are_pinned() -> None:
         "task-without-rubric",
         "answer-is-not-text",
         "message-is-not-text",
+        "completion-without-token-ids",
         "refused-by-chat-template",
         "no-outcome",
         "outcome-not-settled",
