@@ -246,6 +246,8 @@ def test_an_outcome_is_about_the_call_it_names(acme: Acme) -> None:
     episode = acme.only()
     about = {history.current.name: history.span_id for history in episode.outcomes}
     assert about == {"thumb": episode.calls[0].span_id, "whole": None, "edit": episode.calls[0].span_id}
+    # A night learns from the last call, and the first one's thumb is none of it.
+    assert acme.select(acme.freeze(time.time_ns() // 10**6)) == ([], {"no-outcome": 1})
 
 
 def test_an_id_used_for_two_outcomes_counts_once_and_is_counted(acme: Acme) -> None:

@@ -110,6 +110,14 @@ def test_what_was_not_stored_is_not_remembered() -> None:
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
 
 
+def test_an_id_made_of_the_content_is_that_of_what_was_sent() -> None:
+    """It goes along with the outcome from here: what changes the text later, redaction say, does not change the id."""
+    stored: list[Outcome] = []
+    intake = OutcomeIntake(lambda tenant, outcomes: stored.extend(outcomes))
+    (verdict,) = intake.take("acme", [parse_outcome(outcome())])
+    assert stored[0].event_id == verdict.event_id == parse_outcome(outcome()).id
+
+
 def test_idempotency_key_is_the_event_id(collector: Any) -> None:
     """The header names the event when the body does not, and must not contradict it."""
     assert post(collector, outcome(), idempotency_key="k-1").json()["event_id"] == "k-1"
