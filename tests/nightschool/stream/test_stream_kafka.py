@@ -157,6 +157,25 @@ def test_a_killed_broker_loses_nothing_acknowledged(
     gc.collect()  # kafka-python leaves the socket of each refused connection to the collector; let it warn here
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
+def test_a_topic_deleted_under_a_writer_comes_back_with_our_settings(kafka_broker: Any, topic: str, fast: bool) -> None:
+    """An append to a topic that is gone is refused, and the next one creates it anew, as planned and not as the broker would."""
+    from kafka import KafkaAdminClient
+
+    with KafkaStream([kafka_broker.bootstrap], partitions=3, fast=fast) as stream:
+        stream.append(topic, [Record(b"k", b"before")])
+        with KafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap) as admin:
+            admin.delete_topics([topic])
+        with pytest.raises(StreamUnavailable, match="try again"):
+            stream.append(topic, [Record(b"k", b"refused")])
+        (offset,) = stream.append(topic, [Record(b"k", b"after")])
+        assert offset.offset == 0
+        state = stream.topic_state(topic)
+    assert state is not None
+    assert plan_of(topic, partitions=3, brokers=1).settings.items() <= state.settings.items()
+
+
 def test_the_missing_extra_is_named() -> None:
     """Without kafka-python the error says which line installs it."""
     code = (
