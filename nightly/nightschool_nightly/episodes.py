@@ -67,6 +67,7 @@ _SPANS = pa.schema(
     [
         ("trace", pa.string()),
         ("span", pa.string()),
+        ("parent", pa.string()),
         ("started", pa.int64()),
         ("side", pa.string()),
         ("model_call", pa.bool_()),
@@ -458,17 +459,22 @@ class EpisodeStore:
             usage=usage_of(attributes),
             tokens=_tokens(server),
             release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
+            is_chat=attributes.get(names.GEN_AI_OPERATION_NAME) != "text_completion",
         )
 
 
-# Spans: the first copy of each (trace, span). Where two instrumentations, one inside the other, recorded one call (the same trace and
-# response id), the inner one with content is the call; the other only names user, session and task, as any span of a trace may. A
-# server's span of a call that the app saw too is matched by response id and only adds tokens and release to it. Outcomes: the first
-# copy of each event; slots by last writer; targets resolved to one trace.
+# Spans: the first copy of each (trace, span). Where two instrumentations, one inside the other, recorded one call (one trace, and one
+# response id or one the parent of the other), the inner one with content is the call; the other only names user, session and task, as
+# any span of a trace may. A server's span of a call that the app saw too is matched by response id and only adds tokens and release
+# to it. Outcomes: the first copy of each event; slots by last writer; targets resolved to one trace.
 _JOIN = (
     """CREATE TABLE spans AS SELECT * FROM raw_spans
        QUALIFY row_number() OVER (PARTITION BY trace, span ORDER BY place) = 1""",
-    """CREATE TABLE again AS SELECT trace, span FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL
+    """CREATE TABLE again AS
+       SELECT DISTINCT o.trace, CASE WHEN o.told AND NOT i.told THEN i.span ELSE o.span END AS span FROM spans o JOIN spans i
+       ON i.trace = o.trace AND i.parent = o.span WHERE o.model_call AND o.side = 'app' AND i.model_call AND i.side = 'app'""",
+    """UPDATE spans SET model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM again)""",
+    """INSERT INTO again SELECT trace, span FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL
        QUALIFY row_number() OVER (PARTITION BY trace, response ORDER BY told DESC, started DESC, span) > 1""",
     """UPDATE spans SET model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM again)""",
     """CREATE TABLE named AS SELECT trace, arg_min(conversation, row(started, span)) AS conversation,
@@ -562,6 +568,7 @@ def _span_columns(row: SpanRow, content: int | None, *, new: bool, place: int) -
     return (
         row.trace_id,
         row.span_id,
+        row.parent_id if row.is_model_call else None,
         min(row.started_ns, _LAST_NS),
         row.side,
         row.is_model_call,

@@ -224,6 +224,27 @@ def test_a_call_that_two_instrumentations_recorded_is_one_call(read: Read) -> No
         assert counts.dropped == {"call-recorded-twice": 3}
 
 
+@pytest.mark.parametrize("kept", ["inner", "outer"])
+def test_a_call_inside_a_call_is_the_same_call(read: Read, kept: str) -> None:
+    """A framework's span around the client's: the inner one counts, though both began in one tick, unless only the outer has content."""
+    ((topic, value),) = recorded("otel_current")
+    request = ExportTraceServiceRequest.FromString(value)
+    for scope in request.resource_spans[0].scope_spans:
+        for number, span in enumerate([span for span in scope.spans if span.name.startswith("chat")], start=1):
+            outer = scope.spans.add()
+            outer.CopyFrom(span)
+            outer.span_id = span.parent_span_id = number.to_bytes(8, "big")
+            if kept == "outer":
+                left = [item for item in span.attributes if item.key != names.GEN_AI_INPUT_MESSAGES]
+                del span.attributes[:]
+                span.attributes.extend(left)
+    episodes, counts = read((topic, request.SerializeToString()))
+    assert calls_of(episodes) == calls_of(read((topic, value))[0])
+    made_up = {number.to_bytes(8, "big").hex() for number in (1, 2, 3)}
+    assert {call.span_id in made_up for episode in episodes for call in episode.calls} == {kept == "outer"}
+    assert counts.dropped == {"call-recorded-twice": 3}
+
+
 def test_any_span_of_a_trace_may_name_user_session_and_task(read: Read) -> None:
     """What an app sets on its request's span is true of the calls inside; what a call says of itself counts first."""
     ((topic, value),) = recorded("otel_current")

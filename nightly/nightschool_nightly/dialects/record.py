@@ -48,6 +48,7 @@ class SpanRow:
     subject: str | None
     attributes: Mapping[str, Any]
     """What episodes are made of, under the names of the GenAI conventions, whatever the span called it."""
+    parent_id: str | None = None
     is_tool_run: bool = False
     has_content: bool = False
     """Whether the span itself, without log records, has messages and answer."""
@@ -101,6 +102,7 @@ def _row(span: Span, scope: str, resource: Mapping[str, Any]) -> SpanRow:
         task=text_of(attributes.get(names.TASK, resource.get(names.TASK))),
         subject=text_of(attributes.get(names.SUBJECT)),
         attributes=attributes,
+        parent_id=span.parent_span_id.hex() or None,
         is_tool_run=operation == _TOOL_OPERATION,
         has_content=names.GEN_AI_INPUT_MESSAGES in attributes and names.GEN_AI_OUTPUT_MESSAGES in attributes,
         outcomes=_outcomes(span, raw, attributes),
