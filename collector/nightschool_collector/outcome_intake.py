@@ -22,6 +22,8 @@ from nightschool_collector.outcome_api import OutcomeBody
 from nightschool_collector.refusal import BAD_REQUEST
 
 ACCEPTED, CONFLICT = 202, 409
+STATUS = {"accepted": ACCEPTED, "duplicate": ACCEPTED, "conflict": CONFLICT, "rejected": BAD_REQUEST}
+"""The HTTP status that says one verdict."""
 REMEMBERED_EVENTS = 65_536  # about 15 MB; at 100 outcomes a second, the replays of the last ten minutes
 
 
@@ -65,7 +67,7 @@ class OutcomeIntake:
                 continue
             event, said = item.id, _fingerprint(item)
             if event not in known:
-                # The id is that of what was sent: redaction must not change it, or a replay would be another event.
+                # The id that is answered is the one that is stored, whatever is made of the outcome on its way.
                 known[event], fresh[event] = said, replace(item, event_id=event)
                 verdicts.append(Verdict("accepted", event))
             elif known[event] == said:
@@ -102,8 +104,7 @@ def answer(body: OutcomeBody, verdicts: Sequence[Verdict]) -> Response:
     said = [verdict.to_json() for verdict in verdicts]
     is_stored = any(verdict.status in ("accepted", "duplicate") for verdict in verdicts)
     if not body.is_batch:
-        status = ACCEPTED if is_stored else CONFLICT
-        return JSONResponse(said[0], status_code=status)
+        return JSONResponse(said[0], status_code=STATUS[verdicts[0].status])
     if is_stored:
         return JSONResponse({"outcomes": said}, status_code=ACCEPTED)
     status = CONFLICT if any(verdict.status == "conflict" for verdict in verdicts) else BAD_REQUEST

@@ -26,7 +26,7 @@ from nightschool_collector.counters import NOBODY
 from nightschool_collector.door import Door
 from nightschool_collector.outcome_api import load_json
 from nightschool_collector.outcome_browser import outcome_of
-from nightschool_collector.outcome_intake import OutcomeIntake, Verdict
+from nightschool_collector.outcome_intake import STATUS, OutcomeIntake, Verdict
 from nightschool_collector.outcome_limits import WRITES_PER_TOKEN, WriteLimits
 from nightschool_collector.outcome_pages import confirm_page, from_form, page
 from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
@@ -34,7 +34,6 @@ from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED,
 MAX_BODY_BYTES = 256 << 10
 PATH, CONFIRM_PATH, SCRIPT_PATH = "/v1/outcomes/browser", "/v1/outcomes/confirm", "/outcome.js"
 FORBIDDEN, TOO_MANY = 403, 429
-_STATUS = {"accepted": 202, "duplicate": 202, "conflict": 409, "rejected": BAD_REQUEST}
 _PREFLIGHT_AGE_S = 600
 _SCRIPT_AGE_S = 3600
 
@@ -88,7 +87,7 @@ class BrowserOutcomes:
         """One outcome from a page."""
         try:
             verdict = await self._receive(request, _from_json)
-            response = JSONResponse(verdict.to_json(), status_code=_STATUS[verdict.status])
+            response = JSONResponse(verdict.to_json(), status_code=STATUS[verdict.status])
         except RefusedError as error:
             response = JSONResponse({"error": error.message}, status_code=error.status, headers=error.headers)
         return self._readable(response, request)
@@ -121,9 +120,9 @@ class BrowserOutcomes:
             verdict = await self._receive(request, _from_form)
         except RefusedError as error:
             return page("Your feedback was not taken", "<p>Please try again later.</p>", status=error.status)
-        if _STATUS[verdict.status] >= BAD_REQUEST:
-            return page("Your feedback was not taken", "<p>Please open the link again.</p>", status=_STATUS[verdict.status])
-        return page("Thank you", "<p>Your feedback was sent.</p>", status=_STATUS[verdict.status])
+        if STATUS[verdict.status] >= BAD_REQUEST:
+            return page("Your feedback was not taken", "<p>Please open the link again.</p>", status=STATUS[verdict.status])
+        return page("Thank you", "<p>Your feedback was sent.</p>", status=STATUS[verdict.status])
 
     async def script(self, request: Request) -> Response:
         """The snippet that pages include."""

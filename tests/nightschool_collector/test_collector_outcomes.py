@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from nightschool.errors import StreamUnavailable
+from nightschool.errors import RecordError, StreamUnavailable
 from nightschool.outcomes import Outcome, from_log_record, parse_outcome
-from nightschool_collector.outcome_intake import OutcomeIntake
+from nightschool_collector.outcome_api import OutcomeBody
+from nightschool_collector.outcome_intake import OutcomeIntake, answer
 
 TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -110,12 +112,22 @@ def test_what_was_not_stored_is_not_remembered() -> None:
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
 
 
-def test_an_id_made_of_the_content_is_that_of_what_was_sent() -> None:
-    """It goes along with the outcome from here: what changes the text later, redaction say, does not change the id."""
+def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
+    """It is that of the redacted content, so that no hash of what was redacted is kept, and goes along from there."""
     stored: list[Outcome] = []
-    intake = OutcomeIntake(lambda tenant, outcomes: stored.extend(outcomes))
-    (verdict,) = intake.take("acme", [parse_outcome(outcome())])
-    assert stored[0].event_id == verdict.event_id == parse_outcome(outcome()).id
+
+    def redact(tenant: str, item: Outcome) -> Outcome:
+        if item.comment == "?":
+            raise RecordError("the comment cannot be redacted")
+        return replace(item, comment="<EMAIL>")
+
+    intake = OutcomeIntake(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
+    first, again, wrong = intake.take(
+        "acme", [parse_outcome(outcome(comment=text)) for text in ("a@b.example", "c@d.example", "?")]
+    )
+    assert stored[0].event_id == first.event_id == again.event_id == parse_outcome(outcome(comment="<EMAIL>")).id
+    assert (again.status, wrong.status, len(stored)) == ("duplicate", "rejected", 1)
+    assert answer(OutcomeBody([], is_batch=False), [wrong]).status_code == 400
 
 
 def test_idempotency_key_is_the_event_id(collector: Any) -> None:
