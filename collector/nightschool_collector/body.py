@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import zstandard
 from starlette.requests import Request
 
-from nightschool_collector.refusal import BAD_REQUEST, TOO_LARGE, UNSUPPORTED, RefusedError
+from nightschool_collector.refusal import BAD_REQUEST, TOO_LARGE, UNAVAILABLE, UNSUPPORTED, RefusedError
 
 ENCODINGS = ("gzip", "zstd", "identity")
+RECEIVE_TIMEOUT_S = 30.0  # three times what the official exporters wait
 _STEP_BYTES = 1 << 20  # how far a body expands before its room in memory is asked for
 _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
 
@@ -28,13 +31,25 @@ def declared_bytes(content_length: str | None, *, limit: int) -> int:
 async def read_body(request: Request, *, limit: int, cover: Cover) -> bytes:
     """The body as sent, never more than `limit`; `cover` admits or refuses each length before it is kept."""
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(f"more than {limit} bytes", limit)
-        cover(size)
-        chunks.append(chunk)
+    async with in_time():
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(f"more than {limit} bytes", limit)
+            cover(size)
+            chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """A client that sends slowly holds room that others need: it is sent away after a while."""
+    try:
+        async with asyncio.timeout(RECEIVE_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        message = f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s: try again, with smaller batches"
+        raise RefusedError(UNAVAILABLE, message, reason="slow") from None
 
 
 def decoded(body: bytes, encoding: str | None, *, limit: int, cover: Cover) -> bytes:

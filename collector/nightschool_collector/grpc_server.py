@@ -19,7 +19,7 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from nightschool.errors import ConfigError
 from nightschool_collector import refusal
 from nightschool_collector.admission import Lane, Ticket
-from nightschool_collector.body import Cover, decoded
+from nightschool_collector.body import Cover, decoded, in_time
 from nightschool_collector.counters import NOBODY
 from nightschool_collector.door import Door
 from nightschool_collector.otlp import Format
@@ -99,10 +99,11 @@ class GrpcReceiver:
 
     async def _take(self, tenant: str, take: Take, requests: Any, ticket: Ticket) -> bytes:
         body: bytes | None = None
-        async for message in requests:
-            if body is not None:
-                raise RefusedError(BAD_REQUEST, "an export is one message, got several")
-            body = message
+        async with in_time():
+            async for message in requests:
+                if body is not None:
+                    raise RefusedError(BAD_REQUEST, "an export is one message, got several")
+                body = message
         if body is None:
             raise RefusedError(BAD_REQUEST, "an export is one message, got none")
         sent = body

@@ -12,7 +12,7 @@ _REASONS = {
     UNSUPPORTED: "unsupported",
     UNAVAILABLE: "stream",
 }
-REASONS = (*_REASONS.values(), "pressure", "draining", "other")
+REASONS = (*_REASONS.values(), "pressure", "slow", "draining", "other")
 MAX_RETRY_AFTER_S = 3  # exporters that see a longer wait than their deadline drop the batch at once
 
 

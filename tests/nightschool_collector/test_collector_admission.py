@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nightschool_collector import body
 from nightschool_collector.admission import FLOOR_BYTES, Admission, Budgets, Lane
 from nightschool_collector.refusal import RefusedError
 
@@ -75,17 +76,17 @@ def test_outcomes_get_in_while_spans_are_refused(collector: Any, requests: Any) 
 
 def test_decompression_needs_room_too(collector: Any) -> None:
     """A small body that expands past the room there is now is asked to come again, not told that it is too large."""
-    body = gzip.compress(bytes(900_000))
+    zeros = gzip.compress(bytes(900_000))
     with collector.door.admission.ticket(Lane.SPANS, "acme", 2 * MIB - 200_000):
-        assert collector.post("/v1/traces", body, content_encoding="gzip").status_code == 503
-    assert collector.post("/v1/traces", body, content_encoding="gzip").status_code == 400  # read: zeros are no protobuf
+        assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 503
+    assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 400  # read: zeros are no protobuf
 
 
 def test_room_is_given_back_whatever_happens(collector: Any, requests: Any) -> None:
     """Accepted, malformed, too large and refused requests leave nothing in flight."""
-    for body in (requests.spans(1), b"\xff", b"x" * (MIB + 1)):
-        collector.post("/v1/traces", body)
-        collector.post("/v1/outcomes", body, form="application/json")
+    for sent in (requests.spans(1), b"\xff", b"x" * (MIB + 1)):
+        collector.post("/v1/traces", sent)
+        collector.post("/v1/outcomes", sent, form="application/json")
     assert [collector.door.admission.in_flight(lane) for lane in Lane] == [0, 0]
 
 
@@ -105,6 +106,39 @@ def test_a_request_larger_than_the_budget_gets_in_alone(admission: Admission) ->
         pass
     with admission.ticket(Lane.SPANS, "acme", 1), pytest.raises(RefusedError), admission.ticket(Lane.SPANS, "acme", 3 * MIB):
         pass
+
+
+def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that never ends is given up after a while: 503, and its room is given back."""
+    monkeypatch.setattr(body, "RECEIVE_TIMEOUT_S", 0.05)
+    headers = [
+        (b"content-type", b"application/x-protobuf"),
+        (b"authorization", b"Bearer key-of-acme"),
+        (b"content-length", b"900000"),
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/traces",
+        "headers": headers,
+        "query_string": b"",
+        "http_version": "1.1",
+    }
+    chunks, sent = [{"type": "http.request", "body": b"x", "more_body": True}], []
+
+    async def receive() -> dict[str, Any]:
+        if not chunks:
+            await asyncio.Event().wait()
+        return chunks.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(collector.app(scope, receive, send))
+    assert sent[0]["status"] == 503
+    assert b"was not complete after 0.05 s" in sent[1]["body"]
+    assert collector.door.admission.in_flight(Lane.SPANS) == 0
+    assert collector.door.counters.total("refused_requests", "acme", "traces", "slow") == 1
 
 
 def test_what_is_in_flight_is_shown(collector: Any) -> None:
