@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from nightschool import semconv as names
+from nightschool.base_model import PACKAGED, base_model_folder
 from nightschool.config import NightConfig
 from nightschool.keys import hash_key, new_key
 from nightschool.registry import Pointer
-from nightschool.release import BaseModel
+from nightschool.release import BaseModel, describe_file
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.doctor.findings import Hop, Status
 from nightschool_nightly.episodes import EpisodeStore
@@ -49,6 +50,8 @@ class Manners:
     logprobs: tuple[float, ...] = (-0.5, -0.25)
     span_response_id: str = RESPONSE_ID
     keeps_trace: bool = True
+    tokenizer: str = ""
+    """SHA-256 of a tokenizer; the base model's own when empty."""
     body: dict[str, Any] = field(default_factory=lambda: {"id": RESPONSE_ID, "model": "base"})
 
 
@@ -75,7 +78,7 @@ class Serving(ThreadingHTTPServer):
                 alias="nightschool",
                 model="base",
                 release=manners.names_release or "base",
-                tokenizer="e" * 64,
+                tokenizer=manners.tokenizer or tokenizer_of_the_base_model(),
                 captures_content=True,
                 response_id=manners.span_response_id,
                 started_ns=now,
@@ -109,6 +112,10 @@ class _Answering(BaseHTTPRequestHandler):
             self.server.record(self.headers.get("traceparent"), self.headers["Authorization"])
 
     def log_message(self, *_: Any) -> None: ...
+
+
+def tokenizer_of_the_base_model() -> str:
+    return describe_file(base_model_folder(PACKAGED) / "tokenizer.json").sha256
 
 
 def free_ports(count: int) -> list[int]:
@@ -256,6 +263,7 @@ def test_no_night_learns_from_what_the_doctor_sent(clinic: Clinic) -> None:
         ({"names_release": "f" * 64}, Hop.RELEASE, "ffffffffffff answered, but the registry points at base"),
         ({"collector": ""}, Hop.SERVER_SPAN, "no span of serving in the stream"),
         ({"logprobs": ()}, Hop.TOKENS, "lacks: prompt token ids, completion token ids, log-probabilities"),
+        ({"tokenizer": "e" * 64}, Hop.TOKENS, "of another tokenizer"),
         ({"span_response_id": "chatcmpl-other"}, Hop.JOIN, "not joined to the app's call"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from nightschool import semconv as names
 from nightschool.outcomes import Outcome, to_logs_request
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
+from nightschool_nightly import episodes
 from nightschool_nightly.drops import REASONS, explain
 from nightschool_nightly.select import Drop
 
@@ -63,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def episodes(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nightschool", "episodes", "--config", "nightschool.toml", "--tenant", "bank"]
     return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, timeout=100)
 
@@ -75,7 +77,7 @@ def files(folder: Path) -> Sequence[str]:
 def test_json_tells_every_new_episode_with_its_fate(folder: Path) -> None:
     """Nothing is shortened; each episode says what decided about it, and each reason what to do. Nothing is written."""
     before = files(folder)
-    done = episodes(folder, "--json")
+    done = run(folder, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     first, *others = found["episodes"]
@@ -102,21 +104,25 @@ def test_json_tells_every_new_episode_with_its_fate(folder: Path) -> None:
 
 def test_tables_are_for_a_person(folder: Path) -> None:
     """Recorded text stays text: neither markup nor terminal codes in it do anything. --limit and --drops show less."""
-    shown = episodes(folder, "--limit", "2").stdout
+    shown = run(folder, "--limit", "2").stdout
     assert "the first 2 of 4 new episodes" in shown and "queue: fraud -> card" in shown
     assert "\x1b" not in shown and "[bold]card" in " ".join(shown.split())
-    drops = episodes(folder, "--drops").stdout
+    drops = run(folder, "--drops").stdout
     assert "new episodes" in drops and "hello" not in drops and "task-without-rubric" in drops
 
 
 def test_an_unknown_tenant_is_one_line(folder: Path) -> None:
     """A mistake is a sentence and exit status 2."""
-    done = episodes(folder, "--tenant", "nobody")
+    done = run(folder, "--tenant", "nobody")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nightschool episodes: tenant 'nobody' is not in nightschool.toml")
 
 
 def test_every_reason_is_explained() -> None:
     """Whatever a night leaves out, a person can read why and what to do."""
-    assert {str(reason) for reason in Drop} <= set(REASONS)
+    counted = {str(reason) for reason in Drop}
+    for path in Path(episodes.__file__).parent.glob("*.py"):
+        counted |= set(re.findall(r"""(?:SELECT|dropped\[)\s*["']([a-z]+(?:-[a-z]+)+)["']""", path.read_text(encoding="utf-8")))
+    assert len(counted) > len(Drop) + 10
+    assert counted <= set(REASONS)
     assert all(reason.meaning and reason.remedy for reason in REASONS.values())

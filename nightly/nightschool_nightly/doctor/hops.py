@@ -19,7 +19,7 @@ from nightschool.delivery import Delivery, Reply
 from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key, new_key
 from nightschool.registry import Pointer, Registry
-from nightschool.release import BaseModel
+from nightschool.release import BaseModel, describe_file
 from nightschool.stream import StoredRecord, open_configured
 from nightschool.tracer import Client, is_disabled
 from nightschool_nightly.dialects import context_of, read_messages
@@ -334,6 +334,12 @@ def check_tokens(visit: Visit) -> Passed:
         raise BrokenHopError(
             f"{len(ids or [])} token ids but {len(logprobs or [])} log-probabilities",
             "report this: serving must record one of each",
+        )
+    ours = describe_file(base_model_folder(visit.config.model.path) / "tokenizer.json").sha256
+    if row.attributes.get(names.TOKENIZER, ours) != ours:
+        raise BrokenHopError(
+            "the token ids are of another tokenizer than that of [model] path, and nights would not use them",
+            "serve the base model that this nightschool.toml names",
         )
     return Passed(f"{len(prompt or [])} prompt tokens, {len(ids or [])} sampled, each with its log-probability", arrived)
 
