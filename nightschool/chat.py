@@ -181,12 +181,8 @@ def picked(response: Any, *, content: bool) -> dict[str, Any]:
             taken["message"] = _picked_message(fields_of(answer, _MESSAGE_FIELDS))
         choices.append(taken)
     usage = fields.get("usage")
-    return {
-        "id": fields.get("id"),
-        "model": fields.get("model"),
-        "choices": choices,
-        "usage": None if usage is None else _picked_usage(fields_of(usage, _USAGE_FIELDS)),
-    }
+    taken_usage = None if usage is None else _picked_usage(fields_of(usage, _USAGE_FIELDS))
+    return {"id": fields.get("id"), "model": fields.get("model"), "choices": choices, "usage": taken_usage}
 
 
 def _picked_message(fields: Mapping[str, Any]) -> dict[str, Any]:

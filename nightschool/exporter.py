@@ -103,8 +103,8 @@ class Exporter:
         with self._lock:
             if self._is_closing or self._outcomes.num_bytes + lane.num_bytes + size > self._max_queue_bytes:
                 self._refuse(lane)
-            else:
-                self._put(lane, span, size)
+            elif lane.put(span, size):
+                self._wake()
 
     def put_outcome(self, body: bytes) -> None:
         """Queue one outcome: the JSON of a record for `POST /v1/outcomes`."""
@@ -114,8 +114,8 @@ class Exporter:
                 self._spans.drop_newest()
             if self._is_closing or self._num_bytes + size > self._max_queue_bytes:
                 self._refuse(self._outcomes)
-            else:
-                self._put(self._outcomes, body, size)
+            elif self._outcomes.put(body, size):
+                self._wake()
 
     def count_invalid_outcome(self) -> None:
         """An outcome was not understood and is not queued."""
@@ -171,12 +171,12 @@ class Exporter:
         lane.dropped += 1
         self._shield.log_once(f"{lane.name} are dropped: the queue of {self._max_queue_bytes} bytes is full or closed")
 
-    def _put(self, lane: Lane[Any], item: Any, size: int) -> None:
-        if lane.put(item, size):
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nightschool-exporter", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+    def _wake(self) -> None:
+        """Let the exporter's thread look; the first time, start it."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="nightschool-exporter", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def _hurry(self) -> None:
         """Cut lingering and our own back-off short; a wait the server asked for stands."""

@@ -6,9 +6,10 @@ the same, byte for byte; a test compares.
 
 from __future__ import annotations
 
+import functools
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -24,26 +25,28 @@ _NUM_FIXED_BYTES = 1024
 class IdGenerator(Protocol):
     """Makes ids; OpenTelemetry's `IdGenerator` is one."""
 
-    def generate_trace_id(self) -> int: ...
+    @property
+    def generate_trace_id(self) -> Callable[[], int]: ...
 
-    def generate_span_id(self) -> int: ...
+    @property
+    def generate_span_id(self) -> Callable[[], int]: ...
 
 
 class RandomIds:
-    """Random ids from a generator of its own: an app that seeds `random` must not repeat trace ids, nor a forked child."""
+    """Random ids from a generator of its own: an app that seeds `random` must not repeat trace ids, nor a forked child.
+
+    The id 0, which stands for none, comes once in 2**64 spans.
+    """
 
     def __init__(self) -> None:
+        self._random = random.Random()  # noqa: S311 - ids must be unlike each other, not secret
+        self.generate_trace_id: Callable[[], int] = functools.partial(self._random.getrandbits, 128)
+        self.generate_span_id: Callable[[], int] = functools.partial(self._random.getrandbits, 64)
         self.seed()
 
     def seed(self) -> None:
         """Start from fresh randomness of the operating system."""
-        self._bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311 - ids must be unlike each other, not secret
-
-    def generate_trace_id(self) -> int:
-        return self._bits(128) or self.generate_trace_id()
-
-    def generate_span_id(self) -> int:
-        return self._bits(64) or self.generate_span_id()
+        self._random.seed(os.urandom(32))
 
 
 RANDOM_IDS = RandomIds()
@@ -90,10 +93,10 @@ class SpanRecord:
 
     def num_bytes(self) -> int:
         """About how much it holds; the content as it is, all else in a round figure, to stay fast."""
-        return _NUM_FIXED_BYTES + _num_bytes(self.request) + _num_bytes(self.answer)
-
-
-def _num_bytes(content: bytes | Mapping[str, Any] | None) -> int:
-    if isinstance(content, bytes):
-        return len(content)
-    return sum(len(value) for value in content.values() if isinstance(value, str)) if content else 0
+        total = _NUM_FIXED_BYTES
+        for content in (self.request, self.answer):
+            if isinstance(content, bytes):
+                total += len(content)
+            elif content is not None:
+                total += sum(len(value) for value in content.values() if isinstance(value, str))
+        return total

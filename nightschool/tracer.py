@@ -99,6 +99,8 @@ class Client:
         self._exporter: Exporter | None = None
         self._outcome_key: OutcomeKey | None = None
         self._captures: bool | Mapping[str, bool] = True
+        self.is_enabled = False
+        """Whether anything is recorded; if not, every method does nothing."""
         if not enabled or is_disabled():
             return
         check_tenant(tenant)
@@ -124,15 +126,11 @@ class Client:
             shield=self.shield,
         )
         self._exporter = exporter
+        self.is_enabled = True
         atexit.register(self.shutdown, AT_EXIT_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"<nightschool.Client of tenant {self.tenant!r}, {'on' if self.is_enabled else 'off'}>"
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether anything is recorded; if not, every method does nothing."""
-        return self._exporter is not None
 
     # --- recording ------------------------------------------------------------------------------------------------------
     def request(
@@ -169,8 +167,10 @@ class Client:
         endpoint: Endpoint = CHAT,
     ) -> ModelCall:
         """Start the span of a request to `endpoint` given as it is sent."""
-        parent = self._current_request()
-        captures = parent.captures_content if parent else self.captures_content("")
+        parent = _current.get()
+        if parent is not None and parent.client is not self:
+            parent = None  # another tenant's
+        captures = parent.captures_content if parent is not None else self.captures_content("")
         span: SpanRecord | None = None
         if self._exporter is not None:
             try:
@@ -178,7 +178,7 @@ class Client:
                 taken = {name: value for name, value in params.items() if name in fields}
                 frozen = freeze(taken)
                 request = endpoint.request_attributes(taken) if frozen is None else frozen
-                stamps = parent.stamps if parent else self.stamps(captures_content=captures)
+                stamps = parent.stamps if parent is not None else self.stamps(captures_content=captures)
                 span = self.start_span(f"{endpoint.operation} {params.get('model', '')}", stamps, parent=parent)
                 span.attributes = {semconv.GEN_AI_OPERATION_NAME: endpoint.operation, semconv.GEN_AI_PROVIDER_NAME: provider}
                 span.endpoint, span.request, span.server = endpoint, request, server
