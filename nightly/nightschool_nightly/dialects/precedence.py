@@ -14,6 +14,7 @@ from nightschool_nightly.dialects.span import RawSpan
 from nightschool_nightly.dialects.values import first_text
 
 _OURS = "nightschool."
+_OUR_SCOPES = {"nightschool", "nightschool_serving"}
 # Of the GenAI conventions, what episodes are made of; the rest stays in the stream.
 _KEPT = {
     names.GEN_AI_OPERATION_NAME,
@@ -62,8 +63,8 @@ _READERS: tuple[tuple[Reader, frozenset[str]], ...] = (
 def normalise(span: RawSpan) -> dict[str, Any]:
     """The attributes of `span` in the conventions' names, messages in any shape that `read_messages` knows."""
     found = keep(span.attributes)
-    if names.GEN_AI_INPUT_MESSAGES in found and names.SUBJECT in found:
-        return found  # our own tracer leaves nothing to fill in
+    if span.scope in _OUR_SCOPES and not span.events:
+        return found  # our own tracer speaks no other dialect
     families = {name.partition(".")[0] for name in span.attributes}
     for read, markers in _READERS:
         if not markers.isdisjoint(families):
