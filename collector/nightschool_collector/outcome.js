@@ -6,14 +6,14 @@
  *   nightschool.outcome(token, "thumb", null, {op: "retract"})
  *   nightschool.outcome(token, "edit", "their own text", {edit: true})
  *
- * The token is the app's (client.outcome_token), one for each answer. What cannot be sent now is tried again, and handed to the
- * browser (sendBeacon) when the page goes away; an event id keeps all of that one outcome.
+ * The token is the app's (outcome_token), one for each answer. What cannot be sent is tried again, and handed to the browser
+ * (sendBeacon) when the page is left; an event id keeps all of that one outcome.
  */
 (function (root) {
   "use strict";
   var script = document.currentScript;
   var endpoint = script ? new URL("/v1/outcomes/browser", script.src).href : "";
-  var waits = [500, 2000, 8000, 30000]; // ms before each further try
+  var waits = [500, 2000, 8000, 30000]; // ms before each try
   var pending = new Map(); // event id -> body, until answered
 
   function newId() {
@@ -31,7 +31,7 @@
     try {
       // text/plain needs no preflight; keepalive lets it outlive the page
       response = await fetch(api.endpoint, {
-        method: "POST", body: body, keepalive: body.length < 60000, credentials: "omit",
+        method: "POST", body: body, keepalive: body.length < 20000, credentials: "omit",
         headers: { "Content-Type": "text/plain;charset=UTF-8" },
       });
     } catch (error) { /* no network, or no answer that we may read */ }
@@ -61,9 +61,11 @@
     return send(record.event_id, body, 0);
   }
 
-  addEventListener("pagehide", function () {
+  function hand() {
     pending.forEach(function (body) { navigator.sendBeacon(api.endpoint, body); });
-  });
+  }
+  addEventListener("pagehide", hand);
+  addEventListener("visibilitychange", function () { if (document.hidden) hand(); });
 
   var api = { endpoint: endpoint, outcome: outcome };
   root.nightschool = Object.assign(root.nightschool || {}, api);
