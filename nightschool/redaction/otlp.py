@@ -71,20 +71,13 @@ def redact_traces(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> 
 
 
 def suspicious_places(redactor: Redactor, raw: bytes) -> list[tuple[int, int]] | None:
-    """Where in a request `redact_traces` (with `subjects`) could change anything, as start and end, in order and apart.
+    """Where in a request `redact_traces` (with `subjects`) could change anything: start and end, in order, none over another.
 
     None when it might be anywhere.
     """
-    places = redactor.rules.places_in(raw)
-    if places is None:
-        return None
-    apart: list[tuple[int, int]] = []
-    for start, end in sorted([*places, *(match.span() for match in _USER_BYTES.finditer(raw))]):
-        if apart and start < apart[-1][1]:
-            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
-        else:
-            apart.append((start, end))
-    return apart
+    if redactor.rules.is_off:
+        return [match.span() for match in _USER_BYTES.finditer(raw)]
+    return redactor.rules.places_in(raw, also=_USER_BYTES.pattern)
 
 
 def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
@@ -123,7 +116,8 @@ def _in_traces(one: _Pass, request: ExportTraceServiceRequest) -> None:
 def _in_span(one: _Pass, span: Span) -> None:
     before = Counter(one.found)
     span.name = one.plain(span.name)
-    span.status.message = one.plain(span.status.message) if span.status.message else ""
+    if span.status.message:  # assigning would make a status where there is none
+        span.status.message = one.plain(span.status.message)
     one.attributes(span.attributes)
     for event in span.events:
         one.attributes(event.attributes)

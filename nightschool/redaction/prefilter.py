@@ -87,8 +87,8 @@ def _is_in_id(raw: bytes, start: int, end: int) -> bool:
 
 
 @cache
-def _automaton() -> Callable[[bytes], Any] | None:
-    """Finds the places that `_ANY` matches; None without google-re2."""
+def _automaton(also: bytes = b"") -> Callable[[bytes], Any] | None:
+    """Finds the places that `_ANY` matches, and the pattern `also`; None without google-re2."""
     try:
         import re2
     except ModuleNotFoundError:
@@ -96,7 +96,7 @@ def _automaton() -> Callable[[bytes], Any] | None:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1  # bytes are bytes
     options.never_capture = True
-    finder: Callable[[bytes], Any] = re2.compile(_ANY, options).finditer
+    finder: Callable[[bytes], Any] = re2.compile(_ANY + (b"|" + also if also else b""), options).finditer
     return finder
 
 
@@ -111,10 +111,11 @@ def _places(automaton: Callable[[bytes], Any], raw: bytes) -> Iterator[tuple[int
             yield start, end
 
 
-def places_in(raw: bytes) -> list[tuple[int, int]] | None:
-    """Where triggers stand in a large message, as start and end, in order: a part that touches none of them holds no finding.
+def places_in(raw: bytes, *, also: bytes = b"") -> list[tuple[int, int]] | None:
+    """Where triggers, or matches of the pattern `also`, stand in a large message: start and end, in order, none over another.
 
-    As much work as asking for the whole, which mostly says yes of a large message. None without google-re2.
+    A part that touches none of them holds no finding. As much work as asking for the whole, which mostly says yes of a large
+    message. None without google-re2.
     """
-    automaton = _automaton()
+    automaton = _automaton(also)
     return None if automaton is None else list(_places(automaton, raw))

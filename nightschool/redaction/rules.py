@@ -65,11 +65,9 @@ class Rules:
         """Whether anything may be found in `raw`, a text or a whole message: False is certain, and fast to come by."""
         return not self.is_off and (bool(self._own) or bool(triggers_in(raw)))
 
-    def places_in(self, raw: bytes) -> list[tuple[int, int]] | None:
-        """Where in a large message something may be found, as start and end; None when only reading all of it tells."""
-        if self.is_off:
-            return []
-        return None if self._own else places_in(raw)
+    def places_in(self, raw: bytes, *, also: bytes) -> list[tuple[int, int]] | None:
+        """Where in a large message something may be found, or the pattern `also`; None when only reading all of it tells."""
+        return None if self._own else places_in(raw, also=also)
 
     def find(self, text: str) -> Iterator[tuple[str, Span]]:
         """Every finding, by kind: the rules of the tenant's own first, then `KINDS` in order, then national numbers."""
