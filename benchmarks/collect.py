@@ -24,7 +24,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -316,7 +315,7 @@ def run_collectors(size: Size, folder: Path, brokers: str) -> dict[str, Any]:
     (folder / "flood.db").unlink()
 
     def best(name: str, figure: str, connections: int = 1) -> float:
-        return round(statistics.median(getattr(one, figure) for one in taken[name, connections]), 1)
+        return round(float(statistics.median(getattr(one, figure) for one in taken[name, connections])), 1)
 
     result = {
         "spans_per_cpu_s_kafka": best("kafka", "spans_per_cpu_s"),
@@ -465,7 +464,7 @@ def _encoded_span(question: str, answer: str) -> bytes:
 
 
 def run_episodes(path: Path) -> dict[str, Any]:
-    """Freeze the day, build its episodes and read every one; called in a process of its own, whose peak memory is told."""
+    """Freeze the day, build its episodes and read every one; called in a process of its own, whose memory is watched."""
     from nightschool.config import NightConfig
     from nightschool.registry import Pointer
     from nightschool.release import BaseModel
@@ -473,7 +472,6 @@ def run_episodes(path: Path) -> dict[str, Any]:
     from nightschool_nightly.episodes import EpisodeStore
     from nightschool_nightly.freeze import freeze_night
 
-    base_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     with SqliteStream(path, partitions=12) as stream, tempfile.TemporaryDirectory(dir=path.parent) as work:
         manifest = freeze_night(
             stream,
@@ -498,15 +496,12 @@ def run_episodes(path: Path) -> dict[str, Any]:
         finally:
             store.close()
         wall_s = time.perf_counter() - begun
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "episodes": episodes,
         "outcomes": outcomes,
         "episodes_per_s": round(episodes / wall_s),
         "build_s": round(built_s, 1),
         "read_s": round(wall_s - built_s, 1),
-        "peak_mb": round(peak_mb),
-        "after_imports_mb": round(base_mb),
     }
 
 
@@ -532,10 +527,18 @@ def run_days(size: Size, folder: Path) -> dict[str, Any]:
 
 # --- all of it ----------------------------------------------------------------------------------------------------------
 def in_own_process(part: str, *arguments: str) -> dict[str, Any]:
-    """Run one part in a fresh process; its last line is its result."""
-    done = subprocess.run([sys.executable, __file__, "--part", part, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return result
+    """Run one part in a fresh process; its last line is its result, and what it and its children held at most is added."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        process = subprocess.Popen([sys.executable, __file__, "--part", part, *arguments], stdout=output)
+        peak_mb = 0.0
+        while process.poll() is None:
+            peak_mb = max(peak_mb, load.rss_mb(process.pid))
+            time.sleep(0.1)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, part)
+        output.seek(0)
+        result: dict[str, Any] = json.loads(output.read().strip().splitlines()[-1])
+    return {**result, "peak_mb": round(peak_mb)}
 
 
 def hardware() -> str:
@@ -565,6 +568,7 @@ def run_all(size: Size, *, quick: bool) -> int:
     from importlib.metadata import version
 
     figures = in_own_process("sdk", *(["--quick"] if quick else []))
+    del figures["peak_mb"]
     print(f"tracer: {figures}", flush=True)
     with tempfile.TemporaryDirectory(prefix="nightschool-bench-") as name:
         folder = Path(name)
