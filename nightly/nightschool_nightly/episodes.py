@@ -62,6 +62,7 @@ _LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign,
 _DEFAULT_TASK = "default"
 _TOKEN_NAMES = {names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS}
 UNKNOWN_DIALECT = "unknown-dialect"
+_MOST_UNKNOWN = 30
 
 _SPANS = pa.schema(
     [
@@ -124,6 +125,13 @@ class ReadCounts:
     log_records: int = 0
     outcome_records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+
+    def unknown_dialect(self, made_by: str) -> None:
+        """Count a span that no dialect reads by who made it, one by one up to a limit: the names are the client's."""
+        name = f"{UNKNOWN_DIALECT} ({made_by})"
+        if name not in self.dropped and sum(known.startswith(UNKNOWN_DIALECT) for known in self.dropped) >= _MOST_UNKNOWN:
+            name = f"{UNKNOWN_DIALECT} (others)"
+        self.dropped[name] += 1
 
     def add(self, other: ReadCounts) -> None:
         """Count what `other` counted as well."""
@@ -301,7 +309,7 @@ class EpisodeStore:
                 self._joins += _join_columns(row)
                 outcomes += (self._outcome_row(said, said.occurred_at_ns or row.started_ns, new=new) for said in row.outcomes)
                 if row.unknown_dialect is not None:
-                    self.counts.dropped[f"{UNKNOWN_DIALECT} ({row.unknown_dialect})"] += 1
+                    self.counts.unknown_dialect(row.unknown_dialect)
         except RecordError as error:
             self._poison(record, part, str(error))
 

@@ -276,3 +276,15 @@ def test_a_dialect_nobody_reads_is_counted_by_who_made_it(read: Read) -> None:
     episodes, counts = read((names.TOPIC_SPANS, request.SerializeToString()))
     assert episodes == []
     assert counts.dropped == {"unknown-dialect (acme-tracing)": 1}
+    scope.scope.name = "<b>[red]acme"
+    _, counts = read((names.TOPIC_SPANS, request.SerializeToString()))
+    assert counts.dropped == {"unknown-dialect (?b??red?acme)": 1}
+
+
+def test_names_of_unknown_dialects_do_not_fill_the_report() -> None:
+    """A client that makes up a new name for every span is counted whole, under few names."""
+    counts = ReadCounts()
+    for number in range(100):
+        counts.unknown_dialect(f"made-up-{number}")
+    assert counts.dropped["unknown-dialect (others)"] == 70
+    assert (len(counts.dropped), counts.dropped.total()) == (31, 100)

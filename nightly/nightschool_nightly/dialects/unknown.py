@@ -12,6 +12,7 @@ _TALK = re.compile(r"(^|[._])(prompts?|completions?|messages?|choices|(prompt|in
 # Dialects that say what kind of span it is: one that is not a model call there is not an unknown one.
 _KNOWN = (openinference.KIND, langfuse.KIND, vercel.OPERATION, mlflow.TYPE, "traceloop.span.kind", "gen_ai.operation.name")
 _MAX_NAME = 80
+_NOT_IN_A_NAME = re.compile(r"[^\w.@/:+ -]", re.ASCII)  # the name is the client's, and is shown in reports and terminals
 
 
 def unknown_dialect(span: RawSpan) -> str | None:
@@ -20,5 +21,5 @@ def unknown_dialect(span: RawSpan) -> str | None:
     if any(name in attributes for name in _KNOWN):
         return None
     if any(_MODEL.search(name) for name in attributes) and any(_TALK.search(name) for name in attributes):
-        return (span.scope or "no scope")[:_MAX_NAME]
+        return _NOT_IN_A_NAME.sub("?", span.scope or "no scope")[:_MAX_NAME]
     return None
