@@ -34,6 +34,7 @@ def freeze_night(
     last_published: NightManifest | None,
     now_ms: int,
     settles_after_ms: Mapping[str, int] | None = None,
+    redaction: str = "",
 ) -> NightManifest:
     """Take the end offsets of every partition once, and everything else that decides, as the night's manifest.
 
@@ -67,6 +68,7 @@ def freeze_night(
         rubrics={task: rubric.digest for task, rubric in sorted(rubrics.items())},
         pointer=pointer,
         frozen_at_ms=now_ms,
+        redaction=redaction,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,

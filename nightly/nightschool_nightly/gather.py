@@ -13,6 +13,7 @@ from pathlib import Path
 from nightschool.base_model import describe_base_model
 from nightschool.config import Config
 from nightschool.errors import NightError
+from nightschool.redaction.tenants import redactors
 from nightschool.registry import Registry
 from nightschool.release import NIGHT
 from nightschool.stream import Stream
@@ -20,6 +21,7 @@ from nightschool_nightly.episodes import EpisodeStore
 from nightschool_nightly.freeze import check_unchanged, freeze_night
 from nightschool_nightly.lateness import lateness_of, settling_names
 from nightschool_nightly.night_manifest import NightManifest
+from nightschool_nightly.redacted_stream import RedactedStream
 from nightschool_nightly.rubric import Rubric, load_rubric
 from nightschool_nightly.select import Selection, Watch, select_examples
 
@@ -62,7 +64,14 @@ def freeze_tenant(
         last_published=last,
         now_ms=now_ms,
         settles_after_ms=settling_of(config, rubrics),
+        redaction=redaction_of(config, tenant),
     )
+
+
+def redaction_of(config: Config, tenant: str) -> str:
+    """What the manifest says of the tenant's redaction; empty where it is switched off."""
+    redactor = redactors(config).get(tenant)
+    return redactor.digest if redactor else ""
 
 
 def settling_of(config: Config, rubrics: Mapping[str, Rubric]) -> dict[str, int]:
@@ -91,7 +100,8 @@ def choose_examples(
         store = EpisodeStore(Path(work))
         try:
             check_unchanged(stream, manifest.ranges)
-            store.build(stream, manifest)
+            redactor = redactors(config).get(manifest.tenant)
+            store.build(RedactedStream(stream, redactor) if redactor else stream, manifest)
             if bury:
                 store.dead.bury(stream)
             selection = select_examples(

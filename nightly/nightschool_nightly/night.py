@@ -29,7 +29,7 @@ from nightschool_nightly.checkpoint import NightFolder, NightFolders
 from nightschool_nightly.erasures import refuse_forgotten
 from nightschool_nightly.evaluate import Answers, answer_holdout
 from nightschool_nightly.gate import Comparison, Decision, compare, decide
-from nightschool_nightly.gather import choose_examples, freeze_tenant, load_rubrics, settling_of
+from nightschool_nightly.gather import choose_examples, freeze_tenant, load_rubrics, redaction_of, settling_of
 from nightschool_nightly.general import PROMPTS, GeneralKl, sample_general
 from nightschool_nightly.lineage import with_lineage
 from nightschool_nightly.night_manifest import NightManifest
@@ -147,6 +147,7 @@ def _resume(night: _Night) -> tuple[NightManifest, NightFolder]:
         ("the rubrics", manifest.rubrics, rubrics),
         ("[outcomes]", manifest.settles_after_ms, settling_of(night.config, night.rubrics)),
         ("the base model", manifest.base_model, describe_base_model(night.model)),
+        ("[privacy]", manifest.redaction, redaction_of(night.config, night.tenant)),
         ("[night]", manifest.settings, {k: v for k, v in asdict(night.config.night).items() if k in manifest.settings}),
     ):
         if frozen != now:

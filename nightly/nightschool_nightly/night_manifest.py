@@ -18,7 +18,8 @@ from nightschool.release import BaseModel
 
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
-_IF_SAID = {"settles_after_ms", "as_of_ms", "previous_as_of_ms"}  # a night that waits for nothing has the digest it always had
+# A night that waits for nothing and redacts nothing has the digest it always had.
+_IF_SAID = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class NightManifest:
     """Until when the night waited for outcomes to settle: `frozen_at_ms` down to the hour; 0 when nothing is waited for."""
     previous_as_of_ms: int = 0
     """The same of the last published night: what settled since is new to this one."""
+    redaction: str = ""
+    """Digest of the rules and the secret by which records of a foreign collector are redacted when read; empty when not at all."""
     learnt_from: tuple[str, ...] = ()
     """Marks of the users the candidate was trained on (`lineage`); known only once the night is over."""
     tested_with: tuple[str, ...] = ()
