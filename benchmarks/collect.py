@@ -13,7 +13,7 @@ line is a JSON object:
 `ack_ms_p50`, `ack_ms_p99`        milliseconds to the acknowledgement of 128 spans by Kafka, one connection that never rests
 `overload_acked_lost`,            spans acknowledged to twice as many official exporters as the collector lets in, and not in the
 `overload_rss_mb`                 stream afterwards; the collector's peak memory
-`episodes_per_s`,                 a million spans in SQLite with an outcome for every fourth, read, joined and iterated as a night does;
+`episodes_per_s`,                 a million spans in SQLite with an outcome for every fourth, read, joined and iterated, before redaction;
 `episodes_peak_mb`                peak memory of that process (`..._small` in the file: of a tenth of the day)
 """
 
