@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightschool.calls import ModelCall
+    from nightschool.calls import ModelCall, ToolCall
     from nightschool.exporter import Stats
     from nightschool.lane import LaneStats
     from nightschool.sdk import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         shutdown,
         stats,
         tag_join,
+        tool_call,
     )
     from nightschool.tracer import Client, Request, current_request
 
@@ -33,6 +34,7 @@ __all__ = [
     "current_request",
     "instrument_openai",
     "model_call",
+    "tool_call",
     "tag_join",
     "outcome",
     "outcome_token",
@@ -42,6 +44,7 @@ __all__ = [
     "Client",
     "Request",
     "ModelCall",
+    "ToolCall",
     "Stats",
     "LaneStats",
 ]
@@ -51,6 +54,7 @@ _HOMES = {
     "Request": "tracer",
     "current_request": "tracer",
     "ModelCall": "calls",
+    "ToolCall": "calls",
     "Stats": "exporter",
     "LaneStats": "lane",
 }

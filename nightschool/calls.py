@@ -1,4 +1,4 @@
-"""One model call being recorded: a span from the request to the last word of the answer."""
+"""One model call or one tool call being recorded: a span from the request to the last word of the answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from nightschool import semconv
+from nightschool import chat, semconv
 from nightschool.snapshot import freeze
 from nightschool.span import SpanRecord
 
@@ -116,3 +116,32 @@ class ModelCall:
         if error is not None:
             self.fail(error)
         self.end()
+
+
+class ToolCall:
+    """One run of a tool; a context manager, which records an exception and ends the span."""
+
+    def __init__(self, client: Client, span: SpanRecord | None, *, captures_content: bool) -> None:
+        self._client = client
+        self._span = span
+        self._captures_content = captures_content
+
+    def result(self, result: Any) -> None:
+        """Record what the tool answered, anything JSON can say."""
+        span = self._span
+        if span is not None and self._captures_content:
+            with self._client.shield:
+                text = chat.dump(result)
+                span.late = {semconv.GEN_AI_TOOL_CALL_RESULT: text}
+                span.num_text_bytes += len(text)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            with self._client.shield:
+                if isinstance(error, Exception):
+                    span.fail(error)
+                self._client.end_span(span)

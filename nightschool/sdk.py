@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from nightschool.calls import ModelCall
+from nightschool.calls import ModelCall, ToolCall
 from nightschool.exporter import DEFAULT_MAX_QUEUE_BYTES, Stats
 from nightschool.outcome_tokens import DEFAULT_LIFETIME_S
 from nightschool.redaction import Rules
@@ -119,6 +119,15 @@ def model_call(
     the OpenAI chat form and request parameters by their OpenAI names.
     """
     return _client().model_call(model, messages, provider=provider, tools=tools, **params)
+
+
+def tool_call(name: str, arguments: Any = None, *, call_id: str | None = None) -> ToolCall:
+    """Record a run of a tool, `with nightschool.tool_call("weather", {"city": "Riga"}, call_id=id) as tool: tool.result(run())`.
+
+    `call_id` is the id that the model gave its call. What the model is told of the result is in the messages anyway; a span of
+    its own also has the time it took, and the error when there was one.
+    """
+    return _client().tool_call(name, arguments, call_id=call_id)
 
 
 def instrument_openai() -> None:

@@ -66,6 +66,8 @@ class SpanRecord:
     link: SpanContext | None = None
     error: tuple[str, str] | None = None
     """The kind of the error that ended it, and its words."""
+    num_text_bytes = 0
+    """Of texts in `attributes` and `late`, where they are an app's and may be long."""
     # Of a model call only.
     endpoint: Endpoint | None = None
     request: bytes | Mapping[str, Any] | None = None
@@ -93,7 +95,7 @@ class SpanRecord:
 
     def num_bytes(self) -> int:
         """About how much it holds; the content as it is, all else in a round figure, to stay fast."""
-        total = _NUM_FIXED_BYTES
+        total = _NUM_FIXED_BYTES + self.num_text_bytes
         for content in (self.request, self.answer):
             if isinstance(content, bytes):
                 total += len(content)

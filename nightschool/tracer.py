@@ -27,8 +27,8 @@ from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.trace import format_trace_id, get_current_span
 
-from nightschool import semconv
-from nightschool.calls import ModelCall
+from nightschool import chat, semconv
+from nightschool.calls import ModelCall, ToolCall
 from nightschool.delivery import Delivery, parse_endpoint
 from nightschool.encoding import SpanEncoder
 from nightschool.endpoints import CHAT, Endpoint
@@ -186,6 +186,25 @@ class Client:
                 span = None
                 self.shield.caught(error)
         return ModelCall(self, parent, span, captures_content=captures)
+
+    def tool_call(self, name: str, arguments: Any = None, *, call_id: str | None = None) -> ToolCall:
+        """Record a run of a tool; see `nightschool.tool_call`."""
+        parent = self._current_request()
+        captures = parent.captures_content if parent is not None else self.captures_content("")
+        span: SpanRecord | None = None
+        if self._exporter is not None:
+            with self.shield:
+                given = chat.dump(arguments) if captures and arguments is not None else None
+                said = {
+                    semconv.GEN_AI_OPERATION_NAME: "execute_tool",
+                    semconv.GEN_AI_TOOL_NAME: str(name),
+                    semconv.GEN_AI_TOOL_CALL_ID: call_id,
+                    semconv.GEN_AI_TOOL_CALL_ARGUMENTS: given,
+                }
+                stamps = parent.stamps if parent is not None else self.stamps(captures_content=captures)
+                span = self.start_span(f"execute_tool {name}", stamps, parent=parent)
+                span.attributes, span.num_text_bytes = chat.compact(said), len(given or "")
+        return ToolCall(self, span, captures_content=captures)
 
     def outcome(
         self,

@@ -17,6 +17,8 @@ PUBLIC = {
     "LaneStats": "(queued, sent, dropped, rejected, invalid)",
     "ModelCall": "(client, request, span, captures_content)",
     "Request": "(client_of, task, user, conversation, episode, capture_content)",
+    "ToolCall": "(client, span, captures_content)",
+    "tool_call": "(name, arguments, call_id)",
     "Stats": "(spans, outcomes, retries, internal_errors)",
     "configure": "(endpoint, tenant, api_key, subject_key, service_name, max_queue_bytes, capture_content, outcome_key, redaction)",
     "current_request": "()",
