@@ -77,6 +77,7 @@ SETTINGS = {
 ENVIRONMENT = {
     "NIGHTSCHOOL_CONFIG",  # serving: the configuration file, handed to the vLLM process
     "NIGHTSCHOOL_DISABLED",  # SDK: every call does nothing
+    "NIGHTSCHOOL_API_KEY",  # doctor: the tenant's key, where no --key is given
     "NIGHTSCHOOL_KAFKA_PASSWORD",  # stream: the password of [stream] sasl_user, where no file holds it
     "NIGHTSCHOOL_STRICT",  # SDK: raise into the app what is swallowed otherwise
 }

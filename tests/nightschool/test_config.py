@@ -116,7 +116,7 @@ def test_kafka_and_absolute_urls_stay_as_they_are() -> None:
         ("[colector]\nport = 1", r"1: unknown section or key 'colector'; allowed are stream, registry, model, collector,"),
         ("\n\ndebug = true", r"3: unknown section or key 'debug'; allowed are stream,"),
         ("[foo.bar]\nx = 1", r"1: unknown section or key 'foo'"),
-        ("[collector]\nhost = 'h'\nprot = 1", r"3: unknown key 'prot' in \[collector\]; allowed are host, port, max_body_mib"),
+        ("[collector]\nhost = 'h'\nprot = 1", r"3: unknown key 'prot' in \[collector\]; allowed are host, port, grpc_port"),
         ("\n[tenants.acme]\nkey = 1", r"3: unknown key 'key' in \[tenants\.acme\]; allowed are key_sha256, rubrics"),
         ("\n[tenants]\nacme.key = 1", r"3: unknown key 'key' in \[tenants\.acme\]"),
         ("\ntenants.acme = { rubrics = [], key = 1 }", r"2: unknown key 'key' in \[tenants\.acme\]"),
@@ -211,18 +211,21 @@ def bounded_settings() -> list[Any]:
     ]
 
 
+# Settings that another one bounds too: that other one at its far end.
+_SLACK = {
+    "max_loras": "[serving]\nmax_cpu_loras = 4096\n",
+    "max_cpu_loras": "[serving]\nmax_loras = 1\n",
+    "min_groups": "[night]\nprompts_per_step = 4096\n",
+    "max_body_mib": "[collector]\nmax_in_flight_per_tenant_mib = 65536\nmax_in_flight_mib = 65536\n",
+    "max_in_flight_per_tenant_mib": "[collector]\nmax_body_mib = 1\nmax_in_flight_mib = 65536\n",
+    "max_in_flight_mib": "[collector]\nmax_body_mib = 1\nmax_in_flight_per_tenant_mib = 1\n",
+}
+
+
 @pytest.mark.parametrize(("section", "name", "low", "high"), bounded_settings())
 def test_every_bound_holds_at_its_edge(section: str, name: str, low: float, high: float | None) -> None:
     """The bound itself is allowed, the next number beyond it is not."""
-    slack = (
-        "[serving]\nmax_cpu_loras = 4096\n"
-        if name == "max_loras"
-        else "[night]\nprompts_per_step = 4096\n"
-        if name == "min_groups"
-        else ""
-    )
-    if name == "max_cpu_loras":
-        slack = "[serving]\nmax_loras = 1\n"
+    slack = _SLACK.get(name, "")
     step = 1 if isinstance(low, int) else 1e-9
     for edge, beyond in ((low, low - step), *([(high, high + step)] if high is not None else [])):
         head = slack if slack.startswith(f"[{section}]") else f"{slack}[{section}]\n"
