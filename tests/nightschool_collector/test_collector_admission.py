@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightschool_collector import body
+from nightschool_collector import body, door
 from nightschool_collector.admission import FLOOR_BYTES, Admission, Budgets, Lane
 from nightschool_collector.refusal import RefusedError
 
@@ -139,6 +139,25 @@ def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatc
     assert b"was not complete after 0.05 s" in sent[1]["body"]
     assert collector.door.admission.in_flight(Lane.SPANS) == 0
     assert collector.door.counters.total("refused_requests", "acme", "traces", "slow") == 1
+
+
+def test_what_has_waited_too_long_is_not_stored(collector: Any, requests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose client has given up by now is refused, so that those behind it are in time."""
+    monkeypatch.setattr(door, "STALE_S", -1)
+    answer = collector.post("/v1/traces", requests.spans(1))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert collector.everything_stored() == []
+
+
+def test_a_collector_that_is_stopping_says_so(collector: Any, requests: Any) -> None:
+    """Told to stop it is not ready, takes nothing new, and asks to come again: another collector may be there by then."""
+    collector.door.draining = True
+    assert collector.client.get("/readyz").status_code == 503
+    assert collector.client.get("/healthz").status_code == 200
+    for path in ("/v1/traces", "/v1/logs", "/v1/outcomes"):
+        answer = collector.post(path, requests.spans(1))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert collector.everything_stored() == []
 
 
 def test_what_is_in_flight_is_shown(collector: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import grpc
@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from nightschool.errors import StreamUnavailable
+from nightschool_collector.admission import Lane
 from nightschool_collector.grpc_server import GrpcReceiver
 
 KEY = (("authorization", "Bearer key-of-acme"),)
@@ -139,3 +140,20 @@ def test_a_stream_that_is_away_is_unavailable_with_retry_info(collector: Any, ch
     assert status.details[0].Unpack(in_details)
     assert in_details == RetryInfo.FromString(trailers["google.rpc.retryinfo-bin"])
     assert in_details.retry_delay.seconds == 2
+
+
+def test_a_full_collector_is_unavailable_before_the_message_is_read(collector: Any, channel: Any) -> None:
+    """Without room the answer comes while the client has not yet sent its message."""
+    asked = Event()
+
+    def late() -> Iterator[bytes]:
+        asked.wait(30)
+        yield b""
+
+    export = channel.stream_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")
+    with collector.door.admission.ticket(Lane.SPANS, "acme", 2 << 20):
+        code, said, trailers = refusal(export, late(), metadata=KEY)
+    asked.set()
+    assert (code, "in flight" in said) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert "google.rpc.retryinfo-bin" in trailers
+    assert collector.door.counters.total("refused_requests", "acme", "traces", "pressure") == 1
