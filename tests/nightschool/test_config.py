@@ -216,8 +216,8 @@ _SLACK = {
     "max_loras": "[serving]\nmax_cpu_loras = 4096\n",
     "max_cpu_loras": "[serving]\nmax_loras = 1\n",
     "min_groups": "[night]\nprompts_per_step = 4096\n",
-    "max_body_mib": "[collector]\nmax_in_flight_per_tenant_mib = 65536\nmax_in_flight_mib = 65536\n",
-    "max_in_flight_per_tenant_mib": "[collector]\nmax_body_mib = 1\nmax_in_flight_mib = 65536\n",
+    "max_body_mib": "[collector]\nmax_in_flight_per_tenant_mib = 1048576\nmax_in_flight_mib = 1048576\n",
+    "max_in_flight_per_tenant_mib": "[collector]\nmax_body_mib = 1\nmax_in_flight_mib = 1048576\n",
     "max_in_flight_mib": "[collector]\nmax_body_mib = 1\nmax_in_flight_per_tenant_mib = 1\n",
 }
 
