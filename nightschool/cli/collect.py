@@ -6,7 +6,7 @@ import argparse
 
 from nightschool.cli import add_config_argument, start_service
 
-SUMMARY = "receive spans (OTLP/HTTP) and outcomes and make them durable in the stream"
+SUMMARY = "receive spans, logs and outcomes and make them durable in the stream"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
