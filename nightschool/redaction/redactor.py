@@ -166,6 +166,9 @@ class Redactor:
         """The outcome with its texts redacted, by the same pseudonyms as the trace it is about."""
         found: Found = Counter()
         target = dict(outcome.target)
+        final = [self.value(said, found) for said in (outcome.final_text, outcome.final_messages)]
+        # Of words that were redacted in the trace too, most likely: the hash would be that of no answer there.
+        original_sha256 = None if found else outcome.original_sha256
         if "conversation_id" in target:
             target["conversation_id"] = self.identifier(target["conversation_id"], found)
         if "join_key" in target:
@@ -174,8 +177,9 @@ class Redactor:
             outcome,
             target=target,
             value=self.value(outcome.value, found) if isinstance(outcome.value, str) else outcome.value,
-            final_text=self.value(outcome.final_text, found),
-            final_messages=self.value(outcome.final_messages, found),
+            final_text=final[0],
+            final_messages=final[1],
+            original_sha256=original_sha256,
             comment=self.value(outcome.comment, found),
             metadata=self.value(outcome.metadata, found),
             source_id=self.subject(outcome.source_id) if outcome.source_kind == "human" else outcome.source_id,

@@ -332,6 +332,13 @@ def test_an_outcome_has_the_pseudonyms_of_its_trace(redactor: Redactor) -> None:
     assert redactor.counts == {"email": 3, "phone": 1}
 
 
+def test_the_hash_of_an_answer_that_was_redacted_goes(redactor: Redactor) -> None:
+    """The answer in the trace has another hash by now; an edit without findings keeps it."""
+    for text, kept in (("Dear anna@example.com", None), ("Dear you", "0" * 64)):
+        outcome = Outcome({"trace_id": "1" * 32}, "edit", final_text=text, original_sha256="0" * 64)
+        assert redactor.outcome(outcome).original_sha256 == kept
+
+
 def test_an_outcome_without_findings_is_the_same(redactor: Redactor) -> None:
     """Nothing is copied, and a rater that is a pseudonym already stays."""
     outcome = Outcome({"trace_id": "1" * 32}, "thumb", value=True, source_id="0" * 32)
