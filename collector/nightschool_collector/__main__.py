@@ -12,7 +12,9 @@ from nightschool.errors import MissingExtraError, NightschoolError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the collector; arguments and settings are checked before anything heavy is imported."""
-    parser = argparse.ArgumentParser(prog="nightschool collect", description="receive spans and logs (OTLP over HTTP and gRPC) and outcomes")
+    parser = argparse.ArgumentParser(
+        prog="nightschool collect", description="receive spans and logs (OTLP over HTTP and gRPC) and outcomes"
+    )
     parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the configuration (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
