@@ -52,32 +52,29 @@ class OutcomeIntake:
     ) -> None:
         """`append` stores outcomes of a tenant and returns when they are durable; `redact` comes before all else."""
         self._append, self._redact, self._num_remembered = append, redact, num_remembered
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._being_stored: set[tuple[str, str]] = set()
         self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
 
     def take(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
         """Store what is new, and say what became of each item, in order. Whatever it says is said of durable records."""
         items = [self._redacted(tenant, item) for item in items]
-        known = self._recall(tenant, items)
-        fresh: dict[str, Outcome] = {}
-        verdicts = []
-        for item in items:
-            if isinstance(item, RecordError):
-                verdicts.append(Verdict("rejected", error=_printable(str(item))))
-                continue
-            event, said = item.id, _fingerprint(item)
-            if event not in known:
-                # The id that is answered is the one that is stored, whatever is made of the outcome on its way.
-                known[event], fresh[event] = said, replace(item, event_id=event)
-                verdicts.append(Verdict("accepted", event))
-            elif known[event] == said:
-                verdicts.append(Verdict("duplicate", event))
-            else:
-                what = f"event_id {shown(event)} was used before with another body; give every outcome an id of its own"
-                verdicts.append(Verdict("conflict", event, what))
-        if fresh:
-            self._append(tenant, list(fresh.values()))
-            self._remember(tenant, {event: known[event] for event in fresh})
+        keys = {(tenant, item.id) for item in items if isinstance(item, Outcome)}
+        with self._changed:
+            # A page that is left sends what it just sent: the copy waits for the first, to be told from a new outcome.
+            self._changed.wait_for(lambda: self._being_stored.isdisjoint(keys))
+            known = {event: said for (_, event) in keys if (said := self._known.get((tenant, event))) is not None}
+            verdicts, fresh = _judge(items, known)
+            being_stored = {(tenant, outcome.event_id) for outcome in fresh}
+            self._being_stored |= being_stored
+        try:
+            if fresh:
+                self._append(tenant, fresh)
+                self._remember(tenant, {outcome.event_id: known[outcome.event_id] for outcome in fresh})
+        finally:
+            with self._changed:
+                self._being_stored -= being_stored
+                self._changed.notify_all()
         return verdicts
 
     def _redacted(self, tenant: str, item: Outcome | RecordError) -> Outcome | RecordError:
@@ -86,17 +83,33 @@ class OutcomeIntake:
         except RecordError as error:
             return error
 
-    def _recall(self, tenant: str, items: Sequence[Outcome | RecordError]) -> dict[str, bytes]:
-        with self._lock:
-            events = {item.id for item in items if isinstance(item, Outcome)}
-            return {event: said for event in events if (said := self._known.get((tenant, event))) is not None}
-
     def _remember(self, tenant: str, fresh: dict[str, bytes]) -> None:
-        with self._lock:
+        with self._changed:
             for event, said in fresh.items():
                 self._known[tenant, event] = said
             while len(self._known) > self._num_remembered:
                 self._known.popitem(last=False)
+
+
+def _judge(items: Sequence[Outcome | RecordError], known: dict[str, bytes]) -> tuple[list[Verdict], list[Outcome]]:
+    """What becomes of each item, and those to store; `known` is what each id said before, and gets what the new ones say."""
+    verdicts, fresh = [], []
+    for item in items:
+        if isinstance(item, RecordError):
+            verdicts.append(Verdict("rejected", error=_printable(str(item))))
+            continue
+        event, said = item.id, _fingerprint(item)
+        if event not in known:
+            known[event] = said
+            # The id that is answered is the one that is stored, whatever is made of the outcome on its way.
+            fresh.append(replace(item, event_id=event))
+            verdicts.append(Verdict("accepted", event))
+        elif known[event] == said:
+            verdicts.append(Verdict("duplicate", event))
+        else:
+            what = f"event_id {shown(event)} was used before with another body; give every outcome an id of its own"
+            verdicts.append(Verdict("conflict", event, what))
+    return verdicts, fresh
 
 
 def answer(body: OutcomeBody, verdicts: Sequence[Verdict]) -> Response:

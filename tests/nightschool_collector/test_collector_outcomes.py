@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -110,6 +113,30 @@ def test_what_was_not_stored_is_not_remembered() -> None:
     assert [verdict.status for verdict in intake.take("acme", [second, third])] == ["duplicate"] * 2
     assert [verdict.status for verdict in intake.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
+
+
+def test_copies_that_come_together_are_stored_once() -> None:
+    """Both ways a page that is left delivers arrive at the same moment: one is accepted, the others are duplicates of it."""
+    stored: list[Outcome] = []
+    together = threading.Barrier(4)
+
+    def append(tenant: str, outcomes: Any) -> None:
+        time.sleep(0.05)  # as a disk takes its time
+        stored.extend(outcomes)
+
+    intake = OutcomeIntake(append)
+
+    def send(number: int) -> str:
+        together.wait()
+        (verdict, _) = intake.take(
+            "acme", [parse_outcome(outcome(event_id="e-1")), parse_outcome(outcome(event_id=f"x-{number}"))]
+        )
+        return verdict.status
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(send, range(4))) == ["accepted", "duplicate", "duplicate", "duplicate"]
+    assert [item.id for item in stored].count("e-1") == 1
+    assert len(stored) == 5
 
 
 def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
