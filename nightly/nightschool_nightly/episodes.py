@@ -50,9 +50,9 @@ from nightschool_nightly.dialects import (
 )
 from nightschool_nightly.edits import edited_call, measure_edit, named_call
 from nightschool_nightly.erasures import erase, frozen_erasures
-from nightschool_nightly.helpers import Filled, Helper, how_many, share_out
 from nightschool_nightly.lateness import window_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
+from nightschool_nightly.parallel_reading import Filled, Helper, how_many, share_out
 from nightschool_nightly.spool import Spool
 
 _BATCH = 20_000

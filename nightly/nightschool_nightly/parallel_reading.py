@@ -63,7 +63,7 @@ class Helper:
     def __init__(self, folder: Path, stream: Stream, tenant: str, parts: Sequence[FrozenRange]) -> None:
         message = pickle.dumps((folder, stream, tenant, list(parts)))
         self._folder = folder
-        command = [sys.executable, "-m", "nightschool_nightly.helpers"]
+        command = [sys.executable, "-m", "nightschool_nightly.parallel_reading"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
         self._process.stdin.write(message)

@@ -20,8 +20,8 @@ from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.episodes import BuiltEpisode, EpisodeStore, ReadCounts
 from nightschool_nightly.freeze import freeze_night
-from nightschool_nightly.helpers import WORTH_A_HELPER, Helper, how_many, share_out
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
+from nightschool_nightly.parallel_reading import WORTH_A_HELPER, Helper, how_many, share_out
 
 HEADERS = {names.HEADER_TENANT: b"acme"}
 
