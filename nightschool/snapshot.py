@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _VERSION = 4
+_MAX_KINDS = 1000
+_is_pydantic: dict[type, bool] = {}
+"""Classes seen; an app that makes classes for ever must not grow this for ever."""
 
 
 def freeze(data: dict[str, Any]) -> bytes | None:
@@ -34,9 +37,13 @@ def fields_of(holder: Any, names: Iterable[str]) -> Mapping[str, Any]:
     An object of the `openai` client is read where pydantic keeps its fields, because asking for one that is absent raises
     an error inside and costs more than everything else here.
     """
-    if type(holder) is dict:
-        return holder
-    if hasattr(type(holder), "__pydantic_fields__"):
+    kind = type(holder)
+    if kind is dict:
+        return holder  # type: ignore[no-any-return]
+    is_pydantic = _is_pydantic.get(kind)
+    if is_pydantic is None and len(_is_pydantic) < _MAX_KINDS:
+        is_pydantic = _is_pydantic[kind] = hasattr(kind, "__pydantic_fields__")
+    if is_pydantic:
         extra = holder.__pydantic_extra__
         known: dict[str, Any] = holder.__dict__
         return {**known, **extra} if extra else known

@@ -96,6 +96,8 @@ class SpanRecord:
     def num_bytes(self) -> int:
         """About how much it holds; the content as it is, all else in a round figure, to stay fast."""
         total = _NUM_FIXED_BYTES + self.num_text_bytes
+        if self.endpoint is None:
+            return total
         for content in (self.request, self.answer):
             if isinstance(content, bytes):
                 total += len(content)

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 
+from opentelemetry.context import get_current
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.trace import format_trace_id, get_current_span
 
@@ -480,9 +481,9 @@ class Request:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._token is not None:
-            _detach(self._token)
-            self._token = None
+        token, self._token = self._token, None
+        if token is not None:
+            _detach(token)
         self.close(error)
 
     def open(self) -> None:
@@ -518,9 +519,10 @@ class Request:
         task = stamps.get(semconv.TASK, "")
         span = client.start_span(f"invoke_workflow {task}", stamps, parent=outer)
         span.attributes = {semconv.GEN_AI_OPERATION_NAME: "invoke_workflow", semconv.GEN_AI_WORKFLOW_NAME: task}
-        app_span = get_current_span().get_span_context()
-        if app_span.is_valid and outer is None:
-            span.link = app_span
+        if outer is None and (context := get_current()):  # without a span of the app this context is empty
+            app_span = get_current_span(context).get_span_context()
+            if app_span.is_valid:
+                span.link = app_span
         self.stamps, self.captures_content, self.span = stamps, captures, span
 
     def _captures(self, client: Client, outer: Request | None) -> bool:
