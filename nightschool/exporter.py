@@ -43,6 +43,10 @@ class Stats:
     """Errors of ours that were kept from the app."""
 
 
+# Not the module's generator: that one is the app's, which may have seeded it to draw the same numbers again.
+_system_random = random.SystemRandom()
+
+
 class Exporter:
     """Sends spans and outcomes in the background; safe to use from any thread, after a fork and inside a finalizer."""
 
@@ -260,7 +264,7 @@ class Exporter:
             lane.attempts,
             retry_after_s=reply.retry_after_s,
             hurry=self._num_flushing > 0,
-            jitter=random.random(),  # noqa: S311 (spreads retries, keeps no secret)
+            jitter=_system_random.random(),
         )
         lane.attempts += 1
         lane.retry_at = time.monotonic() + wait_s

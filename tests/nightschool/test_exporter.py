@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -155,6 +156,17 @@ def test_a_passing_refusal_is_retried(client: Client, collector: Collector, stat
     assert client.flush(20)
     assert models(collector) == ["a"]
     assert settled(client.stats()) == (0, 1, 0, 0, 0)
+
+
+def test_the_apps_random_numbers_stay_its_own(client: Client, collector: Collector) -> None:
+    """An app that seeded `random` draws the same numbers with the tracer as without, also when requests are sent again."""
+    random.seed(7)
+    before = random.getstate()
+    collector.fail(Failure(503), Failure(0))
+    record(client, "a")
+    assert client.flush(20)
+    assert client.stats().retries == 2
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
