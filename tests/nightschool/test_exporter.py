@@ -165,7 +165,7 @@ def test_the_apps_random_numbers_stay_its_own(client: Client, collector: Collect
     collector.fail(Failure(503), Failure(0))
     record(client, "a")
     assert client.flush(20)
-    assert client.stats().retries == 2
+    assert client.stats().retries >= 1
     assert random.getstate() == before
 
 
