@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +22,9 @@ from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key, new_key
 from nightschool.registry import Pointer, Registry
 from nightschool.release import BaseModel, describe_file
-from nightschool.stream import StoredRecord, open_configured
-from nightschool.tracer import Client, is_disabled
+from nightschool.redaction.tenants import redactors
+from nightschool.stream import StoredRecord, Stream, open_configured
+from nightschool.tracer import CAPTURE_VARIABLE, Client, is_disabled
 from nightschool_nightly.dialects import context_of, read_messages
 from nightschool_nightly.doctor.ask import ask
 from nightschool_nightly.doctor.findings import BrokenHopError, Hop, Passed
@@ -38,9 +41,11 @@ from nightschool_nightly.doctor.visit import (
 )
 from nightschool_nightly.drops import explain
 from nightschool_nightly.episodes import BuiltEpisode, EpisodeStore
-from nightschool_nightly.gather import load_rubrics
+from nightschool_nightly.gather import load_rubrics, settling_of
+from nightschool_nightly.lateness import HOUR_MS, lateness_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
-from nightschool_nightly.select import Drop, select_examples
+from nightschool_nightly.redacted_stream import RedactedStream
+from nightschool_nightly.select import Drop, Example, select_examples
 
 _MAX_SKEW_MS = 5_000
 _MAX_TOKENS = 8
@@ -70,7 +75,7 @@ def check_configuration(visit: Visit) -> Passed:
         raise BrokenHopError(str(error), "correct the file; 'nightschool config' prints every setting") from error
     visit.config, visit.tenant, visit.rubrics = config, tenant, rubrics
     wanted = {name for rubric in rubrics.values() for name in rubric.outcome_names}
-    visit.outcome_name = min(wanted, default=names.DOCTOR_TASK)
+    visit.outcome_ids = {name: f"{names.DOCTOR_TASK}-{uuid.uuid4().hex}" for name in sorted(wanted) or [names.DOCTOR_TASK]}
     return Passed(f"tenant {tenant}, stream {config.stream.url}, rubrics for {', '.join(sorted(rubrics))}")
 
 
@@ -122,8 +127,8 @@ def check_authentication(visit: Visit) -> Passed:
             f"the collector does not know the key: {_said(reply)}",
             "restart the collector: it runs with another nightschool.toml than this one",
         )
-    if reply.status != 200:
-        raise BrokenHopError(f"the collector refuses an empty request: {_said(reply)}", "look at the collector's log")
+    if reply.status != 200:  # no word about the key, and it would say the same of spans: the hop that sends some names it
+        return Passed(f"it refuses no key, but whether it knows one is not known: it answers {_said(reply)}")
     stranger = _post_nothing(visit, new_key(visit.tenant))
     if stranger.status not in (401, 403):
         raise BrokenHopError(
@@ -199,12 +204,15 @@ def check_acknowledgement(visit: Visit) -> Passed:
     visit.acknowledged_ms = time.time_ns() // 1_000_000
     if lost := spans.rejected + spans.dropped + spans.invalid:
         raise BrokenHopError(
-            f"{lost} spans were refused for good ({spans})", "look at the collector's log, and at /metrics for the reason"
+            f"{lost} spans were refused for good ({spans})",
+            f"POST {visit.collector}/v1/traces must reach the collector, large bodies too; its log and /metrics say what it refused",
         )
     if not in_time or not spans.sent:
+        now = _said(_post_nothing(visit, visit.key))
         raise BrokenHopError(
-            f"no acknowledgement within {FLUSH_TIMEOUT_S:.0f} s ({spans}, {visit.client.stats().retries} retries)",
-            "the collector asks to try again: it is overloaded or its stream is away; look at its log",
+            f"no acknowledgement within {FLUSH_TIMEOUT_S:.0f} s ({spans}, {visit.client.stats().retries} retries);"
+            f" an empty request is answered {now}",
+            "it asks to try again: collector or proxy is overloaded, or the stream is away; look at their logs",
         )
     return Passed(f"{spans.sent} spans are durable")
 
@@ -242,7 +250,9 @@ def check_content(visit: Visit) -> Passed:
         "conversation": row.conversation is not None,
     }
     if missing := _missing(arrived):
-        if row.attributes.get(names.REDACTION_VERSION):
+        if said := os.environ.get(CAPTURE_VARIABLE):
+            fix = f"{CAPTURE_VARIABLE} is {said} here: unset it, or let the app record texts by capture_content=True"
+        elif row.attributes.get(names.REDACTION_VERSION):
             fix = "redaction changed or dropped it: look at the [privacy] settings"
         else:
             fix = "something between app and stream drops attributes; content capture must be on for the task"
@@ -350,76 +360,111 @@ def _is_list_of(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 # --- outcome --------------------------------------------------------------------------------------------------------------
 def send_outcome(visit: Visit) -> Passed:
-    """Say how the marked request turned out, as an app does, about the response if there is one."""
+    """Say how the marked request turned out, as an app does, about the response if there is one: each outcome a rubric reads."""
     target = {"response_id": visit.response_id} if visit.response_id else {"trace_id": visit.trace_id}
-    visit.client.outcome(visit.outcome_name, final_text=visit.said or "-", rater=RATER, **target)  # type: ignore[arg-type]
+    for name, event_id in visit.outcome_ids.items():
+        visit.client.outcome(name, final_text=visit.final_text, rater=RATER, event_id=event_id, **target)  # type: ignore[arg-type]
     in_time, outcomes = visit.client.flush(FLUSH_TIMEOUT_S), visit.client.stats().outcomes
     if lost := outcomes.rejected + outcomes.dropped + outcomes.invalid:
         raise BrokenHopError(
-            f"{lost} outcome was refused for good ({outcomes})",
+            f"{lost} of {len(visit.outcome_ids)} outcomes were refused for good ({outcomes})",
             f"POST {visit.collector}/v1/outcomes must be our collector's; the OpenTelemetry Collector has no such route",
         )
     if not in_time or not outcomes.sent:
         raise BrokenHopError(f"no acknowledgement within {FLUSH_TIMEOUT_S:.0f} s ({outcomes})", "look at the collector's log")
-    return Passed("the outcome is durable")
+    return Passed(f"durable: {', '.join(visit.outcome_ids)}")
 
 
 def check_outcome_record(visit: Visit) -> Passed:
-    def is_there(_: Any) -> bool:
-        return bool(visit.follower.of(names.TOPIC_OUTCOMES))
+    def arrived(found: Sequence[StoredRecord]) -> list[StoredRecord]:
+        return [record for record in found if any(event_id.encode() in record.value for event_id in visit.outcome_ids.values())]
 
-    if not visit.follower.wait(visit.marks, is_there, timeout_s=visit.options.wait_s):
+    def are_there(found: Sequence[StoredRecord]) -> bool:
+        return all(any(event_id.encode() in record.value for record in found) for event_id in visit.outcome_ids.values())
+
+    if not visit.follower.wait(visit.marks, are_there, timeout_s=visit.options.wait_s):
         raise BrokenHopError(
-            f"the outcome was acknowledged but is not in {visit.config.stream.url}",
+            f"outcomes were acknowledged but are not in {visit.config.stream.url}",
             "outcomes go to another collector than spans; send both to the same",
         )
-    (record, *_) = visit.follower.of(names.TOPIC_OUTCOMES)
-    _check_tenant(visit, [record])
-    return Passed(f"{record.topic} partition {record.partition}, offset {record.offset}")
+    records = arrived(visit.follower.found)
+    _check_tenant(visit, records)
+    return Passed(f"{records[0].topic} partition {records[0].partition}, offset {records[0].offset}")
 
 
 # --- episode --------------------------------------------------------------------------------------------------------------
 def build_episode(visit: Visit) -> Passed:
-    """Let the nights' own episode builder read what arrived, and nothing else."""
-    ranges = [
-        FrozenRange(record.topic, "", record.partition, record.offset, record.offset, record.offset + 1)
-        for record in sorted(visit.follower.found, key=lambda found: (found.topic, found.partition, found.offset))
-    ]
+    """Let the nights' own episode builder read what arrived, and nothing else, by the tenant's erasures and redaction."""
+    redactor = redactors(visit.config).get(visit.tenant)
+    stream = visit.follower.stream
+    visit.manifest = _manifest(visit, [*_ranges_of(visit.follower.found), *_erasures_in(stream)])
     with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
         store = EpisodeStore(Path(work))
         try:
-            store.build(visit.follower.stream, _manifest(visit, ranges))
+            store.build(RedactedStream(stream, redactor) if redactor else stream, visit.manifest)
             built = [item.episode for item in store.episodes(visit.tenant)]
         finally:
             store.close()
+    visit.left_out = dict(sorted(store.counts.dropped.items()))
     ours = [episode for episode in built if episode.trace_id == visit.trace_id]
     if not ours:
-        reasons = "; ".join(f"{name}: {explain(name).remedy}" for name in sorted(store.counts.dropped)) or "report this"
-        raise BrokenHopError(f"the records make no episode ({dict(store.counts.dropped)})", reasons)
+        raise BrokenHopError(f"the records make no episode: {_counted(visit.left_out)}", _remedies(visit))
     visit.episode = ours[0]
     call = visit.episode.calls[-1]
     arrived = {
         "content": call.messages[-1].text == QUESTION,
+        "answer": call.answer.text == visit.said,
         "task": visit.episode.task == names.DOCTOR_TASK,
         "user": visit.episode.subject is not None,
         "conversation": visit.episode.conversation is not None,
     }
     if missing := _missing(arrived):
-        raise BrokenHopError(f"the episode lacks: {missing}", "report this: the records hold it", arrived)
+        raise BrokenHopError(
+            f"the episode lacks, or has changed: {missing}",
+            "the records hold it, and a night redacts what no collector of ours did: look at the [privacy] settings",
+            arrived,
+        )
     return Passed(f"one episode, {len(visit.episode.calls)} model call", arrived)
+
+
+def _ranges_of(records: Iterable[StoredRecord]) -> list[FrozenRange]:
+    """A range for each of `records`, in an order that is always the same."""
+    places = sorted((record.topic, record.partition, record.offset) for record in records)
+    return [FrozenRange(topic, "", partition, offset, offset, offset + 1) for topic, partition, offset in places]
+
+
+def _erasures_in(stream: Stream) -> list[FrozenRange]:
+    """All erasures so far, as a night freezes them."""
+    ends = stream.end_offsets(names.TOPIC_ERASURE)
+    return [FrozenRange(names.TOPIC_ERASURE, "", partition, 0, 0, end) for partition, end in sorted(ends.items())]
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in reasons.items()) or "nothing was left out"
+
+
+def _remedies(visit: Visit) -> str:
+    """What to do about everything that was left out."""
+    if any(name.startswith("erased-") for name in visit.left_out):
+        undo = f"nightschool forget --tenant {visit.tenant} --user {USER} --undo"
+        return f"the doctor's own user was asked to be forgotten; no app has it. To examine again: {undo}"
+    return "; ".join(f"{name}: {explain(name).remedy}" for name in visit.left_out) or "report this"
 
 
 def _manifest(visit: Visit, ranges: Sequence[FrozenRange]) -> NightManifest:
     """The manifest of a night that would read `ranges` and nothing else; it decides nothing, and no night ever sees it."""
+    now_ms = time.time_ns() // 1_000_000
     return NightManifest(
         tenant=visit.tenant,
         ranges=tuple(ranges),
-        settings={},
+        settings={"outcome_window": visit.config.night.outcome_window},
         dtype=visit.config.model.dtype,
         base_model=BaseModel("0" * 64, "0" * 64, "0" * 64),
         rubrics={},
         pointer=Pointer(),
-        frozen_at_ms=time.time_ns() // 1_000_000,
+        frozen_at_ms=now_ms,
+        settles_after_ms=settling_of(visit.config, visit.rubrics),
+        as_of_ms=now_ms - now_ms % HOUR_MS,
     )
 
 
@@ -440,34 +485,38 @@ def check_join(visit: Visit) -> Passed:
 
 
 def check_outcome_join(visit: Visit) -> Passed:
-    found = [history.current for history in visit.episode.outcomes if history.current.name == visit.outcome_name]
-    if not found or found[0].final_text != (visit.said or "-"):
+    said = {history.current.name: history.current.final_text for history in visit.episode.outcomes}
+    arrived = {name: name in said for name in visit.outcome_ids}
+    if missing := _missing(arrived):
+        raise BrokenHopError(f"not joined to their episode: {missing} ({_counted(visit.left_out)})", _remedies(visit), arrived)
+    if changed := sorted(name for name in visit.outcome_ids if said[name] != visit.final_text):
         raise BrokenHopError(
-            "the outcome is not joined to its episode",
-            "it names a response or trace that no recorded call has: check what the app sends",
+            f"another text than was sent: {', '.join(changed)}", "redaction changed it: look at the [privacy] settings", arrived
         )
-    return Passed(f"outcome {visit.outcome_name!r} is on the episode", {"outcome": True})
+    return Passed(f"on the episode: {', '.join(visit.outcome_ids)}", arrived)
 
 
 def check_selection(visit: Visit) -> Passed:
-    task = min(visit.rubrics)
-    fates: list[Any] = []
-    for name in (names.DOCTOR_TASK, task):  # as it is, and as if it were the app's
+    """As if the marked request were the app's: the doctor's own task is left out of every night."""
+    model = visit.config.model.path
+    digest = describe_file(base_model_folder(model) / "tokenizer.json").sha256
+    for task in sorted(visit.rubrics):
+        fates: list[Example | Drop] = []
         select_examples(
-            [BuiltEpisode(replace(visit.episode, task=name), new=True)],
+            [BuiltEpisode(replace(visit.episode, task=task), new=True)],
             tenant=visit.tenant,
             settings=visit.config.night,
             rubrics=visit.rubrics,
-            tokenizer=_Tokenizer(visit.config.model.path),
+            tokenizer=_Tokenizer(model),
             max_model_len=visit.config.serving.max_model_len,
-            watch=lambda _, fate: fates.append(fate),
+            tokenizer_digest=digest,
+            lateness=lateness_of(visit.manifest),
+            watch=lambda _, fate, fates=fates: fates.append(fate),  # type: ignore[misc]
         )
-    if fates[0] is not Drop.DOCTOR:
-        raise BrokenHopError("a night would train on the doctor's own request", "report this")
-    if isinstance(fates[1], Drop):
-        reason = explain(fates[1])
-        raise BrokenHopError(f"as an episode of task {task} it would be left out: {fates[1]}, {reason.meaning}", reason.remedy)
-    return Passed(f"as an episode of task {task} it would be learned from; being the doctor's, it is not")
+        if isinstance(fates[0], Drop):
+            reason = explain(fates[0])
+            raise BrokenHopError(f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy)
+    return Passed(f"it would be learned from as an episode of: {', '.join(sorted(visit.rubrics))}; being the doctor's, it is not")
 
 
 class _Tokenizer:

@@ -16,6 +16,7 @@ from nightschool.tracer import Client
 from nightschool_nightly.dialects import SpanRow, read_spans
 from nightschool_nightly.doctor.ask import Answer
 from nightschool_nightly.doctor.follow import Follower
+from nightschool_nightly.night_manifest import NightManifest
 from nightschool_nightly.rubric import Rubric
 
 CONNECT_TIMEOUT_S = 5.0
@@ -59,7 +60,12 @@ class Visit:
     said: str = ""
     """The text of its answer."""
     response_id: str | None = None
-    outcome_name: str = field(init=False)
+    outcome_ids: Mapping[str, str] = field(init=False)
+    """The event id of each outcome that is sent, by its name."""
+    manifest: NightManifest = field(init=False)
+    """That of a night which reads the marked request and nothing else."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What the episode builder left out, by reason."""
     episode: Episode = field(init=False)
     sent_ms: int = field(init=False)
     acknowledged_ms: int = field(init=False)
@@ -79,7 +85,12 @@ class Visit:
     @property
     def marks(self) -> list[str]:
         """The ids by which records of the marked request are known."""
-        return [self.trace_id, *([self.response_id] if self.response_id else [])]
+        return [self.trace_id, *([self.response_id] if self.response_id else []), *self.outcome_ids.values()]
+
+    @property
+    def final_text(self) -> str:
+        """What the outcomes say; that nothing was said is no outcome."""
+        return self.said or "-"
 
     def calls(self, side: str, records: Sequence[StoredRecord] | None = None) -> list[tuple[StoredRecord, SpanRow]]:
         """The model calls that `side` ("app" or "server") recorded of the marked request."""
