@@ -1,7 +1,7 @@
 """Step 2 of a night: episodes out of the frozen ranges. Read, deduplicate, join outcomes, group by trace.
 
 The join is DuckDB's, over narrow columns in a file of its own that spills to disk; contents wait in a spool beside it, so memory
-does not grow with the day. Every query has a total order. An outcome finds its trace by trace id, response id, episode id, join key
+does not grow with the day. An outcome finds its trace by trace id, response id, episode id, join key
 or conversation; a server's span finds the app's by response id. All of it inside one tenant: a trace id is the client's and proves
 nothing.
 """
@@ -29,11 +29,10 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from nightschool import semconv as names
 from nightschool.episode import Episode, ModelCall, OutcomeHistory, SampledTokens, ToolRun
 from nightschool.errors import RecordError
-from nightschool.outcomes import Outcome, canonical, from_log_record
+from nightschool.outcomes import Outcome, from_log_record
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.dead_letters import DeadLetters
 from nightschool_nightly.dialects import (
-    SpanRow,
     attributes_of,
     context_of,
     finish_reason_of,
@@ -49,6 +48,18 @@ from nightschool_nightly.dialects import (
     with_events,
 )
 from nightschool_nightly.edits import edited_call, measure_edit, named_call
+from nightschool_nightly.episode_join import DROPS, JOIN, READ_CALLS, READ_EVENTS, READ_OUTCOMES, READ_TOOL_RUNS
+from nightschool_nightly.episode_tables import (
+    EVENTS,
+    JOINS,
+    LAST_NS,
+    OUTCOMES,
+    RAW,
+    SPANS,
+    join_columns,
+    outcome_columns,
+    span_columns,
+)
 from nightschool_nightly.erasures import erase, frozen_erasures
 from nightschool_nightly.lateness import window_of
 from nightschool_nightly.night_manifest import FrozenRange, NightManifest
@@ -57,63 +68,11 @@ from nightschool_nightly.spool import Spool
 
 _BATCH = 20_000
 _READ_ROWS = 2048
-_CLOCK_SKEW_NS = 5 * 60 * 10**9
-_LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
 _DEFAULT_TASK = "default"
 _TOKEN_NAMES = {names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS}
 UNKNOWN_DIALECT = "unknown-dialect"
 _MOST_UNKNOWN = 30
 
-_SPANS = pa.schema(
-    [
-        ("trace", pa.string()),
-        ("span", pa.string()),
-        ("parent", pa.string()),
-        ("started", pa.int64()),
-        ("side", pa.string()),
-        ("model_call", pa.bool_()),
-        ("tool_run", pa.bool_()),
-        ("response", pa.string()),
-        ("conversation", pa.string()),
-        ("episode", pa.string()),
-        ("task", pa.string()),
-        ("subject", pa.string()),
-        ("told", pa.bool_()),
-        ("content", pa.int64()),
-        ("new", pa.bool_()),
-        ("place", pa.int64()),
-    ]
-)
-_EVENTS = pa.schema(
-    [
-        ("trace", pa.string()),
-        ("span", pa.string()),
-        ("said_at", pa.int64()),
-        ("digest", pa.int64()),
-        ("content", pa.int64()),
-        ("new", pa.bool_()),
-        ("place", pa.int64()),
-    ]
-)
-_JOINS = pa.schema([("trace", pa.string()), ("target", pa.string())])
-_OUTCOMES = pa.schema(
-    [
-        ("event", pa.string()),
-        ("said", pa.int64()),
-        ("kind", pa.string()),
-        ("target", pa.string()),
-        ("turn", pa.int64()),
-        ("slot", pa.string()),
-        ("occurred", pa.int64()),
-        ("received", pa.int64()),
-        ("content", pa.int64()),
-        ("retracted", pa.bool_()),
-        ("new", pa.bool_()),
-        ("place", pa.int64()),
-    ]
-)
-
-_RAW = {"raw_spans": _SPANS, "raw_events": _EVENTS, "raw_outcomes": _OUTCOMES, "raw_joins": _JOINS}
 _TABLES, _CONTENTS = "episodes.duckdb", "contents"
 
 
@@ -198,7 +157,7 @@ class EpisodeStore:
         self._contents = Spool(folder / _CONTENTS)
         self._places = count()
         self._joins: list[tuple[Any, ...]] = []
-        for table, schema in _RAW.items():
+        for table, schema in RAW.items():
             empty = schema.empty_table()  # noqa: F841 -- DuckDB finds it by name
             self._db.execute(f"CREATE TABLE {table} AS SELECT * FROM empty")  # noqa: S608 -- names are literals above
 
@@ -247,18 +206,18 @@ class EpisodeStore:
                 else:
                     outcomes += self._outcome_rows(record, part)
                 if len(spans) >= _BATCH:
-                    self._insert("raw_spans", _SPANS, spans)
+                    self._insert("raw_spans", SPANS, spans)
                 if len(events) >= _BATCH:
-                    self._insert("raw_events", _EVENTS, events)
+                    self._insert("raw_events", EVENTS, events)
                 if len(outcomes) >= _BATCH:
-                    self._insert("raw_outcomes", _OUTCOMES, outcomes)
+                    self._insert("raw_outcomes", OUTCOMES, outcomes)
                 if len(self._joins) >= _BATCH:
-                    self._insert("raw_joins", _JOINS, self._joins)
+                    self._insert("raw_joins", JOINS, self._joins)
             self.dead.end_of(part, num_read)
-        self._insert("raw_spans", _SPANS, spans)
-        self._insert("raw_events", _EVENTS, events)
-        self._insert("raw_outcomes", _OUTCOMES, outcomes)
-        self._insert("raw_joins", _JOINS, self._joins)
+        self._insert("raw_spans", SPANS, spans)
+        self._insert("raw_events", EVENTS, events)
+        self._insert("raw_outcomes", OUTCOMES, outcomes)
+        self._insert("raw_joins", JOINS, self._joins)
         self._db.execute("COMMIT")
 
     def keep(self) -> None:
@@ -273,7 +232,7 @@ class EpisodeStore:
         base = self._contents.adopt(filled.folder / _CONTENTS)
         path = str(filled.folder / _TABLES).replace("'", "''")
         self._db.execute(f"ATTACH '{path}' AS helper (READ_ONLY)")
-        for table, schema in _RAW.items():
+        for table, schema in RAW.items():
             moved = ", ".join(f"{name} + {base} AS {name}" for name in ("content", "place") if name in schema.names)
             columns = f"* REPLACE ({moved})" if moved else "*"
             self._db.execute(f"INSERT INTO {table} SELECT {columns} FROM helper.{table}")  # noqa: S608 -- names are literals
@@ -305,8 +264,8 @@ class EpisodeStore:
         try:
             for row in read_spans(record.value):
                 content = self._contents.put(row.attributes) if row.is_model_call or row.is_tool_run else None
-                yield _span_columns(row, content, new=new, place=next(self._places))
-                self._joins += _join_columns(row)
+                yield span_columns(row, content, new=new, place=next(self._places))
+                self._joins += join_columns(row)
                 outcomes += (self._outcome_row(said, said.occurred_at_ns or row.started_ns, new=new) for said in row.outcomes)
                 if row.unknown_dialect is not None:
                     self.counts.unknown_dialect(row.unknown_dialect)
@@ -321,7 +280,7 @@ class EpisodeStore:
             for event in read_events(record.value):
                 digest = int.from_bytes(blake2b(repr(event.content).encode(), digest_size=7).digest())
                 content, place = self._contents.put(event.content), next(self._places)
-                yield event.trace_id, event.span_id, min(event.at_ns, _LAST_NS), digest, content, new, place
+                yield event.trace_id, event.span_id, min(event.at_ns, LAST_NS), digest, content, new, place
             outcomes += self._outcomes_in(record, part)
         except RecordError as error:
             self._poison(record, part, str(error))
@@ -350,7 +309,7 @@ class EpisodeStore:
 
     def _outcome_row(self, outcome: Outcome, received_ns: int, *, new: bool) -> tuple[Any, ...]:
         content = self._contents.put(_outcome_values(outcome))
-        return _outcome_columns(outcome, content, received_ns, new=new, place=next(self._places))
+        return outcome_columns(outcome, content, received_ns, new=new, place=next(self._places))
 
     def _insert(self, table: str, schema: pa.Schema, rows: list[tuple[Any, ...]]) -> None:
         if rows:
@@ -361,16 +320,16 @@ class EpisodeStore:
 
     def _join(self, *, closed_ns: int) -> None:
         """Join, and count what was left out; an outcome received before `closed_ns` waits for its trace no longer."""
-        for statement in _JOIN:
+        for statement in JOIN:
             self._db.execute(statement)
-        counts = self._db.execute(_DROPS, {"closed": closed_ns}).fetchall()
+        counts = self._db.execute(DROPS, {"closed": closed_ns}).fetchall()
         self.counts.dropped.update({name: int(count) for name, count in counts if count})
 
     # --- reading --------------------------------------------------------------------------------------------------------
     def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
         """Every trace that holds a model call, in order of trace id."""
-        attached, said, ran = (_ByTrace(self._rows(query)) for query in (_READ_OUTCOMES, _READ_EVENTS, _READ_TOOL_RUNS))
-        for trace, rows in groupby(map(_CallRow._make, self._rows(_READ_CALLS)), key=itemgetter(0)):
+        attached, said, ran = (_ByTrace(self._rows(query)) for query in (READ_OUTCOMES, READ_EVENTS, READ_TOOL_RUNS))
+        for trace, rows in groupby(map(_CallRow._make, self._rows(READ_CALLS)), key=itemgetter(0)):
             calls, events = list(rows), said.of(trace)
             outcomes, new = self._outcomes(attached.of(trace))
             episode = self._episode(tenant, calls, events, outcomes, self._tool_runs(ran.of(trace)))
@@ -471,87 +430,7 @@ class EpisodeStore:
         )
 
 
-# Spans: the first copy of each (trace, span). Where two instrumentations, one inside the other, recorded one call (one trace, and one
-# response id or one the parent of the other), the inner one with content is the call; the other only names user, session and task, as
-# any span of a trace may. A server's span of a call that the app saw too is matched by response id and only adds tokens and release
-# to it. Outcomes: the first copy of each event; slots by last writer; targets resolved to one trace.
-_JOIN = (
-    """CREATE TABLE spans AS SELECT * FROM raw_spans
-       QUALIFY row_number() OVER (PARTITION BY trace, span ORDER BY place) = 1""",
-    """CREATE TABLE again AS
-       SELECT DISTINCT o.trace, CASE WHEN o.told AND NOT i.told THEN i.span ELSE o.span END AS span FROM spans o JOIN spans i
-       ON i.trace = o.trace AND i.parent = o.span WHERE o.model_call AND o.side = 'app' AND i.model_call AND i.side = 'app'""",
-    """UPDATE spans SET model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM again)""",
-    """INSERT INTO again SELECT trace, span FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL
-       QUALIFY row_number() OVER (PARTITION BY trace, response ORDER BY told DESC, started DESC, span) > 1""",
-    """UPDATE spans SET model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM again)""",
-    """CREATE TABLE named AS SELECT trace, arg_min(conversation, row(started, span)) AS conversation,
-              arg_min(episode, row(started, span)) AS episode, arg_min(task, row(started, span)) AS task,
-              arg_min(subject, row(started, span)) AS subject
-       FROM spans WHERE NOT model_call AND coalesce(conversation, episode, task, subject) IS NOT NULL GROUP BY trace""",
-    """CREATE TABLE app_calls AS SELECT response, min(trace) AS trace, min(span) AS span, count(*) AS copies
-       FROM spans WHERE model_call AND side = 'app' AND response IS NOT NULL GROUP BY response""",
-    """CREATE TABLE server_calls AS SELECT s.*, a.trace AS app_trace, a.span AS app_span
-       FROM spans s LEFT JOIN app_calls a ON s.response = a.response AND a.copies = 1
-       WHERE s.model_call AND s.side = 'server'
-       QUALIFY row_number() OVER (PARTITION BY coalesce(s.response, s.trace || s.span) ORDER BY s.place) = 1""",
-    """CREATE TABLE seen_calls AS
-       SELECT c.trace, c.span, c.started, c.response, c.conversation, c.episode, c.task, c.subject, c.content,
-              s.content AS server, c.new OR coalesce(s.new, false) AS new
-       FROM spans c LEFT JOIN server_calls s ON s.app_trace = c.trace AND s.app_span = c.span
-       WHERE c.model_call AND c.side = 'app'
-       UNION ALL
-       SELECT trace, span, started, response, conversation, episode, task, subject, content, content, new
-       FROM server_calls WHERE app_trace IS NULL""",
-    """CREATE TABLE calls AS
-       SELECT c.* REPLACE (coalesce(c.conversation, n.conversation) AS conversation, coalesce(c.episode, n.episode) AS episode,
-                           coalesce(c.task, n.task) AS task, coalesce(c.subject, n.subject) AS subject)
-       FROM seen_calls c LEFT JOIN named n USING (trace)""",
-    """CREATE TABLE events AS SELECT e.* FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span
-       QUALIFY row_number() OVER (PARTITION BY e.trace, e.span, e.said_at, e.digest ORDER BY e.place) = 1""",
-    """CREATE TABLE turns AS SELECT conversation, trace, row_number() OVER (PARTITION BY conversation ORDER BY first, trace) - 1 AS turn
-       FROM (SELECT conversation, trace, min(started) AS first FROM calls WHERE conversation IS NOT NULL GROUP BY conversation, trace)""",
-    """CREATE TABLE aliases AS
-       SELECT DISTINCT 'trace_id' AS kind, trace AS target, trace, -1 AS turn FROM calls
-       UNION SELECT 'response_id', response, trace, -1 FROM calls WHERE response IS NOT NULL
-       UNION SELECT 'episode_id', episode, trace, -1 FROM calls WHERE episode IS NOT NULL
-       UNION SELECT 'join_key', j.target, j.trace, -1 FROM raw_joins j SEMI JOIN calls c ON j.trace = c.trace
-       UNION SELECT 'conversation_id', conversation, trace, -1 FROM turns
-       UNION SELECT 'conversation_id', conversation, trace, turn FROM turns""",
-    """CREATE TABLE outcomes AS SELECT * FROM raw_outcomes
-       QUALIFY row_number() OVER (PARTITION BY event ORDER BY place) = 1""",
-    """CREATE TABLE slots AS SELECT slot, kind, target, turn,
-              arg_max(retracted, row(occurred, received, place)) AS retracted, max(received) AS received
-       FROM outcomes GROUP BY slot, kind, target, turn""",
-    """CREATE TABLE joined AS SELECT s.slot, count(DISTINCT a.trace) AS traces, min(a.trace) AS trace
-       FROM slots s LEFT JOIN aliases a ON a.kind = s.kind AND a.target = s.target AND a.turn = s.turn
-       GROUP BY s.slot""",
-)
-_DROPS = """
-    SELECT 'duplicate-span', (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)
-    UNION ALL SELECT 'call-recorded-twice', count(*) FROM again
-    UNION ALL SELECT 'duplicate-event',
-        (SELECT count(*) FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span) - (SELECT count(*) FROM events)
-    UNION ALL SELECT 'event-without-call', count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span
-    UNION ALL SELECT 'duplicate-outcome', (SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event, said))
-        - (SELECT count(*) FROM outcomes)
-    UNION ALL SELECT 'event-id-used-twice', count(*) FROM raw_outcomes r JOIN outcomes o USING (event) WHERE r.said != o.said
-    UNION ALL SELECT 'outcome-without-trace', count(*) FROM joined JOIN slots USING (slot) WHERE traces = 0 AND received >= $closed
-    UNION ALL SELECT 'orphaned-outcome', count(*) FROM joined JOIN slots USING (slot) WHERE traces = 0 AND received < $closed
-    UNION ALL SELECT 'ambiguous-outcome', count(*) FROM joined WHERE traces > 1
-    UNION ALL SELECT 'retracted-outcome', count(*) FROM slots WHERE retracted
-    ORDER BY 1"""
-_READ_CALLS = """
-    SELECT trace, new, span, started, response, conversation, task, subject, content, server
-    FROM calls ORDER BY trace, started, span"""
-_READ_EVENTS = "SELECT trace, span, new, content FROM events ORDER BY trace, span, said_at, place"
-_READ_TOOL_RUNS = """
-    SELECT trace, span, content FROM spans WHERE tool_run AND trace IN (SELECT trace FROM calls) ORDER BY trace, started, span"""
-_READ_OUTCOMES = """
-    SELECT j.trace, o.slot, o.new, o.content, o.received FROM joined j JOIN outcomes o USING (slot) WHERE j.traces = 1
-    ORDER BY j.trace, o.slot, o.occurred, o.received, o.place"""
 _outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
-_said_values = attrgetter(*(item.name for item in fields(Outcome) if item.name not in ("event_id", "occurred_at_ns")))
 
 
 def _received_ns(record: StoredRecord, log: LogRecord) -> int:
@@ -570,65 +449,6 @@ def _resource_tenant(record: StoredRecord) -> str | None:
     tenants = {attributes_of(resource.attributes).get(names.TENANT_ID) for resource in resources}
     owner = tenants.pop() if len(tenants) == 1 else None
     return owner if isinstance(owner, str) else None
-
-
-def _span_columns(row: SpanRow, content: int | None, *, new: bool, place: int) -> tuple[Any, ...]:
-    return (
-        row.trace_id,
-        row.span_id,
-        row.parent_id if row.is_model_call else None,
-        min(row.started_ns, _LAST_NS),
-        row.side,
-        row.is_model_call,
-        row.is_tool_run,
-        row.response_id,
-        row.conversation,
-        row.episode_id,
-        row.task,
-        row.subject,
-        row.has_content,
-        content,
-        new,
-        place,
-    )
-
-
-def _outcome_columns(outcome: Outcome, content: int, received_ns: int, *, new: bool, place: int) -> tuple[Any, ...]:
-    kind = outcome.target_kind
-    target = outcome.target[kind]
-    received_ns = min(received_ns, _LAST_NS)
-    occurred = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
-    return (
-        outcome.id,
-        _fingerprint(outcome),
-        kind,
-        canonical(target) if isinstance(target, Mapping) else target,
-        outcome.target.get("turn", -1),
-        canonical([outcome.target, outcome.name, outcome.source_kind, outcome.source_id]),
-        min(occurred, received_ns + _CLOCK_SKEW_NS),
-        received_ns,
-        content,
-        outcome.op == "retract",
-        new,
-        place,
-    )
-
-
-def _fingerprint(outcome: Outcome) -> int:
-    """What an outcome says, without its id and time: a copy that the collector received later says the same."""
-    said = repr(_said_values(outcome))
-    return int.from_bytes(blake2b(said.encode("utf-8", "surrogatepass"), digest_size=7).digest())
-
-
-def _join_columns(row: SpanRow) -> list[tuple[str, str]]:
-    """The names of the app's own that a span carries, as outcomes target them."""
-    found = []
-    for name, value in row.attributes.items():
-        if name.startswith(names.JOIN_KEY_PREFIX):
-            ids = value if isinstance(value, list) else [value]
-            ns = name.removeprefix(names.JOIN_KEY_PREFIX)
-            found += [(row.trace_id, canonical({"ns": ns, "id": id})) for id in ids if isinstance(id, str)]  # noqa: A001
-    return found
 
 
 def _tokens(server: Mapping[str, Any]) -> SampledTokens | None:
