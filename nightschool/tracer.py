@@ -51,7 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 AT_EXIT_TIMEOUT_S = 2.0
-_CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 _NO_CONTENT_IN_SPANS = ("NO_CONTENT", "EVENT_ONLY", "FALSE")
 UNSET: Any = object()
 _current: ContextVar[Request | None] = ContextVar("nightschool_request", default=None)
@@ -385,10 +385,10 @@ class Client:
 
     def _default_capture(self) -> bool:
         """What OpenTelemetry's own variable says, loudly where it turns content off: nothing could be learned then."""
-        said = os.environ.get(_CAPTURE_VARIABLE, "").strip()
+        said = os.environ.get(CAPTURE_VARIABLE, "").strip()
         if said.upper() not in _NO_CONTENT_IN_SPANS:
             return True
-        self.shield.log_once(f"texts are not recorded, because {_CAPTURE_VARIABLE} is {said}; capture_content=True records them")
+        self.shield.log_once(f"texts are not recorded, because {CAPTURE_VARIABLE} is {said}; capture_content=True records them")
         return False
 
     def captures_content(self, task: str) -> bool:

@@ -5,6 +5,8 @@ Where vLLM would be too heavy a server speaks its protocol, and serving's own co
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import json
 import os
 import socket
@@ -14,12 +16,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
 from nightschool.base_model import PACKAGED, base_model_folder
@@ -50,6 +54,9 @@ class Manners:
     logprobs: tuple[float, ...] = (-0.5, -0.25)
     span_response_id: str = RESPONSE_ID
     keeps_trace: bool = True
+    prompt: tuple[int, ...] = (1, 2, 3)
+    clock_s: float = 0.0
+    """How far its clock is ahead."""
     tokenizer: str = ""
     """SHA-256 of a tokenizer; the base model's own when empty."""
     body: dict[str, Any] = field(default_factory=lambda: {"id": RESPONSE_ID, "model": "base"})
@@ -68,7 +75,8 @@ class Serving(ThreadingHTTPServer):
     def record(self, traceparent: str | None, authorization: str) -> None:
         if self.telemetry is None:
             return
-        now, manners = time.time_ns(), self.manners
+        manners = self.manners
+        now = time.time_ns() + int(manners.clock_s * 1e9)
         choice = Choice(token_ids=[5, 6], logprobs=list(manners.logprobs), finish_reason="stop")
         self.telemetry.record(
             ServedRequest(
@@ -84,11 +92,58 @@ class Serving(ThreadingHTTPServer):
                 started_ns=now,
                 parent=TraceParent.parse(traceparent if manners.keeps_trace else None),
                 sent={},
-                recording=Recording(prompts=[[1, 2, 3]], choices={(0, 0): choice}),
+                recording=Recording(prompts=[list(manners.prompt)], choices={(0, 0): choice}),
                 ended_ns=now,
                 status=200,
             )
         )
+
+
+Change = Callable[[str, bytes], "tuple[str, bytes] | int"]
+"""What a proxy makes of a request: the URL that it goes to and its body without gzip, or the status it is refused with."""
+
+
+class Proxy(ThreadingHTTPServer):
+    """What stands between an app and the collector: hands every request on as `change` says."""
+
+    daemon_threads = True
+
+    def __init__(self, change: Change) -> None:
+        super().__init__(("127.0.0.1", 0), _Passing)
+        self.change = change
+
+
+class _Passing(BaseHTTPRequestHandler):
+    server: Proxy
+
+    def do_GET(self) -> None:
+        self._pass_on(b"")
+
+    def do_POST(self) -> None:
+        self._pass_on(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _pass_on(self, body: bytes) -> None:
+        body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
+        changed = self.server.change(self.path, body)
+        if isinstance(changed, int):
+            self._answer(changed, b"the proxy refuses it")
+            return
+        url, body = changed
+        headers = {name: value for name in ("Authorization", "Content-Type") if (value := self.headers[name])}
+        host, _, path = url.removeprefix("http://").partition("/")
+        connection = http.client.HTTPConnection(host, timeout=30)
+        connection.request(self.command, f"/{path}", body or None, headers)
+        answer = connection.getresponse()
+        self._answer(answer.status, answer.read())
+        connection.close()
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
 
 
 class _Answering(BaseHTTPRequestHandler):
@@ -137,6 +192,7 @@ class Clinic:
     key: str
     collector: str
     stop_serving: Callable[[], None] = lambda: None
+    proxies: list[Proxy] = field(default_factory=list)
 
     def config(self, name: str = "nightschool.toml") -> Path:
         return self.folder / name
@@ -155,6 +211,22 @@ class Clinic:
         self.stop_serving = stop
         return f"http://127.0.0.1:{served.server_address[1]}"
 
+    def between(self, change: Change) -> str:
+        """Start a proxy before the collector; returns its URL."""
+        proxy = Proxy(change)
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        self.proxies.append(proxy)
+        return f"http://127.0.0.1:{proxy.server_address[1]}"
+
+    def stop(self) -> None:
+        """Stop the endpoint and the proxies of one test."""
+        self.stop_serving()
+        self.stop_serving = lambda: None
+        for proxy in self.proxies:
+            proxy.shutdown()
+            proxy.server_close()
+        self.proxies.clear()
+
     def examine(self, *arguments: str, **environment: str) -> tuple[int, dict[str, Any]]:
         """Run the command as a person does; its exit status and what it found."""
         command = [sys.executable, "-m", "nightschool", "doctor", "--config", str(self.config()), "--json", "--wait", "3"]
@@ -172,10 +244,9 @@ def settings(key: str, collector_port: int, serving_port: int, *, stream: str = 
     )
 
 
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
-    """A collector process that all tests share."""
-    folder, key = tmp_path_factory.mktemp("clinic"), new_key("bank")
+@contextmanager
+def collecting(folder: Path, key: str) -> Iterator[Clinic]:
+    """A collector process with a configuration and a stream of its own."""
     collector_port, serving_port = free_ports(2)
     (folder / "nightschool.toml").write_text(settings(key, collector_port, serving_port))
     (folder / "r.toml").write_text(RUBRIC)
@@ -189,6 +260,13 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+    """A collector process that all tests share."""
+    with collecting(tmp_path_factory.mktemp("clinic"), new_key("bank")) as clinic:
+        yield clinic
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -205,10 +283,17 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 @pytest.fixture
 def clinic(hospital: Clinic) -> Iterator[Clinic]:
-    """The shared collector; whatever endpoint a test starts is stopped."""
-    hospital.stop_serving = lambda: None
+    """The shared collector; whatever a test starts is stopped."""
     yield hospital
-    hospital.stop_serving()
+    hospital.stop()
+
+
+@pytest.fixture
+def elsewhere(hospital: Clinic, tmp_path: Path) -> Iterator[Clinic]:
+    """Another collector that knows the same key and has a stream of its own."""
+    with collecting(tmp_path, hospital.key) as other:
+        yield other
+        other.stop()
 
 
 def broken(found: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +309,7 @@ def test_all_is_well(clinic: Clinic) -> None:
     assert [hop["hop"] for hop in found["hops"]] == list(Hop)
     assert {hop["status"] for hop in found["hops"]} == {Status.OK}
     arrived = {name: is_there for hop in found["hops"] for name, is_there in hop["arrived"].items()}
-    assert {"messages", "answer", "task", "user", "completion token ids", "log-probabilities", "release", "outcome"} <= set(
-        arrived
-    )
+    assert {"messages", "answer", "task", "user", "completion token ids", "log-probabilities", "release", "queue"} <= set(arrived)
     assert all(arrived.values())
 
 
@@ -265,6 +348,9 @@ def test_no_night_learns_from_what_the_doctor_sent(clinic: Clinic) -> None:
         ({"logprobs": ()}, Hop.TOKENS, "lacks: prompt token ids, completion token ids, log-probabilities"),
         ({"tokenizer": "e" * 64}, Hop.TOKENS, "of another tokenizer"),
         ({"span_response_id": "chatcmpl-other"}, Hop.JOIN, "not joined to the app's call"),
+        ({"prompt": tuple(range(1, 2049))}, Hop.SELECTION, "of task triage it would be left out: prompt-too-long"),
+        ({"clock_s": 3600.0}, Hop.CLOCKS, "serving +3600.0 s"),
+        ({"clock_s": -3600.0}, Hop.CLOCKS, "serving -3600"),
     ],
 )
 def test_serving_broken_in_each_way_is_named(clinic: Clinic, manners: dict[str, Any], hop: Hop, says: str) -> None:
@@ -338,6 +424,129 @@ def test_no_key_and_no_file_are_named(clinic: Clinic) -> None:
     """What a newcomer forgets first is said first."""
     assert clinic.examine(NIGHTSCHOOL_API_KEY="")[1]["first_broken"] == Hop.KEY
     assert clinic.examine("--config", str(clinic.folder / "absent.toml"))[1]["first_broken"] == Hop.CONFIGURATION
+
+
+def only_broken(found: dict[str, Any], hop: Hop) -> dict[str, Any]:
+    """The first broken hop, which is `hop` and says what to do; all hops before it are well."""
+    assert found["first_broken"] == hop, found
+    assert {one["status"] for one in found["hops"][: list(Hop).index(hop)]} <= {Status.OK}
+    named = broken(found)
+    assert named["fix"]
+    return named
+
+
+@pytest.mark.parametrize(
+    ("refuses", "status", "says"),
+    [
+        (lambda path, body: path == "/v1/traces", 503, "no acknowledgement within"),
+        (lambda path, body: path == "/v1/traces" and bool(body), 413, "refused for good"),
+    ],
+    ids=["overloaded", "too large for a proxy"],
+)
+def test_spans_that_nobody_acknowledges(clinic: Clinic, refuses: Callable[[str, bytes], bool], status: int, says: str) -> None:
+    """A collector that is well but takes no spans is a matter of acknowledgement, not of the key."""
+    proxy = clinic.between(lambda path, body: status if refuses(path, body) else (clinic.collector + path, body))
+    _, found = clinic.examine("--collector", proxy, "--serving", clinic.serve())
+    named = only_broken(found, Hop.ACKNOWLEDGEMENT)
+    assert says in named["text"]
+
+
+def test_content_capture_that_is_off(clinic: Clinic) -> None:
+    """The variable by which instrumentations are told to keep texts to themselves is named."""
+    variable = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+    _, found = clinic.examine("--serving", clinic.serve(), **{variable: "NO_CONTENT"})
+    named = only_broken(found, Hop.CONTENT)
+    assert "messages, answer" in named["text"] and f"{variable} is NO_CONTENT" in named["fix"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "what"),
+    [
+        ("gen_ai.input.messages", "messages"),
+        ("gen_ai.output.messages", "answer"),
+        (names.TASK, "task"),
+        (names.SUBJECT, "user"),
+        (names.GEN_AI_CONVERSATION_ID, "conversation"),
+    ],
+)
+def test_attributes_that_a_proxy_drops(clinic: Clinic, attribute: str, what: str) -> None:
+    """A collector in between that deletes an attribute: what did not arrive is named, and nothing else."""
+
+    def without(path: str, body: bytes) -> tuple[str, bytes]:
+        if path == "/v1/traces":
+            request = ExportTraceServiceRequest.FromString(body)
+            for span in (span for part in request.resource_spans for scope in part.scope_spans for span in scope.spans):
+                kept = [one for one in span.attributes if one.key != attribute]
+                del span.attributes[:]
+                span.attributes.extend(kept)
+            body = request.SerializeToString()
+        return clinic.collector + path, body
+
+    _, found = clinic.examine("--collector", clinic.between(without), "--serving", clinic.serve())
+    named = only_broken(found, Hop.CONTENT)
+    assert named["text"] == f"not as sent: {what}" and "drops attributes" in named["fix"]
+
+
+def test_a_collector_without_outcomes(clinic: Clinic) -> None:
+    """As the OpenTelemetry Collector, which takes spans and has no such route."""
+    proxy = clinic.between(lambda path, body: 404 if path == "/v1/outcomes" else (clinic.collector + path, body))
+    _, found = clinic.examine("--collector", proxy, "--serving", clinic.serve())
+    named = only_broken(found, Hop.OUTCOME)
+    assert "1 of 1 outcomes were refused" in named["text"] and "OpenTelemetry Collector" in named["fix"]
+
+
+def test_outcomes_that_go_to_another_collector(clinic: Clinic, elsewhere: Clinic) -> None:
+    """They are durable there, but no night that reads this stream will ever see them."""
+
+    def split(path: str, body: bytes) -> tuple[str, bytes]:
+        return (elsewhere if path == "/v1/outcomes" else clinic).collector + path, body
+
+    _, found = clinic.examine("--collector", clinic.between(split), "--serving", clinic.serve())
+    assert "acknowledged but are not in" in only_broken(found, Hop.OUTCOME_RECORD)["text"]
+
+
+def test_a_user_who_was_forgotten(elsewhere: Clinic) -> None:
+    """Nights erase the marked request of a user who asked for it; what takes that back makes the doctor well again."""
+    forget = [sys.executable, "-m", "nightschool", "forget", "--config", str(elsewhere.config()), "--tenant", "bank"]
+    forget += ["--user", "nightschool-doctor"]
+    url = elsewhere.serve()
+    subprocess.run(forget, capture_output=True, check=True, timeout=120)
+    named = only_broken(elsewhere.examine("--serving", url)[1], Hop.EPISODE)
+    assert "erased-span" in named["text"] and "--user nightschool-doctor --undo" in named["fix"]
+    subprocess.run([*forget, "--undo"], capture_output=True, check=True, timeout=120)
+    assert elsewhere.examine("--serving", url)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        (f'"{RESPONSE_ID}"', '"chatcmpl-other"', "not joined to their episode: queue (outcome-without-trace 1)"),
+        ('"Fine."', '"Quite fine."', "another text than was sent: queue"),
+    ],
+    ids=["another target", "another text"],
+)
+def test_an_outcome_that_is_rewritten(clinic: Clinic, ours: str, theirs: str, says: str) -> None:
+    """An outcome about a response that nobody recorded is in the stream, but on no episode; nor is what was not said."""
+
+    def rewrite(path: str, body: bytes) -> tuple[str, bytes]:
+        return clinic.collector + path, body.replace(ours.encode(), theirs.encode()) if path == "/v1/outcomes" else body
+
+    _, found = clinic.examine("--collector", clinic.between(rewrite), "--serving", clinic.serve())
+    assert only_broken(found, Hop.OUTCOME_JOIN)["text"] == says
+
+
+def test_every_rubric_gets_its_outcomes(clinic: Clinic) -> None:
+    """Rubrics of several tasks and several outcomes are all examined; none is found broken for want of an outcome."""
+    (clinic.folder / "two.toml").write_text(
+        'task = "answers"\n[[items]]\nname = "kept"\nkind = "outcome"\noutcome = "answer"\n'
+        '[[items]]\nname = "well"\nkind = "outcome"\noutcome = "thumb"\n'
+    )
+    text = clinic.config().read_text().replace('rubrics = ["r.toml"]', 'rubrics = ["r.toml", "two.toml"]')
+    clinic.config("two-rubrics.toml").write_text(text)
+    code, found = clinic.examine("--config", str(clinic.config("two-rubrics.toml")), "--serving", clinic.serve())
+    assert code == 0, found
+    said = {hop["hop"]: hop["text"] for hop in found["hops"]}
+    assert said[Hop.OUTCOME] == "durable: answer, queue, thumb" and "answers, triage" in said[Hop.SELECTION]
 
 
 def test_lines_are_for_a_person(clinic: Clinic) -> None:

@@ -20,9 +20,9 @@ from nightschool.config import load_config
 from nightschool.delivery import Delivery, Reply
 from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key, new_key
+from nightschool.redaction.tenants import redactors
 from nightschool.registry import Pointer, Registry
 from nightschool.release import BaseModel, describe_file
-from nightschool.redaction.tenants import redactors
 from nightschool.stream import StoredRecord, Stream, open_configured
 from nightschool.tracer import CAPTURE_VARIABLE, Client, is_disabled
 from nightschool_nightly.dialects import context_of, read_messages
@@ -250,7 +250,8 @@ def check_content(visit: Visit) -> Passed:
         "conversation": row.conversation is not None,
     }
     if missing := _missing(arrived):
-        if said := os.environ.get(CAPTURE_VARIABLE):
+        if not visit.client.captures_content(names.DOCTOR_TASK):
+            said = os.environ.get(CAPTURE_VARIABLE)
             fix = f"{CAPTURE_VARIABLE} is {said} here: unset it, or let the app record texts by capture_content=True"
         elif row.attributes.get(names.REDACTION_VERSION):
             fix = "redaction changed or dropped it: look at the [privacy] settings"
@@ -376,18 +377,18 @@ def send_outcome(visit: Visit) -> Passed:
 
 
 def check_outcome_record(visit: Visit) -> Passed:
-    def arrived(found: Sequence[StoredRecord]) -> list[StoredRecord]:
-        return [record for record in found if any(event_id.encode() in record.value for event_id in visit.outcome_ids.values())]
+    event_ids = [event_id.encode() for event_id in visit.outcome_ids.values()]
 
     def are_there(found: Sequence[StoredRecord]) -> bool:
-        return all(any(event_id.encode() in record.value for record in found) for event_id in visit.outcome_ids.values())
+        said = [record.value for record in found if record.topic == names.TOPIC_OUTCOMES]
+        return all(any(event_id in value for value in said) for event_id in event_ids)
 
     if not visit.follower.wait(visit.marks, are_there, timeout_s=visit.options.wait_s):
         raise BrokenHopError(
             f"outcomes were acknowledged but are not in {visit.config.stream.url}",
             "outcomes go to another collector than spans; send both to the same",
         )
-    records = arrived(visit.follower.found)
+    records = visit.follower.of(names.TOPIC_OUTCOMES)
     _check_tenant(visit, records)
     return Passed(f"{records[0].topic} partition {records[0].partition}, offset {records[0].offset}")
 
@@ -515,7 +516,9 @@ def check_selection(visit: Visit) -> Passed:
         )
         if isinstance(fates[0], Drop):
             reason = explain(fates[0])
-            raise BrokenHopError(f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy)
+            raise BrokenHopError(
+                f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy
+            )
     return Passed(f"it would be learned from as an episode of: {', '.join(sorted(visit.rubrics))}; being the doctor's, it is not")
 
 
