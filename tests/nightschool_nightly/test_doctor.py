@@ -31,6 +31,7 @@ from nightschool.config import NightConfig
 from nightschool.keys import hash_key, new_key
 from nightschool.registry import Pointer
 from nightschool.release import BaseModel, describe_file
+from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.doctor.findings import Hop, Status
 from nightschool_nightly.episodes import EpisodeStore
@@ -100,7 +101,7 @@ class Serving(ThreadingHTTPServer):
 
 
 Change = Callable[[str, bytes], "tuple[str, bytes] | int"]
-"""What a proxy makes of a request: the URL that it goes to and its body without gzip, or the status it is refused with."""
+"""What a proxy makes of a request: the URL that it goes to and its body without gzip, or the status it is answered with."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -126,7 +127,7 @@ class _Passing(BaseHTTPRequestHandler):
         body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
         changed = self.server.change(self.path, body)
         if isinstance(changed, int):
-            self._answer(changed, b"the proxy refuses it")
+            self._answer(changed, b"")
             return
         url, body = changed
         headers = {name: value for name in ("Authorization", "Content-Type") if (value := self.headers[name])}
@@ -515,6 +516,31 @@ def test_a_user_who_was_forgotten(elsewhere: Clinic) -> None:
     assert "erased-span" in named["text"] and "--user nightschool-doctor --undo" in named["fix"]
     subprocess.run([*forget, "--undo"], capture_output=True, check=True, timeout=120)
     assert elsewhere.examine("--serving", url)[0] == 0
+
+
+@pytest.mark.parametrize("names_tenant", [True, False])
+def test_spans_that_a_foreign_collector_stored(elsewhere: Clinic, names_tenant: bool) -> None:
+    """Its records have no header of ours: they make an episode where their resource names the tenant, else nobody's."""
+
+    def store(path: str, body: bytes) -> tuple[str, bytes] | int:
+        if path != "/v1/traces" or not body:
+            return elsewhere.collector + path, body
+        request = ExportTraceServiceRequest.FromString(body)
+        for part in request.resource_spans:
+            kept = [one for one in part.resource.attributes if one.key != names.TENANT_ID or names_tenant]
+            del part.resource.attributes[:]
+            part.resource.attributes.extend(kept)
+        key = request.resource_spans[0].scope_spans[0].spans[0].trace_id.hex().encode()
+        with SqliteStream(elsewhere.folder / "stream.db", partitions=12) as stream:
+            stream.append(names.TOPIC_SPANS, [Record(key, request.SerializeToString())])
+        return 200
+
+    code, found = elsewhere.examine("--collector", elsewhere.between(store), "--serving", elsewhere.serve())
+    if names_tenant:
+        assert code == 0, found
+    else:
+        named = only_broken(found, Hop.EPISODE)
+        assert "record-without-tenant 1" in named["text"] and names.TENANT_ID in named["fix"]
 
 
 @pytest.mark.parametrize(

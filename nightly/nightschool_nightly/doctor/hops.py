@@ -226,7 +226,12 @@ def check_record(visit: Visit) -> Passed:
         )
     record, _ = visit.calls("app")[0]
     _check_tenant(visit, [record])
-    return Passed(f"{record.topic} partition {record.partition}, offset {record.offset}, of tenant {visit.tenant}")
+    whose = (
+        f"of tenant {visit.tenant}"
+        if names.HEADER_TENANT in record.headers
+        else "without our header: its resource names the tenant"
+    )
+    return Passed(f"{record.topic} partition {record.partition}, offset {record.offset}, {whose}")
 
 
 def _check_tenant(visit: Visit, records: Iterable[StoredRecord]) -> None:
