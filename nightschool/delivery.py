@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTracePartialSuccess
+
 from nightschool.errors import ConfigError
 
 RETRYABLE = frozenset({0, 408, 429, 502, 503, 504})
@@ -68,13 +71,23 @@ class Delivery:
             response.status,
             content,
             retry_after_s=parse_retry_after(response.getheader("Retry-After"), now_s=time.time()),
-            reason=f"{response.reason} {content[:200].decode(errors='replace')}".strip(),
+            reason=f"{response.reason} {said(content, response.getheader('Content-Type'))}".strip(),
         )
 
     def close(self) -> None:
         """Close the connection; the next post opens another."""
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def said(content: bytes, content_type: str | None) -> str:
+    """What the body of a refusal says, shortened."""
+    text = content
+    if content_type == "application/x-protobuf":
+        # OTLP refuses with a google.rpc.Status, whose fields 1 and 2 are a number and a text as here.
+        with contextlib.suppress(DecodeError):
+            text = ExportTracePartialSuccess.FromString(content).error_message.encode()
+    return text[:200].decode(errors="replace")
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str, int | None, str]:

@@ -37,7 +37,7 @@ def instrument(client_of: Callable[[], Client]) -> None:
     """Wrap the `openai` client's classes, once; `client_of` says at each call who records it."""
     try:
         import openai
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("instrument_openai()", "openai", error.name or "openai") from None
     if not hasattr(openai.OpenAI.request, _ORIGINAL):
         openai.OpenAI.request = _wrap_sync(openai.OpenAI.request, client_of)

@@ -213,7 +213,9 @@ def outcome_token(
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Wait until everything recorded so far is acknowledged; False when that took longer than `timeout` seconds.
+    """Wait until nothing recorded so far waits any more; False when that took longer than `timeout` seconds.
+
+    True says that all of it was answered: `stats()` tells what was acknowledged and what was refused for good.
 
     For scripts and worker processes that end without `atexit`; never needed while serving.
     """

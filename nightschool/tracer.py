@@ -325,7 +325,7 @@ class Client:
 
     # --- export ---------------------------------------------------------------------------------------------------------
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until everything recorded so far is acknowledged; False when that took longer than `timeout` seconds."""
+        """Wait until nothing recorded so far waits any more, stored or refused for good; False after `timeout` seconds."""
         return self._exporter.flush(timeout) if self._exporter else True
 
     def shutdown(self, timeout: float = 10.0) -> bool:

@@ -93,6 +93,15 @@ def test_init_writes_a_configuration_that_is_valid_and_knows_its_key(tmp_path: P
     assert config.tenants["acme"].rubrics[0].is_file()
 
 
+def test_check_finds_a_rubric_that_is_not_there(tmp_path: Path) -> None:
+    """A configuration whose rubric file is missing is not valid: no night could run."""
+    nightschool("init", "--tenant", "acme", cwd=tmp_path)
+    (tmp_path / "rubrics" / "acme.toml").unlink()
+    done = nightschool("config", "--check", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tenant 'acme' names the rubric" in done.stderr
+
+
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
     """A second `init` refuses and leaves the first one's files as they are."""
     assert nightschool("init", cwd=tmp_path).returncode == 0

@@ -26,7 +26,7 @@ def main() -> int:
 
             from nightschool_nightly.night import run_night
             from nightschool_nightly.progress import Progress
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingExtraError("a night", "nightly", error.name or "?") from error
         result = run_night(
             config,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -220,7 +221,14 @@ def _date(milliseconds: int) -> str:
 
 # --- command ------------------------------------------------------------------------------------------------------------
 def _subjects(config: Config, tenant: str, *, user: str | None, subject: str | None) -> tuple[str, ...]:
+    if not (user if subject is None else subject):
+        raise ConfigError(f"{'--user' if subject is None else '--subject'} is empty; say who is to be forgotten")
     if subject is not None:
+        if re.fullmatch(r"(?=.*[a-f])[0-9a-f]{8}", subject):
+            raise ConfigError(
+                f"--subject is {subject!r}, the short form that 'nightschool episodes' shows; give all 32 digits, as"
+                f" 'nightschool episodes --tenant {tenant} --json' has them"
+            )
         return (subject,)
     secrets = subject_secrets(tenant, config.tenant(tenant))
     if not secrets:

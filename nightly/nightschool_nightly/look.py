@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             limit = 0 if arguments.drops else arguments.limit
             found = look(config, arguments.tenant, limit=limit, now_ms=time.time_ns() // 1_000_000)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingExtraError("looking at episodes", "nightly", error.name or "?") from error
     except NightschoolError as error:
         print(f"nightschool episodes: {error}", file=sys.stderr)

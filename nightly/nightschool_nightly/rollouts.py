@@ -65,7 +65,7 @@ class RolloutEngine:
             from vllm import LLM
             from vllm.config import KVTransferConfig
             from vllm.platforms import current_platform
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingExtraError("sampling rollouts", "serving-cpu", error.name or "vllm") from error
         on_cpu = current_platform.is_cpu()
         # With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile and skips its warm-up.

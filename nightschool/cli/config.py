@@ -6,6 +6,7 @@ import argparse
 
 from nightschool.cli import add_config_argument
 from nightschool.config import describe_settings, load_config
+from nightschool.errors import ConfigError
 
 SUMMARY = "print every setting of nightschool.toml with its default and meaning, or check a file"
 
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         config = load_config(arguments.config)
+        for name, tenant in sorted(config.tenants.items()):
+            if missing := [str(path) for path in tenant.rubrics if not path.is_file()]:
+                raise ConfigError(f"tenant {name!r} names the rubric {missing[0]}, and there is no such file")
         print(f"{arguments.config} is valid: {len(config.tenants)} tenants ({', '.join(sorted(config.tenants)) or 'none'})")
     else:
         print(describe_settings(), end="")

@@ -28,12 +28,12 @@ rubrics = ["rubrics/{tenant}.toml"]
 
 _RUBRIC = """\
 # What a good answer is. Items are weighted; an answer that an item cannot score is left out, never taken as 0.
-task = "default"
+task = "triage"             # the task the app names in nightschool.request(task="triage", ...)
 
 [[items]]
 name = "agrees-with-the-human"
 kind = "outcome"            # the answer equals what the human finally chose
-outcome = "final"           # the name the app gives in nightschool.outcome("final", ...)
+outcome = "queue"           # the name the app gives in nightschool.outcome("queue", ...)
 weight = 1.0
 
 [[items]]

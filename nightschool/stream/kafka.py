@@ -36,7 +36,7 @@ try:
         TopicAlreadyExistsError,
         UnknownTopicOrPartitionError,
     )
-except ImportError as missing:
+except ModuleNotFoundError as missing:
     raise MissingExtraError("the Kafka stream", "kafka", missing.name or "kafka-python") from missing
 
 READ_STALL_S = 30.0

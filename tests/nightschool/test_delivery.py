@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightschool.delivery import Delivery, parse_endpoint, parse_retry_after, wait_before_retry_s
+from nightschool.delivery import Delivery, parse_endpoint, parse_retry_after, said, wait_before_retry_s
 from nightschool.errors import ConfigError
 
 
@@ -51,3 +51,11 @@ def test_a_wrong_endpoint_is_a_clear_error(endpoint: str) -> None:
     """What is not the URL of a collector is refused at the start, with what was got and an example."""
     with pytest.raises(ConfigError, match=r"endpoint is .*http://127\.0\.0\.1:4318"):
         Delivery(endpoint, "key")
+
+
+def test_a_refusal_is_told_in_words() -> None:
+    """OTLP refuses in protobuf, a google.rpc.Status; what reaches a log is its message, other bodies as they are."""
+    status = b"\x08\x03" + b"\x12\x60" + b"no tenant has this key; ".ljust(96, b".")
+    assert said(status, "application/x-protobuf") == "no tenant has this key; ".ljust(96, ".")
+    assert said(b"broken \xff", "application/x-protobuf") == "broken \ufffd"
+    assert said(b"<html>", "text/html") == "<html>"

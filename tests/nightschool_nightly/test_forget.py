@@ -237,6 +237,11 @@ def test_the_command_says_when_nobody_knows_the_user(work: Workplace) -> None:
         (["--tenant", "acm", "--user", "anna"], "tenant 'acm' is not in nightschool.toml (known: acme, globex)"),
         (["--tenant", "globex", "--user", "anna"], "neither subject_key_file nor key_sha256"),
         (["--tenant", "acme"], "one of the arguments --user --subject is required"),
+        (["--tenant", "acme", "--user", ""], "--user is empty; say who is to be forgotten"),
+        (
+            ["--tenant", "acme", "--subject", "be26390b"],
+            "give all 32 digits, as 'nightschool episodes --tenant acme --json' has them",
+        ),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(work: Workplace, arguments: list[str], said: str) -> None:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from nightschool_nightly.doctor.checkup import examine
         from nightschool_nightly.doctor.visit import Options
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"nightschool doctor: {MissingExtraError('the doctor', 'nightly', error.name or '?')}", file=sys.stderr)
         return 2
     logging.getLogger("nightschool").addHandler(logging.NullHandler())  # what the tracer would log, the hops say better

@@ -90,7 +90,8 @@ def check_key(visit: Visit) -> Passed:
     if owner is None:
         raise BrokenHopError(
             "the key is no tenant's",
-            f'add to [tenants.{visit.tenant}]: key_sha256 = ["{hash_key(key)}"]; then restart collector and serving',
+            f"look whether the key was copied whole; if it is a new one of this tenant, its SHA-256 {hash_key(key)} belongs into"
+            f" [tenants.{visit.tenant}] key_sha256, and collector and serving want a restart",
         )
     if owner != visit.tenant:
         raise BrokenHopError(
