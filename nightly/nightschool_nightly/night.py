@@ -179,9 +179,10 @@ def _too_little(config: Config, selection: Selection) -> str | None:
         ("held out to test with", len(selection.holdout), config.night.min_holdout),
     ):
         if have < need:
-            return (
-                f"no new evidence to learn from: {have} scored prompts {name}, at least {need} are needed; nothing was published"
+            found = (
+                f"too little new evidence: scored prompts {name}: {have}" if have else f"no new evidence: no scored prompt {name}"
             )
+            return f"{found}; at least {need} are needed; nothing was published"
     return None
 
 
