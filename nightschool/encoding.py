@@ -12,6 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 from nightschool import semconv
 from nightschool.snapshot import thaw
 from nightschool.span import SpanRecord
+from nightschool.varint import encode_varint
 
 Scrub = Callable[[bytes], bytes]
 """Takes secrets out of a serialised span; what it returns is what leaves the process."""
@@ -43,8 +44,8 @@ class SpanEncoder:
     def wrap(self, spans: Sequence[bytes]) -> Iterator[bytes]:
         """Encoded spans as the pieces of one `ExportTraceServiceRequest`."""
         num_bytes = len(self._scope) + sum(map(len, spans))
-        scope_spans = _SCOPE_SPANS + _varint(num_bytes)
-        yield _RESOURCE_SPANS + _varint(len(self._resource) + len(scope_spans) + num_bytes)
+        scope_spans = _SCOPE_SPANS + encode_varint(num_bytes)
+        yield _RESOURCE_SPANS + encode_varint(len(self._resource) + len(scope_spans) + num_bytes)
         yield self._resource
         yield scope_spans
         yield self._scope
@@ -115,13 +116,4 @@ def _any_value(value: Any) -> AnyValue | None:
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
-    return tag + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return tag + encode_varint(len(content)) + content

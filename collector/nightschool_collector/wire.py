@@ -11,8 +11,9 @@ The bytes must have been checked by a protobuf parser: what is not a message end
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
+
+from nightschool.varint import encode_varint
 
 _FRAME, _ITEM = b"\x0a", b"\x12"  # tags of fields 1 and 2, both of bytes
 _BYTES_TYPE = 2
@@ -100,23 +101,13 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     return (number | data[at] << shift) & 0xFFFF_FFFF_FFFF_FFFF, at + 1
 
 
-@lru_cache(1 << 15)
-def _size(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
 def frame_one(shared: Shared, item: bytes) -> bytes:
     """A request of one item (with its tag)."""
     resource, scope = shared
     inner = len(scope) + len(item)
-    inner_size = _size(inner)
+    inner_size = encode_varint(inner)
     outer = len(resource) + 1 + len(inner_size) + inner
-    return b"".join((_FRAME, _size(outer), resource, _ITEM, inner_size, scope, item))
+    return b"".join((_FRAME, encode_varint(outer), resource, _ITEM, inner_size, scope, item))
 
 
 def frame(groups: Iterable[tuple[Shared, list[bytes]]]) -> bytes:
@@ -126,4 +117,4 @@ def frame(groups: Iterable[tuple[Shared, list[bytes]]]) -> bytes:
 
 def item_field(content: bytes) -> bytes:
     """An item with its tag, from its content."""
-    return b"".join((_ITEM, _size(len(content)), content))
+    return b"".join((_ITEM, encode_varint(len(content)), content))
