@@ -111,7 +111,7 @@ def run_sdk(size: Size) -> dict[str, Any]:
     import openai
 
     import nightschool
-    from nightschool import instrument
+    from nightschool.sdk.openai import instrument
 
     child = subprocess.Popen([sys.executable, __file__, "--part", "model"], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -408,7 +408,7 @@ def write_day(path: Path, num_spans: int) -> None:
     A thousand texts are encoded once; a span is one of them with its own ids, time, user and response id put in.
     """
     from nightschool import semconv as names
-    from nightschool.outcomes import Outcome, to_logs_request
+    from nightschool.outcomes.record import Outcome, to_logs_request
     from nightschool.stream.base import Record
     from nightschool.stream.sqlite import SqliteStream
 
@@ -474,12 +474,12 @@ def _encoded_span(question: str, answer: str) -> bytes:
 
 def run_episodes(path: Path) -> dict[str, Any]:
     """Freeze the day, build its episodes and read every one; called in a process of its own, whose memory is watched."""
-    from nightschool.config import NightConfig
-    from nightschool.registry import Pointer
-    from nightschool.release import BaseModel
+    from nightschool.config.settings import NightConfig
+    from nightschool.registry.folder import Pointer
+    from nightschool.registry.release import BaseModel
     from nightschool.stream.sqlite import SqliteStream
-    from nightschool_nightly.episodes import EpisodeStore
-    from nightschool_nightly.freeze import freeze_night
+    from nightschool_nightly.episodes.store import EpisodeStore
+    from nightschool_nightly.freeze.freeze import freeze_night
 
     with SqliteStream(path, partitions=12) as stream, tempfile.TemporaryDirectory(dir=path.parent) as work:
         manifest = freeze_night(

@@ -202,12 +202,12 @@ def kill_under_load(load: Load, collector: Collector, broker: Any, kills: int, f
 # --- reading back -------------------------------------------------------------------------------------------------------
 def read_back(stream_url: str, load: Load, folder: Path) -> dict[str, Any]:
     """Read everything as a night does, and hold it against what was acknowledged."""
-    from nightschool.config import NightConfig
-    from nightschool.registry import Pointer
-    from nightschool.release import BaseModel
+    from nightschool.config.settings import NightConfig
+    from nightschool.registry.folder import Pointer
+    from nightschool.registry.release import BaseModel
     from nightschool.stream import open_stream
-    from nightschool_nightly.episodes import EpisodeStore
-    from nightschool_nightly.freeze import freeze_night
+    from nightschool_nightly.episodes.store import EpisodeStore
+    from nightschool_nightly.freeze.freeze import freeze_night
 
     spans, outcomes, foreign = bytearray(load.num_spans), bytearray(load.num_spans), 0
     with open_stream(stream_url) as stream, contextlib.closing(EpisodeStore(folder, memory_mib=READ_AT_ONCE_MIB)) as store:

@@ -39,17 +39,17 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
 from nightschool.keys import KeyRing, hash_key
-from nightschool.outcome_tokens import OutcomeKey, TokenClaims, mint_token
+from nightschool.outcomes.tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.redaction.redactor import Redactor
 from nightschool.redaction.rules import Rules
 from nightschool.stream import MAX_RECORD_BYTES, Offset, Record
-from nightschool_collector.admission import Admission, Budgets
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door
 from nightschool_collector.grpc_server import GrpcReceiver
-from nightschool_collector.intake import Intake
-from nightschool_collector.outcome_routes import BrowserSettings
+from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.request.admission import Admission, Budgets
+from nightschool_collector.store.intake import Intake
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_BYTES = 1 << 20

@@ -53,13 +53,13 @@ def run_ours() -> dict[str, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from nightschool.base_model import base_model_folder
-    from nightschool.config import NightConfig
-    from nightschool_nightly.policy import Policy
-    from nightschool_nightly.rollouts import RolloutEngine
-    from nightschool_nightly.rubric import parse_rubric
-    from nightschool_nightly.select import Example
-    from nightschool_nightly.train import Trainer
+    from nightschool.config.settings import NightConfig
+    from nightschool.registry.base_model import base_model_folder
+    from nightschool_nightly.examples.select import Example
+    from nightschool_nightly.rewards.rubric import parse_rubric
+    from nightschool_nightly.rollouts.engine import RolloutEngine
+    from nightschool_nightly.training.policy import Policy
+    from nightschool_nightly.training.trainer import Trainer
 
     tickets, prompts = load_work()
     model = base_model_folder("smollm2-135m-instruct")
@@ -129,9 +129,9 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
     """Forward and backward of the same batch as one tree and as padded rows; the gradients compared in fp32."""
     import torch
 
-    from nightschool.base_model import base_model_folder
-    from nightschool_nightly.policy import Policy
-    from nightschool_nightly.tree import Sample, pack_tree
+    from nightschool.registry.base_model import base_model_folder
+    from nightschool_nightly.training.policy import Policy
+    from nightschool_nightly.training.tree import Sample, pack_tree
 
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn((), generator=generator).item() for _ in rows]
@@ -195,7 +195,7 @@ def run_trl() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from nightschool.base_model import base_model_folder
+    from nightschool.registry.base_model import base_model_folder
 
     tickets, prompts = load_work()
     model = base_model_folder("smollm2-135m-instruct")

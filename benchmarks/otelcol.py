@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from nightschool.base_model import cache_folder
+from nightschool.registry.base_model import cache_folder
 
 BUILDER_YAML = Path(__file__).resolve().parents[1] / "deploy" / "otelcol" / "builder.yaml"
 START_TIMEOUT_S = 30.0

@@ -10,10 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nightschool.calls import ModelCall, ToolCall
-    from nightschool.exporter import Stats
-    from nightschool.lane import LaneStats
-    from nightschool.sdk import (
+    from nightschool.sdk.api import (
         configure,
         flush,
         instrument_openai,
@@ -26,7 +23,10 @@ if TYPE_CHECKING:
         tag_join,
         tool_call,
     )
-    from nightschool.tracer import Client, Request, current_request
+    from nightschool.sdk.calls import ModelCall, ToolCall
+    from nightschool.sdk.client import Client, Request, current_request
+    from nightschool.sdk.export.exporter import Stats
+    from nightschool.sdk.export.queue import LaneStats
 
 __all__ = [
     "configure",
@@ -50,20 +50,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Client": "tracer",
-    "Request": "tracer",
-    "current_request": "tracer",
+    "Client": "client",
+    "Request": "client",
+    "current_request": "client",
     "ModelCall": "calls",
     "ToolCall": "calls",
-    "Stats": "exporter",
-    "LaneStats": "lane",
+    "Stats": "export.exporter",
+    "LaneStats": "export.queue",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'nightschool' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(f"nightschool.{_HOMES.get(name, 'sdk')}"), name)
+    value = getattr(importlib.import_module(f"nightschool.sdk.{_HOMES.get(name, 'api')}"), name)
     globals()[name] = value
     return value
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nightschool.outcomes import Outcome
+from nightschool.outcomes.record import Outcome
 
 
 @dataclass(frozen=True, slots=True)

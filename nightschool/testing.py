@@ -24,8 +24,8 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
-from nightschool.sdk import use
-from nightschool.tracer import Client
+from nightschool.sdk.api import use
+from nightschool.sdk.client import Client
 
 START_NS = 1_767_225_600 * 10**9  # 2026-01-01T00:00:00Z
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from nightschool.config import SECTIONS, Config, describe_settings
+from nightschool.config.settings import SECTIONS, Config, describe_settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,15 +12,15 @@ import pytest
 
 HEAVY = {"torch", "vllm", "fastapi", "transformers", "peft", "kafka", "duckdb", "pyarrow", "openai", "numpy"}
 CONTRACTS = (
-    "nightschool.base_model",
+    "nightschool.registry.base_model",
     "nightschool.cli",
-    "nightschool.config",
+    "nightschool.config.settings",
     "nightschool.episode",
     "nightschool.errors",
     "nightschool.keys",
-    "nightschool.outcomes",
-    "nightschool.registry",
-    "nightschool.release",
+    "nightschool.outcomes.record",
+    "nightschool.registry.folder",
+    "nightschool.registry.release",
     "nightschool.semconv",
     "nightschool.stream",
     "nightschool.stream.base",

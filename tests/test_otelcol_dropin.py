@@ -24,16 +24,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from benchmarks.otelcol import run_otelcol, why_not_buildable
 from nightschool import semconv
-from nightschool.config import NightConfig
+from nightschool.config.settings import NightConfig
 from nightschool.keys import hash_key
-from nightschool.outcomes import parse_outcome, to_logs_request
-from nightschool.registry import Pointer
-from nightschool.release import BaseModel
+from nightschool.outcomes.record import parse_outcome, to_logs_request
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel
 from nightschool.stream import StoredRecord, Stream, open_stream
 from nightschool.stream.kafka_topics import TOPICS
 from nightschool.testing import START_NS
-from nightschool_nightly.episodes import BuiltEpisode, EpisodeStore
-from nightschool_nightly.freeze import freeze_night
+from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_night
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

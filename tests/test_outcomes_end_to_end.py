@@ -16,22 +16,22 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from nightschool.config import NightConfig
+from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode
 from nightschool.keys import KeyRing, hash_key
-from nightschool.outcome_tokens import OutcomeKey
-from nightschool.registry import Pointer
-from nightschool.release import BaseModel
+from nightschool.outcomes.tokens import OutcomeKey
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel
+from nightschool.sdk.client import Client, Request
 from nightschool.stream import Stream, open_stream
-from nightschool.tracer import Client, Request
 from nightschool_collector.app import create_app
-from nightschool_collector.outcome_routes import BrowserSettings
-from nightschool_nightly.episodes import EpisodeStore
-from nightschool_nightly.freeze import freeze_night
-from nightschool_nightly.lateness import lateness_of
-from nightschool_nightly.night_manifest import NightManifest
-from nightschool_nightly.rubric import parse_rubric
-from nightschool_nightly.select import Example, select_examples
+from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.examples.select import Example, select_examples
+from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.settling import lateness_of
+from nightschool_nightly.rewards.rubric import parse_rubric
 
 KEY, SECRET = "ns-acme-key", "s" * 40
 QUESTION = [{"role": "user", "content": "where?"}]

@@ -19,15 +19,17 @@ from nightschool import semconv
 from nightschool.keys import KeyRing
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import Stream
-from nightschool_collector import counters, otlp, outcome_intake
-from nightschool_collector.admission import Admission, Budgets, Lane
-from nightschool_collector.body import Cover, declared_bytes, decoded, read_body
+from nightschool_collector import counters
 from nightschool_collector.counters import NOBODY, Counters
 from nightschool_collector.door import Door
-from nightschool_collector.intake import Intake
-from nightschool_collector.outcome_api import parse_outcomes
-from nightschool_collector.outcome_routes import BrowserOutcomes, BrowserSettings
-from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
+from nightschool_collector.outcomes import intake as outcome_intake
+from nightschool_collector.outcomes.bodies import parse_outcomes
+from nightschool_collector.outcomes.browser import BrowserOutcomes, BrowserSettings
+from nightschool_collector.request import otlp
+from nightschool_collector.request.admission import Admission, Budgets, Lane
+from nightschool_collector.request.body import Cover, declared_bytes, decoded, read_body
+from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
+from nightschool_collector.store.intake import Intake
 
 OUTCOME_CONTENT_TYPES = ("application/json", "text/plain")  # a browser's sendBeacon sends text/plain without a preflight
 

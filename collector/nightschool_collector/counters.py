@@ -12,8 +12,8 @@ from itertools import product
 from threading import Lock
 
 from nightschool.redaction import ALL_KINDS
-from nightschool_collector.admission import Lane
-from nightschool_collector.refusal import REASONS
+from nightschool_collector.request.admission import Lane
+from nightschool_collector.request.refusal import REASONS
 
 SIGNALS = ("traces", "logs", "outcomes")
 NOBODY = ""  # the tenant of a request whose key nobody has

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from nightschool.errors import RecordError, StreamError
-from nightschool_collector.admission import Admission, Lane
 from nightschool_collector.counters import Counters
-from nightschool_collector.intake import Intake
-from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError, retry_after_s
+from nightschool_collector.request.admission import Admission, Lane
+from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError, retry_after_s
+from nightschool_collector.store.intake import Intake
 
 T = TypeVar("T")
 # Threads wait for the disk or the brokers most of the time. Outcomes have their own, so that spans never stand before them.

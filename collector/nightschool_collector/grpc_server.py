@@ -17,13 +17,13 @@ from google.rpc.error_details_pb2 import RetryInfo  # type: ignore[import-untype
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from nightschool.errors import ConfigError
-from nightschool_collector import refusal
-from nightschool_collector.admission import Lane, Ticket
-from nightschool_collector.body import Cover, decoded, in_time
 from nightschool_collector.counters import NOBODY
 from nightschool_collector.door import Door
-from nightschool_collector.otlp import Format
-from nightschool_collector.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError
+from nightschool_collector.request import refusal
+from nightschool_collector.request.admission import Lane, Ticket
+from nightschool_collector.request.body import Cover, decoded, in_time
+from nightschool_collector.request.otlp import Format
+from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError
 
 _TRACES = "opentelemetry.proto.collector.trace.v1.TraceService"
 _LOGS = "opentelemetry.proto.collector.logs.v1.LogsService"

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from nightschool.config import CollectorConfig, Config, duration_ms
+from nightschool.config.settings import CollectorConfig, Config, duration_ms
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
 from nightschool.redaction.tenants import redactors
 from nightschool.stream import Stream, open_configured, retention_warnings
-from nightschool_collector.admission import Admission, Budgets
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door
-from nightschool_collector.intake import Intake
-from nightschool_collector.outcome_routes import BrowserSettings
+from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.request.admission import Admission, Budgets
+from nightschool_collector.store.intake import Intake
 from nightschool_collector.workers import Workers
 
 if TYPE_CHECKING:

@@ -17,30 +17,30 @@ from typing import Any
 
 import torch
 
-from nightschool.base_model import base_model_folder, describe_base_model
-from nightschool.config import Config
+from nightschool.config.settings import Config
 from nightschool.errors import NightError
-from nightschool.registry import Registry
-from nightschool.release import NIGHT, REPORT, WEIGHTS
+from nightschool.registry.base_model import base_model_folder, describe_base_model
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
 from nightschool.stream import Stream, open_configured
-from nightschool_nightly import night_manifest
-from nightschool_nightly.advantage import GroupFate
-from nightschool_nightly.checkpoint import NightFolder, NightFolders
-from nightschool_nightly.erasures import refuse_forgotten
-from nightschool_nightly.evaluate import Answers, answer_holdout
-from nightschool_nightly.gate import Comparison, Decision, compare, decide
-from nightschool_nightly.gather import choose_examples, freeze_tenant, load_rubrics, redaction_of, settling_of
-from nightschool_nightly.general import PROMPTS, GeneralKl, sample_general
-from nightschool_nightly.lineage import with_lineage
-from nightschool_nightly.night_manifest import NightManifest
-from nightschool_nightly.policy import Policy
+from nightschool_nightly.episodes.erasures import refuse_forgotten
+from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, load_rubrics, redaction_of, settling_of
+from nightschool_nightly.examples.select import Selection, load_selection
+from nightschool_nightly.folder import NightFolder, NightFolders
+from nightschool_nightly.freeze import manifest as night_manifest
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.gate.drift import PROMPTS, GeneralKl, sample_general
+from nightschool_nightly.gate.evaluate import Answers, answer_holdout
+from nightschool_nightly.gate.gate import Comparison, Decision, compare, decide
 from nightschool_nightly.progress import Progress
-from nightschool_nightly.publish import publish_release
-from nightschool_nightly.report import render_report
-from nightschool_nightly.rollouts import RolloutEngine
-from nightschool_nightly.rubric import Rubric
-from nightschool_nightly.select import Selection, load_selection
-from nightschool_nightly.train import StepFigures, Trainer, schedule, seed_of, with_kl
+from nightschool_nightly.publish.lineage import with_lineage
+from nightschool_nightly.publish.publish import publish_release
+from nightschool_nightly.publish.report import render_report
+from nightschool_nightly.rewards.rubric import Rubric
+from nightschool_nightly.rollouts.engine import RolloutEngine
+from nightschool_nightly.training.advantage import GroupFate
+from nightschool_nightly.training.policy import Policy
+from nightschool_nightly.training.trainer import StepFigures, Trainer, schedule, seed_of, with_kl
 
 _CHECKPOINT_EVERY = 5
 _KL_EVERY = 10

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from nightschool_nightly.advantage import GroupFate
-from nightschool_nightly.train import StepFigures
+from nightschool_nightly.training.advantage import GroupFate
+from nightschool_nightly.training.trainer import StepFigures
 
 _HEADING = "  step   reward  right  signal  entropy    KL  mismatch   tokens / padded"
 

@@ -14,8 +14,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NoReturn
 
-from nightschool.base_model import cache_folder
 from nightschool.errors import MissingExtraError, NightschoolError
+from nightschool.registry.base_model import cache_folder
 
 _CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
 COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "doctor", "episodes", "night", "forget", "serve")

@@ -20,4 +20,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     passed = ["--config", arguments.config, "--tenant", arguments.tenant, "--limit", str(arguments.limit)]
     passed += ["--drops"] * arguments.drops + ["--json"] * arguments.json
-    start_service("nightschool_nightly.look", passed, part="looking at episodes", extra="nightly")
+    start_service("nightschool_nightly.commands.episodes", passed, part="looking at episodes", extra="nightly")

@@ -24,4 +24,4 @@ def run(arguments: argparse.Namespace) -> int:
     passed = ["--config", arguments.config, "--tenant", arguments.tenant]
     passed += ["--user", arguments.user] if arguments.user is not None else ["--subject", arguments.subject]
     passed += ["--undo"] * arguments.undo
-    start_service("nightschool_nightly.forget", passed, part="forgetting", extra="nightly")
+    start_service("nightschool_nightly.commands.forget", passed, part="forgetting", extra="nightly")

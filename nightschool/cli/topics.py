@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nightschool.cli import add_config_argument
-from nightschool.config import duration_ms, load_config
+from nightschool.config.settings import duration_ms, load_config
 from nightschool.stream import open_configured
 
 if TYPE_CHECKING:

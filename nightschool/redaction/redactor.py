@@ -17,8 +17,8 @@ from typing import Any
 
 from nightschool.errors import RecordError
 from nightschool.keys import subject_of
-from nightschool.outcome_fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES
-from nightschool.outcomes import Outcome, canonical, parse_outcome
+from nightschool.outcomes.fields import MAX_METADATA_BYTES, MAX_TEXT_BYTES
+from nightschool.outcomes.record import Outcome, canonical, parse_outcome
 from nightschool.redaction.checksums import find_cards
 from nightschool.redaction.rules import Rules
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nightschool.config import Config, TenantConfig
+from nightschool.config.settings import Config, TenantConfig
 from nightschool.errors import ConfigError
 from nightschool.redaction.redactor import Redactor
 

@@ -11,7 +11,7 @@ from nightschool.stream.kafka_connection import KafkaSecurity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nightschool.config import StreamConfig
+    from nightschool.config.settings import StreamConfig
     from nightschool.stream.kafka_topics import Difference
 
 __all__ = [

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from nightschool.errors import ReleaseRejected
-from nightschool.registry import Registry, content_digest
-from nightschool.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, check_tenant, verify_release
+from nightschool.registry.folder import Registry, content_digest
+from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, check_tenant, verify_release
 from nightschool_serving.routing import Adapter
 
 MAX_RELEASE_BYTES = 4 << 30

@@ -16,10 +16,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from nightschool.base_model import cache_folder, describe_base_model
-from nightschool.config import Config, load_config
+from nightschool.config.settings import Config, load_config
 from nightschool.errors import ConfigError
-from nightschool.registry import Registry
+from nightschool.registry.base_model import cache_folder, describe_base_model
+from nightschool.registry.folder import Registry
 from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
 from nightschool_serving.engine import VllmEngine

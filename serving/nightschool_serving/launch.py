@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from nightschool.base_model import base_model_folder
-from nightschool.config import Config
+from nightschool.config.settings import Config
 from nightschool.errors import ConfigError, MissingExtraError
+from nightschool.registry.base_model import base_model_folder
 from nightschool_serving.guard import CONFIG_VARIABLE
 from nightschool_serving.routing import BASE_ALIAS
 

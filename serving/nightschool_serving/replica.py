@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nightschool.errors import RegistryError, ReleaseRejected
-from nightschool.registry import Pointer, Registry
+from nightschool.registry.folder import Pointer, Registry
 from nightschool.semconv import BASE_RELEASE
 from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.engine import AdapterEngine

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool.errors import NightschoolError
-from nightschool.registry import engine_name
+from nightschool.registry.folder import engine_name
 from nightschool.semconv import BASE_RELEASE
 
 TENANT_ALIAS = "nightschool"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nightschool.release import ADAPTER_CONFIG, MANIFEST, REPORT, WEIGHTS, BaseModel, ReleaseManifest, describe_file
+from nightschool.registry.release import ADAPTER_CONFIG, MANIFEST, REPORT, WEIGHTS, BaseModel, ReleaseManifest, describe_file
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 
 from nightschool.keys import KeyRing, hash_key
 from nightschool.stream import StoredRecord, Stream, open_stream
-from nightschool_collector.admission import Admission, Budgets
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door
-from nightschool_collector.intake import Intake
+from nightschool_collector.request.admission import Admission, Budgets
+from nightschool_collector.store.intake import Intake
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 NOW_NS = 1_790_000_000_123_456_789

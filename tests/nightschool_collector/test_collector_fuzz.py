@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchmarks import fuzz
-from nightschool_collector import spans
+from nightschool_collector.store import spans
 
 ROUTES = ["/v1/traces", "/v1/logs", "/v1/outcomes"]
 FORMS = ["application/x-protobuf", "application/json", "text/plain", "x"]

@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from nightschool.errors import StreamUnavailable
-from nightschool_collector.admission import Lane
 from nightschool_collector.grpc_server import GrpcReceiver
+from nightschool_collector.request.admission import Lane
 
 KEY = (("authorization", "Bearer key-of-acme"),)
 

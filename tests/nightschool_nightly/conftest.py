@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nightschool.config import NightConfig
-from nightschool.registry import Pointer
-from nightschool.release import BaseModel
-from nightschool_nightly.night_manifest import FrozenRange, NightManifest
-from nightschool_nightly.policy import Policy
-from nightschool_nightly.select import Example
+from nightschool.config.settings import NightConfig
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel
+from nightschool_nightly.examples.select import Example
+from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.training.policy import Policy
 
 VOCABULARY = 64
 

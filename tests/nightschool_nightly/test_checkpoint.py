@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nightschool.errors import NightError
-from nightschool_nightly.checkpoint import NightFolder, NightFolders
-from nightschool_nightly.night_manifest import NightManifest
-from nightschool_nightly.train import StepFigures
+from nightschool_nightly.folder import NightFolder, NightFolders
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.training.trainer import StepFigures
 
 STATE = {"adapter/a": torch.tensor([[1.5, -2.0]]), "adam/step/a": torch.tensor(3.0)}
 

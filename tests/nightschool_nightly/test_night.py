@@ -17,9 +17,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from nightschool import semconv
-from nightschool.outcomes import Outcome, to_logs_request
-from nightschool.registry import Registry
-from nightschool.release import REPORT, WEIGHTS
+from nightschool.outcomes.record import Outcome, to_logs_request
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import REPORT, WEIGHTS
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 

@@ -24,10 +24,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from safetensors.numpy import save_file
 
-from nightschool.base_model import PACKAGED, base_model_folder, describe_base_model
 from nightschool.keys import hash_key, new_key
-from nightschool.registry import Registry
-from nightschool.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, ReleaseManifest, describe_file
+from nightschool.registry.base_model import PACKAGED, base_model_folder, describe_base_model
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, ReleaseManifest, describe_file
 
 # SmolLM2-135M: inputs and outputs of each adapted matrix.
 SMOLLM2_LAYERS = 30

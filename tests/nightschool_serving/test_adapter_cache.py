@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nightschool.errors import ReleaseRejected
-from nightschool.registry import Registry
-from nightschool.release import WEIGHTS, BaseModel
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import WEIGHTS, BaseModel
 from nightschool_serving.adapter_cache import AdapterCache
 
 Publish = Callable[..., str]

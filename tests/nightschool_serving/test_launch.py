@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nightschool.config import Config, ServingConfig, TenantConfig
+from nightschool.config.settings import Config, ServingConfig, TenantConfig
 from nightschool.errors import ConfigError
 from nightschool_serving.launch import (
     DANGEROUS_VARIABLES,

@@ -17,9 +17,9 @@ import openai
 import pytest
 
 import nightschool
-from nightschool.instrument import uninstrument
-from nightschool.registry import engine_name
-from nightschool.release import WEIGHTS
+from nightschool.registry.folder import engine_name
+from nightschool.registry.release import WEIGHTS
+from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

@@ -145,7 +145,7 @@ def test_the_options_we_start_the_server_with() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from nightschool.config import Config
+    from nightschool.config.settings import Config
     from nightschool_serving.launch import OWNED_OPTIONS, server_arguments
 
     parser = make_arg_parser(FlexibleArgumentParser())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nightschool.errors import RecordError
-from nightschool.outcomes import Outcome, parse_outcome
+from nightschool.outcomes.record import Outcome, parse_outcome
 
 
 @dataclass(frozen=True, slots=True)

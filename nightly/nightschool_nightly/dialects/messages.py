@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nightschool import chat
 from nightschool.episode import Message, OtherPart, Part, TextPart, ToolCallPart, ToolResponsePart
+from nightschool.sdk.openai import chat
 from nightschool_nightly.dialects.values import parsed, structured, text_of
 
 _ROLES = {

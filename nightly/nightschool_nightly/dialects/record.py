@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nightschool import semconv as names
 from nightschool.errors import RecordError
-from nightschool.outcomes import Outcome, from_log_record
+from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool_nightly.dialects import agent_lightning, openinference, otel_1_36
 from nightschool_nightly.dialects.feedback import outcome_of
 from nightschool_nightly.dialects.precedence import fill_in, keep, normalise

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nightschool.delivery import parse_endpoint
+from nightschool.sdk.export.delivery import parse_endpoint
 
 
 @dataclass(frozen=True, slots=True)

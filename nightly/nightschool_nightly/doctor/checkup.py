@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from nightschool.errors import NightschoolError
 from nightschool_nightly.doctor.findings import BrokenHopError, Finding, Hop, Passed, Report, Status
-from nightschool_nightly.doctor.hops import STEPS, Step
+from nightschool_nightly.doctor.hops.steps import STEPS, Step
 from nightschool_nightly.doctor.visit import ANSWER_TIMEOUT_S, Options, Visit
 
 HOP_TIMEOUT_S = ANSWER_TIMEOUT_S + 30.0

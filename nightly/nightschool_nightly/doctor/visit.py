@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool.config import Config
+from nightschool.config.settings import Config
 from nightschool.episode import Episode
+from nightschool.sdk.client import Client
 from nightschool.stream import StoredRecord
-from nightschool.tracer import Client
 from nightschool_nightly.dialects import SpanRow, read_spans
 from nightschool_nightly.doctor.ask import Answer
 from nightschool_nightly.doctor.follow import Follower
-from nightschool_nightly.night_manifest import NightManifest
-from nightschool_nightly.rubric import Rubric
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.rewards.rubric import Rubric
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0

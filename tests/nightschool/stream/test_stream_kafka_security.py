@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from nightschool.config import parse_config
+from nightschool.config.settings import parse_config
 from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.stream import Record, open_configured
 from nightschool.stream.kafka import KafkaStream

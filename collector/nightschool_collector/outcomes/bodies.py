@@ -1,0 +1,75 @@
+"""The bodies of `POST /v1/outcomes`: one outcome, or `{"outcomes": [...]}`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from nightschool.errors import RecordError, shown
+from nightschool.outcomes.record import Outcome, parse_outcome
+
+MAX_OUTCOMES = 1000
+MAX_KEY_CHARS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeBody:
+    """What a request holds."""
+
+    items: list[Outcome | RecordError]
+    """In the order of the body; what could not be understood is its error."""
+    is_batch: bool
+
+
+def parse_outcomes(body: bytes, idempotency_key: str | None) -> OutcomeBody:
+    """Read a body; an item of a batch that is wrong is wrong alone, a body that is wrong raises `RecordError`."""
+    data = load_json(body)
+    if isinstance(data, dict) and "outcomes" in data:
+        if idempotency_key is not None:
+            raise RecordError("Idempotency-Key names one outcome; in a batch give each its own event_id")
+        return OutcomeBody([_parsed(item) for item in _batch_items(data)], is_batch=True)
+    return OutcomeBody([_with_key(parse_outcome(data), idempotency_key)], is_batch=False)
+
+
+def load_json(body: bytes) -> Any:
+    """The JSON of a body, without NaN and infinity; `RecordError` if it is none."""
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise RecordError("the body is not valid JSON: it is nested too deep") from None
+    except ValueError as error:
+        raise RecordError(f"the body is not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _batch_items(data: dict[str, Any]) -> list[Any]:
+    items = data["outcomes"]
+    if len(data) != 1 or not isinstance(items, list) or not 1 <= len(items) <= MAX_OUTCOMES:
+        found = f"{len(items)} outcomes" if isinstance(items, list) else shown(items)
+        raise RecordError(
+            f'a batch is {{"outcomes": [...]}} with 1 to {MAX_OUTCOMES} outcomes and nothing else, got {found}'
+            f" beside {len(data) - 1} other fields"
+        )
+    return items
+
+
+def _parsed(item: Any) -> Outcome | RecordError:
+    try:
+        return parse_outcome(item)
+    except RecordError as error:
+        return error
+
+
+def _with_key(outcome: Outcome, key: str | None) -> Outcome:
+    """`Idempotency-Key` is another name of event_id."""
+    if key is None:
+        return outcome
+    if not 1 <= len(key) <= MAX_KEY_CHARS:
+        raise RecordError(f"Idempotency-Key has {len(key)} characters; allowed are 1 to {MAX_KEY_CHARS}")
+    if outcome.event_id not in ("", key):
+        raise RecordError(f"Idempotency-Key is {shown(key)} but event_id is {shown(outcome.event_id)}; send one, or the same")
+    return replace(outcome, event_id=key)

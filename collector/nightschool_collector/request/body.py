@@ -1,0 +1,146 @@
+"""Reading a request's body within its limit, as sent and as decompressed."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import zstandard
+from starlette.requests import Request
+
+from nightschool_collector.request.refusal import BAD_REQUEST, TOO_LARGE, UNAVAILABLE, UNSUPPORTED, RefusedError
+
+ENCODINGS = ("gzip", "zstd", "identity")
+RECEIVE_TIMEOUT_S = 30.0  # three times what the official exporters wait
+_STEP_BYTES = 1 << 20  # how far a body expands before its room in memory is asked for
+_ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
+
+Cover = Callable[[int], None]
+
+
+def declared_bytes(content_length: str | None, *, limit: int) -> int:
+    """The length that a client announces, 0 if it does not; one over `limit` is refused before anything is read."""
+    declared = int(content_length) if content_length and content_length.isascii() and content_length.isdigit() else 0
+    if declared > limit:
+        raise _too_large(f"{declared} bytes", limit)
+    return declared
+
+
+async def read_body(request: Request, *, limit: int, cover: Cover) -> bytes:
+    """The body as sent, never more than `limit`; `cover` admits or refuses each length before it is kept."""
+    chunks, size = [], 0
+    async with in_time():
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(f"more than {limit} bytes", limit)
+            cover(size)
+            chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """A client that sends slowly holds room that others need: it is sent away after a while."""
+    try:
+        async with asyncio.timeout(RECEIVE_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        message = f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s: try again, with smaller batches"
+        raise RefusedError(UNAVAILABLE, message, reason="slow") from None
+
+
+def decoded(body: bytes, encoding: str | None, *, limit: int, cover: Cover) -> bytes:
+    """The body without its Content-Encoding, never expanded past `limit`; `cover` admits each length on the way there."""
+    match (encoding or "identity").strip().lower():
+        case "gzip":
+            return _gunzip(body, limit, cover)
+        case "zstd":
+            return _unzstd(body, limit, cover)
+        case "identity" | "":
+            return body
+        case other:
+            raise RefusedError(
+                UNSUPPORTED,
+                f"Content-Encoding is {other!r}; allowed are {', '.join(ENCODINGS[:-1])} and {ENCODINGS[-1]}",
+                headers={"accept-encoding": ", ".join(ENCODINGS)},
+            )
+
+
+def _gunzip(body: bytes, limit: int, cover: Cover) -> bytes:
+    """All members of a gzip file, as RFC 1952 allows several."""
+    grown = _Grown("gzip", limit, cover)
+    while body:
+        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        while not member.eof:
+            try:
+                part = member.decompress(body, _STEP_BYTES)
+            except zlib.error as error:
+                raise grown.broken(str(error)) from None
+            grown.add(part)
+            body = member.unconsumed_tail
+            if not part and not body and not member.eof:
+                raise grown.broken("it ends too early")
+        body = member.unused_data
+    return grown.whole()
+
+
+def _unzstd(body: bytes, limit: int, cover: Cover) -> bytes:
+    """All frames of a zstd body, as RFC 8878 allows several."""
+    grown = _Grown("zstd", limit, cover)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+    try:
+        with decompressor.stream_reader(body, read_size=_STEP_BYTES, read_across_frames=True) as reader:
+            while part := reader.read(_STEP_BYTES):
+                grown.add(part)
+        complete = _zstd_is_complete(body)
+    except zstandard.ZstdError as error:
+        raise grown.broken(str(error)) from None
+    if not complete:
+        raise grown.broken("it ends too early")
+    return grown.whole()
+
+
+def _zstd_is_complete(body: bytes) -> bool:
+    """Whether each frame reaches its last block: the reader takes an early end for the end (RFC 8878, section 3.1.1)."""
+    at = 0
+    while at < len(body):
+        head = body[at : at + 18]  # the longest frame header
+        at += zstandard.frame_header_size(head)
+        last = False
+        while not last:
+            block = int.from_bytes(body[at : at + 3], "little")
+            repeated_byte = block >> 1 & 3 == 1
+            last, at = bool(block & 1), at + 3 + (1 if repeated_byte else block >> 3)
+            if at > len(body):
+                return False
+        at += 4 if zstandard.get_frame_parameters(head).has_checksum else 0
+    return at == len(body)
+
+
+class _Grown:
+    """What has been expanded so far, within its limit."""
+
+    def __init__(self, encoding: str, limit: int, cover: Cover) -> None:
+        self._encoding, self._limit, self._cover = encoding, limit, cover
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > self._limit:
+            raise _too_large(f"more than {self._limit} bytes when decompressed", self._limit)
+        self._cover(self._size)
+        self._parts.append(part)
+
+    def whole(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+    def broken(self, why: str) -> RefusedError:
+        return RefusedError(BAD_REQUEST, f"the body is not valid {self._encoding}: {why}")
+
+
+def _too_large(size: str, limit: int) -> RefusedError:
+    return RefusedError(TOO_LARGE, f"the body has {size}; at most {limit} are allowed: send smaller batches")

@@ -1,0 +1,67 @@
+"""OTLP over HTTP: requests from bytes, responses and errors to bytes, in the content type that the client speaks."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from starlette.responses import Response
+
+from nightschool.errors import RecordError
+from nightschool_collector.request.otlp_json import parse_json
+from nightschool_collector.request.refusal import UNSUPPORTED, RefusedError
+
+M = TypeVar("M", bound=Message)
+# google.rpc.Code of each HTTP status that we answer with.
+_CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}
+
+
+class Format(StrEnum):
+    """A content type of OTLP/HTTP."""
+
+    PROTOBUF = "application/x-protobuf"
+    JSON = "application/json"
+
+
+def format_of(content_type: str | None) -> Format:
+    """The format that a Content-Type header names."""
+    try:
+        return Format((content_type or "").partition(";")[0].strip().lower())
+    except ValueError:
+        raise RefusedError(
+            UNSUPPORTED, f"Content-Type is {content_type or 'missing'}; allowed are {' and '.join(Format)}"
+        ) from None
+
+
+def decode(body: bytes, message: M, form: Format) -> M:
+    """Fill `message` from a request's body; `RecordError` if it is malformed."""
+    if form is Format.JSON:
+        return parse_json(body, message)
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise RecordError(f"the body is not a valid protobuf {message.DESCRIPTOR.name}: {error}") from None
+    return message
+
+
+def answer(message: Message, form: Format) -> Response:
+    return Response(_encode(message, form), media_type=form)
+
+
+def refuse(error: RefusedError, content_type: str | None) -> Response:
+    """The error as the `Status` that OTLP asks for; a client of unknown format gets the one people can read."""
+    try:
+        form = format_of(content_type)
+    except RefusedError:
+        form = Format.JSON
+    status = Status(code=_CODES[error.status], message=error.message)
+    return Response(_encode(status, form), status_code=error.status, media_type=form, headers=error.headers)
+
+
+def _encode(message: Message, form: Format) -> bytes:
+    if form is Format.PROTOBUF:
+        return message.SerializeToString()
+    return json_format.MessageToJson(message, indent=None).encode()

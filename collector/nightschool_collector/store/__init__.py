@@ -1,0 +1,1 @@
+"""From messages to durable records of the stream."""

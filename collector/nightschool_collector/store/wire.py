@@ -1,0 +1,120 @@
+"""Finding the spans of an OTLP request in its bytes, without building a message for each.
+
+Spans and log records have the same frame on the wire: request { resource_x = 1 }, resource_x { resource = 1, scope_x = 2,
+schema_url = 3 }, scope_x { scope = 1, items = 2, schema_url = 3 }. An item is a slice of the request; what it shares with its
+neighbours (the other fields of the two frames round it, unknown ones too) is two more slices. A record is put together from
+these three, so that no field is lost and nothing is encoded anew.
+
+The bytes must have been checked by a protobuf parser: what is not a message ends here in an arbitrary error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from nightschool.otlp.varint import encode_varint
+
+_FRAME, _ITEM = b"\x0a", b"\x12"  # tags of fields 1 and 2, both of bytes
+_BYTES_TYPE = 2
+
+
+class GroupError(Exception):
+    """The request holds a group, the one construct of protobuf that no OTLP has and that cannot be skipped by its length."""
+
+
+class Shared(NamedTuple):
+    """What the items of one scope have in common, as fields on the wire."""
+
+    resource: bytes
+    scope: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.resource) + len(self.scope)
+
+
+def scopes(request: bytes) -> Iterator[tuple[Shared, list[tuple[int, int, int]]]]:
+    """Each scope of a request: what is shared in it, and where each item stands as (tag, content, end)."""
+    for number, start, end in fields(request, 0, len(request)):
+        if number == 1:
+            resource, found = _parted(request, start, end)
+            for _, scope_start, scope_end in found:
+                scope, items = _parted(request, scope_start, scope_end)
+                yield Shared(resource, scope), items
+
+
+def _parted(data: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, int, int]]]:
+    """A frame's other fields as they are, and its items (field 2), which may stand in any order among them."""
+    others, items, at = [], [], start
+    while at < end:
+        tag = at
+        if data[at] == 0x12:  # nearly always: keep this branch short
+            size = data[at + 1]
+            at += 2
+            if size > 0x7F:
+                following = data[at]
+                at += 1
+                size += (following << 7) - 0x80
+                if following > 0x7F:
+                    size, at = varint(data, tag + 1)
+            items.append((tag, at, at + size))
+            at += size
+        else:
+            number, kind, at, stop = _field(data, at)
+            if number == 2 and kind == _BYTES_TYPE:  # its tag written in a longer way than needed
+                items.append((tag, at, stop))
+            else:
+                others.append(data[tag:stop])
+            at = stop
+    return b"".join(others), items
+
+
+def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields of a message that hold bytes (text, messages, ids): number, where the value starts, where it ends."""
+    while start < end:
+        number, kind, at, start = _field(data, start)
+        if kind == _BYTES_TYPE:
+            yield number, at, start
+
+
+def _field(data: bytes, start: int) -> tuple[int, int, int, int]:
+    """Number, wire type, start and end of the value of the field at `start`."""
+    tag, at = varint(data, start)
+    number, kind = tag >> 3, tag & 7
+    if kind == _BYTES_TYPE:
+        size, at = varint(data, at)
+        return number, kind, at, at + size
+    if kind == 0:
+        return number, kind, at, varint(data, at)[1]
+    if kind in (1, 5):
+        return number, kind, at, at + (8 if kind == 1 else 4)
+    raise GroupError
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A base-128 number and where it ends; of one longer than 64 bits the rest is lost, as in every protobuf library."""
+    number = shift = 0
+    while data[at] > 0x7F:
+        number |= (data[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+    return (number | data[at] << shift) & 0xFFFF_FFFF_FFFF_FFFF, at + 1
+
+
+def frame_one(shared: Shared, item: bytes) -> bytes:
+    """A request of one item (with its tag)."""
+    resource, scope = shared
+    inner = len(scope) + len(item)
+    inner_size = encode_varint(inner)
+    outer = len(resource) + 1 + len(inner_size) + inner
+    return b"".join((_FRAME, encode_varint(outer), resource, _ITEM, inner_size, scope, item))
+
+
+def frame(groups: Iterable[tuple[Shared, list[bytes]]]) -> bytes:
+    """A request of several items, each group of them under what it shares."""
+    return b"".join(frame_one(shared, b"".join(items)) for shared, items in groups)
+
+
+def item_field(content: bytes) -> bytes:
+    """An item with its tag, from its content."""
+    return b"".join((_ITEM, encode_varint(len(content)), content))

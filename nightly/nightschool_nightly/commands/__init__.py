@@ -1,0 +1,1 @@
+"""What `nightschool` starts besides a night."""

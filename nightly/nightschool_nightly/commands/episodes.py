@@ -1,0 +1,211 @@
+"""`python -m nightschool_nightly.commands.episodes`: what the next night would learn from, and why it would leave out the rest.
+
+Freezes as a dry run does and writes nothing. What is shown is decided by the functions of a night, not by a copy of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nightschool.cli import episodes as command
+from nightschool.config.settings import Config, load_config
+from nightschool.errors import MissingExtraError, NightschoolError
+from nightschool.registry.base_model import base_model_folder
+from nightschool.registry.folder import Registry
+from nightschool.stream import open_configured
+
+if TYPE_CHECKING:
+    from nightschool.episode import Episode, OutcomeHistory
+    from nightschool_nightly.examples.select import Drop, Example
+
+HELD_OUT, TRAINS = "tests only", "learned from"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One new episode, as a person looks at it."""
+
+    trace_id: str
+    task: str
+    user: str | None
+    """Pseudonym; None when the app named nobody."""
+    num_messages: int
+    asked: str
+    """The last message of the context."""
+    answered: str
+    outcomes: tuple[str, ...]
+    """What each slot said, oldest first."""
+    has_tokens: bool
+    """The server recorded what it sampled, token by token."""
+    release: str | None
+    fate: str
+    """"learned from", "tests only", or the reason why it is left out."""
+
+
+@dataclass(slots=True)
+class Look:
+    """What `look` found."""
+
+    tenant: str
+    night: str
+    """Digest of the night that would run now."""
+    num_new_episodes: int = 0
+    num_train: int = 0
+    num_holdout: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    episodes: list[Seen] = field(default_factory=list)
+    """The first new episodes, in order of trace id."""
+
+    def to_json(self) -> dict[str, Any]:
+        from nightschool_nightly.examples.reasons import explain
+
+        reasons = [{"reason": name, "count": count, **explain(name)._asdict()} for name, count in sorted(self.dropped.items())]
+        return {**asdict(self), "dropped": reasons}
+
+
+def look(config: Config, tenant: str, *, limit: int, now_ms: int) -> Look:
+    """The first `limit` new episodes of `tenant` with their fates, and the counts of all."""
+    from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, load_rubrics
+    from nightschool_nightly.examples.select import Drop
+
+    rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)
+    found: list[tuple[Episode, Example | Drop]] = []
+
+    def watch(episode: Episode, fate: Example | Drop) -> None:
+        if len(found) < limit:
+            found.append((episode, fate))
+
+    with open_configured(config.stream) as stream:
+        manifest = freeze_tenant(config, tenant, stream, registry=registry, model=model, rubrics=rubrics, now_ms=now_ms)
+        selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch)
+    fates = {example.id: TRAINS for example in selection.train} | {example.id: HELD_OUT for example in selection.holdout}
+    return Look(
+        tenant=tenant,
+        night=manifest.digest,
+        num_new_episodes=selection.num_new_episodes,
+        num_train=len(selection.train),
+        num_holdout=len(selection.holdout),
+        dropped=selection.dropped,
+        episodes=[
+            _seen(episode, str(fate) if isinstance(fate, Drop) else fates.get(fate.id, str(Drop.USER_SHARE)))
+            for episode, fate in found
+        ],
+    )
+
+
+def _seen(episode: Episode, fate: str) -> Seen:
+    call = episode.calls[-1]
+    return Seen(
+        trace_id=episode.trace_id,
+        task=episode.task,
+        user=episode.subject,
+        num_messages=len(call.messages),
+        asked=call.messages[-1].text,
+        answered=call.answer.text,
+        outcomes=tuple(_said(history) for history in episode.outcomes),
+        has_tokens=call.tokens is not None,
+        release=call.release,
+        fate=fate,
+    )
+
+
+def _said(history: OutcomeHistory) -> str:
+    """`queue: card -> fraud (human 1f2e)`."""
+    current = history.current
+    values = [_value(one.value) if one.final_answer is None else one.final_answer for one in history.revisions if one.op == "set"]
+    who = f"{current.source_kind} {current.source_id[:8]}".strip()
+    return f"{current.name}: {' -> '.join(values)} ({who})"
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+# --- showing --------------------------------------------------------------------------------------------------------------
+def show(found: Look, *, drops_only: bool) -> None:
+    """Print tables for a person."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    if not drops_only:
+        _show_episodes(console, found)
+    _show_drops(console, found)
+    console.print(
+        f"{found.num_new_episodes} new episodes of {found.tenant}: {found.num_train} to learn from, "
+        f"{found.num_holdout} held out by user. Nothing was written.",
+        highlight=False,
+    )
+
+
+def _show_episodes(console: Any, found: Look) -> None:
+    from rich.table import Table
+
+    title = f"the first {len(found.episodes)} of {found.num_new_episodes} new episodes"
+    table = Table("episode", "task", "user", "asked", "answered", "outcomes", "tokens", "release", "fate", title=title)
+    for one in found.episodes:
+        asked = f"{_short(one.asked, 60)} [{one.num_messages} messages]"
+        said = "\n".join(_short(text, 60) for text in one.outcomes) or "-"
+        release, user = (text[:8] if text else "-" for text in (one.release, one.user))
+        tokens = "yes" if one.has_tokens else "no"
+        table.add_row(
+            *map(_plain, (one.trace_id[:8], one.task, user, asked, _short(one.answered, 40), said)), tokens, release, one.fate
+        )
+    console.print(table)
+
+
+def _show_drops(console: Any, found: Look) -> None:
+    from rich.table import Table
+
+    from nightschool_nightly.examples.reasons import explain
+
+    if found.dropped:
+        table = Table("left out", "count", "what it means", "what to do", title="what is left out, by reason")
+        for name, count in sorted(found.dropped.items(), key=lambda item: (-item[1], item[0])):
+            reason = explain(name)
+            table.add_row(name, str(count), reason.meaning, reason.remedy)
+        console.print(table)
+
+
+def _plain(text: str) -> Any:
+    """Text that is only text: recorded content may hold markup, or codes that would steer the terminal."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
+
+
+def _short(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Look; 0 when something could be shown, 2 with one line on standard error when not."""
+    parser = argparse.ArgumentParser(prog="nightschool episodes", description=command.SUMMARY)
+    command.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(arguments.config)
+        config.tenant(arguments.tenant)
+        try:
+            limit = 0 if arguments.drops else arguments.limit
+            found = look(config, arguments.tenant, limit=limit, now_ms=time.time_ns() // 1_000_000)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("looking at episodes", "nightly", error.name or "?") from error
+    except NightschoolError as error:
+        print(f"nightschool episodes: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found, drops_only=arguments.drops)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The hops a marked request goes through."""

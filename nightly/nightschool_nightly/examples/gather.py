@@ -1,0 +1,121 @@
+"""Steps 1 and 2 of a night without its folder: what is frozen, and what is chosen of it.
+
+A night, a dry run, `nightschool episodes` and `nightschool doctor` all look through these functions, so that none of them can
+show anything but what a night would do. Nothing here writes, but for dead letters when told to, or needs torch itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from nightschool.config.settings import Config
+from nightschool.errors import NightError
+from nightschool.redaction.tenants import redactors
+from nightschool.registry.base_model import describe_base_model
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import NIGHT
+from nightschool.stream import Stream
+from nightschool_nightly.episodes.redacted_stream import RedactedStream
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.examples.select import Selection, Watch, select_examples
+from nightschool_nightly.freeze.freeze import check_unchanged, freeze_night
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.settling import lateness_of, settling_names
+from nightschool_nightly.rewards.rubric import Rubric, load_rubric
+
+
+def load_rubrics(config: Config, tenant: str) -> dict[str, Rubric]:
+    """The tenant's rubric of each task; `NightError` when there is none, or two for one task."""
+    rubrics = [load_rubric(path) for path in config.tenant(tenant).rubrics]
+    if not rubrics:
+        raise NightError(f"tenant {tenant!r} has no rubric; name one in [tenants.{tenant}] rubrics")
+    tasks = [rubric.task for rubric in rubrics]
+    if doubled := sorted({task for task in tasks if tasks.count(task) > 1}):
+        raise NightError(f"tenant {tenant!r} has two rubrics for task {doubled[0]!r}; one per task is allowed")
+    return {rubric.task: rubric for rubric in rubrics}
+
+
+def freeze_tenant(
+    config: Config,
+    tenant: str,
+    stream: Stream,
+    *,
+    registry: Registry,
+    model: Path,
+    rubrics: Mapping[str, Rubric],
+    now_ms: int,
+) -> NightManifest:
+    """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
+    pointer = registry.pointer(tenant)
+    last = None
+    if pointer.stable is not None:
+        frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
+        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
+    return freeze_night(
+        stream,
+        tenant=tenant,
+        settings=config.night,
+        dtype=config.model.dtype,
+        base_model=describe_base_model(model),
+        rubrics=rubrics,
+        pointer=pointer,
+        last_published=last,
+        now_ms=now_ms,
+        settles_after_ms=settling_of(config, rubrics),
+        redaction=redaction_of(config, tenant),
+    )
+
+
+def redaction_of(config: Config, tenant: str) -> str:
+    """What the manifest says of the tenant's redaction; empty where it is switched off."""
+    redactor = redactors(config).get(tenant)
+    return redactor.digest if redactor else ""
+
+
+def settling_of(config: Config, rubrics: Mapping[str, Rubric]) -> dict[str, int]:
+    """The outcomes that the rubrics read and that must stand for a while, in milliseconds."""
+    return settling_names(config, (name for rubric in rubrics.values() for name in rubric.outcome_names))
+
+
+def choose_examples(
+    config: Config,
+    stream: Stream,
+    manifest: NightManifest,
+    *,
+    model: Path,
+    rubrics: Mapping[str, Rubric],
+    watch: Watch | None = None,
+    bury: bool = False,
+) -> Selection:
+    """The episodes of the frozen ranges, and what of them a night learns from; `watch` sees the fate of each.
+
+    `bury` copies records that cannot be read to the dead-letter topic: a night does so, a look does not.
+    The counts of the selection are of records and episodes alike: everything that was left out, under its reason.
+    """
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
+        store = EpisodeStore(Path(work))
+        try:
+            check_unchanged(stream, manifest.ranges)
+            redactor = redactors(config).get(manifest.tenant)
+            store.build(RedactedStream(stream, redactor) if redactor else stream, manifest)
+            if bury:
+                store.dead.bury(stream)
+            selection = select_examples(
+                store.episodes(manifest.tenant),
+                tenant=manifest.tenant,
+                settings=config.night,
+                rubrics=rubrics,
+                tokenizer=AutoTokenizer.from_pretrained(model),
+                max_model_len=config.serving.max_model_len,
+                tokenizer_digest=manifest.base_model.tokenizer,
+                lateness=lateness_of(manifest),
+                watch=watch,
+            )
+        finally:
+            store.close()
+    dropped = {**store.counts.dropped, **selection.dropped}
+    return Selection(selection.train, selection.holdout, dict(sorted(dropped.items())), selection.num_new_episodes)

@@ -1,0 +1,106 @@
+"""Step 1 of a night: freeze its input. After this no wall clock and no unordered iteration decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
+
+from nightschool import semconv
+from nightschool.config.settings import NightConfig
+from nightschool.errors import DataLossError
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel
+from nightschool.stream import Stream
+from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.settling import HOUR_MS
+from nightschool_nightly.rewards.rubric import Rubric
+
+TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
+_FOLDERS = {"state"}
+_ANEW = "start a new night without --resume"
+
+
+def freeze_night(
+    stream: Stream,
+    *,
+    tenant: str,
+    settings: NightConfig,
+    dtype: str,
+    base_model: BaseModel,
+    rubrics: Mapping[str, Rubric],
+    pointer: Pointer,
+    last_published: NightManifest | None,
+    now_ms: int,
+    settles_after_ms: Mapping[str, int] | None = None,
+    redaction: str = "",
+) -> NightManifest:
+    """Take the end offsets of every partition once, and everything else that decides, as the night's manifest.
+
+    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a while. Only with some is the time a part of
+    what decides, by the hour: a night begun anew within the hour is the same night.
+
+    `DataLossError` when a topic is gone or another one than the last published night read, or when records that night had not
+    yet seen have expired.
+    """
+    seen = {(part.topic, part.partition): part for part in last_published.ranges} if last_published else {}
+    ranges: list[FrozenRange] = []
+    for topic in TOPICS:
+        # The ends first: every partition that has one also has a start.
+        topic_id, ends, starts = stream.topic_id(topic) or "", stream.end_offsets(topic), stream.start_offsets(topic)
+        for partition, end in sorted(ends.items()):
+            before = seen.pop((topic, partition), None)
+            found = FrozenRange(topic, topic_id, partition, starts[partition], before.end if before else starts[partition], end)
+            if before:
+                _check_continues(before, found)
+            ranges.append(found)
+    for part in seen.values():
+        raise DataLossError(
+            f"topic {part.topic} partition {part.partition}, which the last night read, is gone; restore the stream"
+        )
+    return NightManifest(
+        tenant=tenant,
+        ranges=tuple(ranges),
+        settings={name: value for name, value in asdict(settings).items() if name not in _FOLDERS},
+        dtype=dtype,
+        base_model=base_model,
+        rubrics={task: rubric.digest for task, rubric in sorted(rubrics.items())},
+        pointer=pointer,
+        frozen_at_ms=now_ms,
+        redaction=redaction,
+        settles_after_ms=dict(settles_after_ms or {}),
+        as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
+        previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,
+    )
+
+
+def check_unchanged(stream: Stream, ranges: Iterable[FrozenRange]) -> None:
+    """`DataLossError` unless the stream still holds the very records that were frozen: a night may be resumed days later."""
+    for topic, parts in groupby(ranges, key=attrgetter("topic")):
+        topic_id, ends, starts = stream.topic_id(topic), stream.end_offsets(topic), stream.start_offsets(topic)
+        for part in parts:
+            where = f"topic {topic} partition {part.partition}"
+            if topic_id != part.topic_id or part.partition not in ends:
+                raise DataLossError(
+                    f"topic {topic} is not the one that was frozen (id {part.topic_id}, now {topic_id}); was it re-created? {_ANEW}"
+                )
+            if ends[part.partition] < part.end:
+                raise DataLossError(f"{where} ends at {ends[part.partition]}, but offsets up to {part.end} were frozen; {_ANEW}")
+            if starts[part.partition] > part.start:
+                lost = f"offsets {part.start} to {min(starts[part.partition], part.end) - 1}"
+                raise DataLossError(f"{where}: {lost} expired since they were frozen; {_ANEW}")
+
+
+def _check_continues(before: FrozenRange, now: FrozenRange) -> None:
+    """`DataLossError` unless the records after those of the last published night are all there."""
+    where = f"topic {now.topic} partition {now.partition}"
+    if before.topic_id != now.topic_id:
+        raise DataLossError(
+            f"topic {now.topic} is not the one the last night read (id {before.topic_id}, now {now.topic_id}); was it re-created?"
+        )
+    if now.new_from > now.end:
+        raise DataLossError(f"{where} ends at {now.end}, before offset {now.new_from} that was already read")
+    if now.new_from < now.start:
+        lost = f"offsets {now.new_from} to {now.start - 1}"
+        raise DataLossError(f"{where}: {lost} expired before any night read them; raise the retention")

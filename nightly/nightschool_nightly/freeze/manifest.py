@@ -1,0 +1,102 @@
+"""The manifest of a night: everything that decides what it does, frozen before anything is trained.
+
+The same manifest gives the same batch, byte for byte. Its digest names the night's folder and goes into the release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nightschool import semconv
+from nightschool.errors import NightError, RegistryError
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel
+
+FILE = "night.json"
+_NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
+# A night that waits for nothing and redacts nothing has the digest it always had.
+_IF_SAID = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction"}
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRange:
+    """The records of one partition that a night reads, and where the new ones start."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    start: int
+    """First offset read: older episodes that new outcomes may belong to."""
+    new_from: int
+    """Records from here on are new evidence since the last published night."""
+    end: int
+    """One past the last offset read."""
+
+
+@dataclass(frozen=True, slots=True)
+class NightManifest:
+    """The frozen input of one tenant's night."""
+
+    tenant: str
+    ranges: tuple[FrozenRange, ...]
+    settings: Mapping[str, Any]
+    """[night] as configured, without folders."""
+    dtype: str
+    base_model: BaseModel
+    rubrics: Mapping[str, str]
+    """Rubric digest by task."""
+    pointer: Pointer
+    """The tenant's pointer when the night began; `pointer.stable` is the parent release."""
+    frozen_at_ms: int
+    """When the input was frozen; the only reading of a clock, and not part of the digest."""
+    schema: int = 1
+    settles_after_ms: Mapping[str, int] = field(default_factory=dict)
+    """How long the newest record of an outcome name must stand before it counts; empty when all that is read settles at once."""
+    as_of_ms: int = 0
+    """Until when the night waited for outcomes to settle: `frozen_at_ms` down to the hour; 0 when nothing is waited for."""
+    previous_as_of_ms: int = 0
+    """The same of the last published night: what settled since is new to this one."""
+    redaction: str = ""
+    """Digest of the rules and the secret by which records of a foreign collector are redacted when read; empty when not at all."""
+    learnt_from: tuple[str, ...] = ()
+    """Marks of the users the candidate was trained on (`lineage`); known only once the night is over."""
+    tested_with: tuple[str, ...] = ()
+    """Marks of the users it was tested with."""
+
+    @property
+    def digest(self) -> str:
+        """Names the night. Covers neither `frozen_at_ms` nor the marks: the same evidence and settings are the same night."""
+        content = {
+            key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _IF_SAID)
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def has_new_records(self) -> bool:
+        """Whether there is new evidence; that somebody is to be forgotten is none, that outcomes may have settled is some."""
+        return self.as_of_ms > self.previous_as_of_ms > 0 or any(
+            part.end > part.new_from for part in self.ranges if part.topic != semconv.TOPIC_ERASURE
+        )
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "digest": self.digest}, sort_keys=True, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> NightManifest:
+        """Read back a manifest; `NightError` when it was altered."""
+        try:
+            raw = json.loads(text)
+            digest = raw.pop("digest")
+            raw["ranges"] = tuple(FrozenRange(**part) for part in raw["ranges"])
+            raw |= {name: tuple(raw.get(name, ())) for name in ("learnt_from", "tested_with")}
+            raw["base_model"], raw["pointer"] = BaseModel(**raw["base_model"]), Pointer(**raw["pointer"])
+            manifest = cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError, RegistryError) as error:
+            raise NightError(f"night.json cannot be read ({error}); start a new night without --resume") from None
+        if manifest.digest != digest:
+            raise NightError("night.json does not match its own digest: it was altered; start a new night without --resume")
+        return manifest

@@ -1,0 +1,1 @@
+"""Is the candidate better, on held-out users?"""

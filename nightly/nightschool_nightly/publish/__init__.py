@@ -1,0 +1,1 @@
+"""The release, its lineage and its report."""

@@ -1,0 +1,31 @@
+"""Whom a release learnt from: a list of marks in its night.json, from which nobody's pseudonym can be read.
+
+A mark is a hash over the night and the subject's erasure hash, so that marks of two nights, or of two tenants, cannot be matched,
+and yet whoever knows the subject can ask each release about them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+from nightschool.erasure import hash_subject
+from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.freeze.manifest import NightManifest
+
+_DIGITS = 16  # 64 bits: of a million users, two share a mark with a chance of 3 in 100 million
+
+
+def mark_of(night: str, subject_hash: str) -> str:
+    """The mark that a subject leaves in night `night` (its digest)."""
+    return hashlib.sha256(f"lineage/{night}/{subject_hash}".encode()).hexdigest()[:_DIGITS]
+
+
+def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest:
+    """The manifest as its release carries it. Its digest stays: what came of a night does not name it."""
+
+    def marks(examples: Iterable[Example]) -> tuple[str, ...]:
+        return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.user)) for example in examples}))
+
+    return replace(manifest, learnt_from=marks(selection.train), tested_with=marks(selection.holdout))

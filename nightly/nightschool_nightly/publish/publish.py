@@ -1,0 +1,49 @@
+"""Step 8 of a night: the candidate becomes a release, and the pointer moves to it. Doing it twice changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from nightschool.errors import PointerConflict
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import ADAPTER_CONFIG, NIGHT, REPORT, WEIGHTS, ReleaseManifest, describe_file
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.gate.gate import Decision
+
+
+def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision, *, kl: float) -> str:
+    """File the adapter in `candidate` and point at it; the release's digest.
+
+    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the pointer since
+    the night began: the release stays filed, and a person decides.
+    """
+    config = json.loads((candidate / ADAPTER_CONFIG).read_text())
+
+    def describe(engine_id: int) -> ReleaseManifest:
+        return ReleaseManifest(
+            tenant=manifest.tenant,
+            engine_id=engine_id,
+            base_model=manifest.base_model,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            target_modules=tuple(config["target_modules"]),
+            files=tuple(describe_file(candidate / name) for name in (WEIGHTS, ADAPTER_CONFIG, REPORT, NIGHT)),
+            night=manifest.digest,
+            parent=manifest.pointer.stable,
+            rubrics=manifest.rubrics,
+            gate={"kl": kl, "comparisons": [asdict(comparison) for comparison in decision.comparisons]},
+            frozen_at_ms=manifest.frozen_at_ms,
+        )
+
+    digest = registry.add(candidate, describe)
+    pointer = registry.pointer(manifest.tenant)
+    if pointer.stable == digest:
+        return digest
+    if pointer.frozen:
+        raise PointerConflict(
+            f"release {digest[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume"
+        )
+    registry.move_pointer(manifest.tenant, manifest.pointer, stable=digest, canary=None, weight=0)
+    return digest

@@ -1,0 +1,1 @@
+"""What a good answer is: rubrics, checks and the reward."""

@@ -1,0 +1,1 @@
+"""GRPO on a packed token tree."""

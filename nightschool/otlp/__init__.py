@@ -1,0 +1,1 @@
+"""OTLP values and bytes, as every part reads and writes them."""

@@ -1,0 +1,1 @@
+"""Releases: their files, their manifest, and the folder that keeps them."""

@@ -1,0 +1,239 @@
+"""The registry: immutable releases by content, and one mutable pointer per tenant. Here on a folder.
+
+    <root>/<tenant>/<digest>/{adapter_model.safetensors, adapter_config.json, report.html, manifest.json}
+    <root>/<tenant>/pointer.json        {epoch, stable, canary, weight, frozen}, replaced by compare-and-swap on epoch
+    <root>/engine_ids/<n>               who holds adapter id n inside vLLM
+
+A release folder appears by one rename, complete, or not at all. Readers trust only folders with a manifest. Writers of one tenant
+take turns (a file lock), readers never wait. What a writer reports as done is on disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from nightschool.errors import ConfigError, PointerConflict, RegistryError, ReleaseRejected, shown
+from nightschool.registry.release import (
+    MANIFEST,
+    WEIGHTS,
+    ReleaseManifest,
+    check_digest,
+    check_tenant,
+    describe_file,
+    verify_release,
+)
+
+# vLLM counts static --lora-modules from 1, and keeps adapter ids in an int32.
+_FIRST_ENGINE_ID = 1000
+_LAST_ENGINE_ID = 2**31 - 1
+_ENGINE_IDS = "engine_ids"  # with an underscore it is no tenant's name
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """Which release of a tenant answers. The only mutable state in the registry."""
+
+    epoch: int = 0
+    """Grows by one with every change; 0 means that nothing was ever released."""
+    stable: str | None = None
+    """Digest of the release that answers; None is the base model."""
+    canary: str | None = None
+    weight: int = 0
+    """Share of traffic on the canary, in basis points (0 to 10,000)."""
+    frozen: bool = False
+    """A person stopped automatic changes."""
+
+    def __post_init__(self) -> None:
+        if type(self.epoch) is not int or self.epoch < 0:
+            raise ConfigError(f"pointer epoch is {shown(self.epoch)}; it must be a whole number from 0")
+        if type(self.weight) is not int or not 0 <= self.weight <= 10_000:
+            raise ConfigError(f"pointer weight is {shown(self.weight)}; allowed are 0 to 10000 basis points")
+        if type(self.frozen) is not bool:
+            raise ConfigError(f"pointer frozen is {shown(self.frozen)}; it must be true or false")
+        for digest in (self.stable, self.canary):
+            if digest is not None:
+                check_digest(digest)
+
+
+class Registry:
+    """A registry on a folder (local disk or NFS)."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    # --- reading --------------------------------------------------------------------------------------------------------
+    def pointer(self, tenant: str) -> Pointer:
+        """The pointer of `tenant`; epoch 0 before its first release."""
+        path = self._tenant_folder(tenant) / "pointer.json"
+        try:
+            raw = json.loads(path.read_bytes())
+            return Pointer(**{name: raw[name] for name in ("epoch", "stable", "canary", "weight", "frozen")})
+        except FileNotFoundError:
+            return Pointer()
+        except (ValueError, KeyError, TypeError, ReleaseRejected) as error:
+            raise RegistryError(
+                f"{path} is not a pointer ({error}); restore it from a backup or delete it to serve the base model"
+            ) from None
+
+    def release_folder(self, tenant: str, digest: str) -> Path:
+        """Where the release is; it may not exist. The path comes from checked names only."""
+        return self._tenant_folder(tenant) / check_digest(digest)
+
+    def manifest(self, tenant: str, digest: str) -> ReleaseManifest:
+        """The manifest, as the digest names it; the other files are not checked (see `release.verify_release`)."""
+        path = self.release_folder(tenant, digest) / MANIFEST
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise RegistryError(f"tenant {tenant!r} has no release {digest[:12]} in {self.root}") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ReleaseRejected(f"{path} is damaged: it no longer has the digest it is filed under")
+        manifest = ReleaseManifest.from_bytes(data)
+        if manifest.tenant != tenant:
+            raise ReleaseRejected(f"release {digest[:12]} belongs to tenant {manifest.tenant!r}, not to {tenant!r}")
+        return manifest
+
+    def releases(self, tenant: str) -> list[str]:
+        """Digests of every complete release of `tenant`, sorted."""
+        folder = self._tenant_folder(tenant)
+        return sorted(path.parent.name for path in folder.glob(f"{'[0-9a-f]' * 64}/{MANIFEST}"))
+
+    # --- writing --------------------------------------------------------------------------------------------------------
+    def reserve_engine_id(self, tenant: str, weights: Path) -> int:
+        """An adapter id that no other release in this registry has; the same weights of a tenant get the same id again."""
+        check_tenant(tenant)
+        with self._writing(self.root / _ENGINE_IDS, "reserve an adapter id") as folder:
+            owner = f"{tenant} {describe_file(weights).sha256}\n"
+            taken = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()}
+            for number, path in sorted(taken.items()):
+                if path.read_text(encoding="utf-8") == owner:
+                    return number
+            number = max(taken, default=_FIRST_ENGINE_ID - 1) + 1
+            if number > _LAST_ENGINE_ID:
+                raise RegistryError(f"adapter ids up to {_LAST_ENGINE_ID} are all taken in {folder}")
+            # Durable before it is used: an id forgotten in a crash would be issued again, for other weights.
+            _replace_durably(folder / str(number), owner.encode())
+            return number
+
+    def add(self, source: Path, describe: Callable[[int], ReleaseManifest]) -> str:
+        """File the adapter in `source` as a release and return its digest; nothing points at it yet.
+
+        `describe(engine_id)` returns the manifest, which names the files to take from `source`. What serving would refuse is
+        refused here (`ReleaseRejected`). Filing the same release again changes nothing. A failure (a full disk, a crash) leaves
+        the registry without the release.
+        """
+        tenant = describe(0).tenant
+        manifest = describe(self.reserve_engine_id(tenant, source / WEIGHTS))
+        with self._writing(self._tenant_folder(tenant), "file the release") as folder:
+            target = folder / manifest.digest
+            if (target / MANIFEST).exists():
+                return manifest.digest
+            draft = folder / f".{manifest.digest}.tmp"
+            shutil.rmtree(draft, ignore_errors=True)  # of a writer that was killed
+            try:
+                draft.mkdir()
+                for entry in manifest.files:
+                    _copy_durably(source, draft, entry.name)
+                _write_durably(draft / MANIFEST, manifest.to_bytes())
+                verify_release(
+                    draft, tenant=tenant, digest=manifest.digest, base_model=manifest.base_model, max_rank=manifest.rank
+                )
+                _sync_folder(draft)
+                draft.rename(target)
+                _sync_folder(folder)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+            return manifest.digest
+
+    def move_pointer(self, tenant: str, expected: Pointer, **changes: object) -> Pointer:
+        """Replace the pointer with `expected` changed; `PointerConflict` when it is no longer `expected`."""
+        with self._writing(self._tenant_folder(tenant), "move the pointer") as folder:
+            if (found := self.pointer(tenant)) != expected:
+                raise PointerConflict(
+                    f"pointer of {tenant!r} is at epoch {found.epoch}, expected {expected.epoch}: read it again and decide anew"
+                )
+            moved = replace(expected, epoch=expected.epoch + 1, **changes)  # type: ignore[arg-type]
+            for digest in (moved.stable, moved.canary):
+                if digest is not None:
+                    self.manifest(tenant, digest)
+            _replace_durably(folder / "pointer.json", json.dumps(asdict(moved), sort_keys=True).encode())
+            return moved
+
+    # --- inside ---------------------------------------------------------------------------------------------------------
+    def _tenant_folder(self, tenant: str) -> Path:
+        return self.root / check_tenant(tenant)
+
+    @contextmanager
+    def _writing(self, folder: Path, action: str) -> Iterator[Path]:
+        """`folder`, created, with this writer alone in it; what the disk refuses becomes a `RegistryError`."""
+        try:
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                _sync_folder(folder.parent)
+            with (folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield folder
+        except RegistryError:
+            raise
+        except OSError as error:
+            raise RegistryError(f"cannot {action} in {folder}: {error}; the registry is as it was") from error
+
+
+def engine_name(tenant: str, digest: str) -> str:
+    """The adapter's name inside vLLM: immutable, because vLLM keys its prefix cache by name and path."""
+    return f"t-{check_tenant(tenant)}.{check_digest(digest)[:16]}"
+
+
+def content_digest(*parts: bytes) -> str:
+    """SHA-256 over length-prefixed parts, so that no two lists of parts collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _copy_durably(source: Path, target: Path, name: str) -> None:
+    """Copy the file `name`, which must be a plain name, from one folder into the other."""
+    if Path(name).name != name:
+        raise ReleaseRejected(f"the manifest names the file {name!r}; a file of a release has no folder in its name")
+    with (source / name).open("rb") as old, (target / name).open("wb") as new:
+        shutil.copyfileobj(old, new, 1 << 20)
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace_durably(path: Path, data: bytes) -> None:
+    """Readers see the old content or the new one; when this returns, the new one is on disk."""
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_durably(draft, data)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

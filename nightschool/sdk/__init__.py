@@ -1,0 +1,1 @@
+"""What runs in an app: the tracer, and the functions of `import nightschool`."""

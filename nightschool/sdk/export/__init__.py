@@ -1,0 +1,1 @@
+"""From the app's queue to the collector, in a background thread."""

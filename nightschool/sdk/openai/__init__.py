@@ -1,0 +1,1 @@
+"""The official `openai` client, recorded."""

@@ -1,0 +1,76 @@
+"""The endpoints of an OpenAI-style server that are recorded, and who understands each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nightschool.sdk.openai import chat, completions, responses
+
+
+class StreamedAnswer(Protocol):
+    """Puts the pieces of a streamed answer together."""
+
+    @property
+    def response_id(self) -> str | None: ...
+
+    def add(self, chunk: Any) -> None: ...
+
+    def response(self) -> Any: ...
+
+
+class Pick(Protocol):
+    """Takes out of an answer what is recorded, as plain data; with `content=False` nothing anybody said."""
+
+    def __call__(self, response: Any, *, content: bool) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint: what is taken from its requests and answers at once, and what that means, later."""
+
+    path: str
+    operation: str
+    """`gen_ai.operation.name`."""
+    fields: frozenset[str]
+    """The parameters that are recorded where content is not."""
+    fields_and_content: frozenset[str]
+    """All parameters that are recorded."""
+    request_attributes: Callable[[Mapping[str, Any]], dict[str, chat.Attribute]]
+    picked: Pick
+    response_attributes: Callable[[Mapping[str, Any]], dict[str, chat.Attribute]]
+    streamed: Callable[[], StreamedAnswer]
+
+
+CHAT = Endpoint(
+    "/chat/completions",
+    "chat",
+    chat.REQUEST_FIELDS,
+    chat.REQUEST_FIELDS | chat.CONTENT_FIELDS,
+    chat.request_attributes,
+    chat.picked,
+    chat.response_attributes,
+    chat.StreamedAnswer,
+)
+COMPLETIONS = Endpoint(
+    "/completions",
+    "text_completion",
+    completions.REQUEST_FIELDS,
+    completions.REQUEST_FIELDS | completions.CONTENT_FIELDS,
+    completions.request_attributes,
+    completions.picked,
+    completions.response_attributes,
+    completions.StreamedCompletion,
+)
+RESPONSES = Endpoint(
+    "/responses",
+    "chat",
+    responses.REQUEST_FIELDS,
+    responses.REQUEST_FIELDS | responses.CONTENT_FIELDS,
+    responses.request_attributes,
+    responses.picked,
+    responses.response_attributes,
+    responses.StreamedResponse,
+)
+BY_PATH = {endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, RESPONSES)}

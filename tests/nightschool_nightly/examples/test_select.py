@@ -1,0 +1,349 @@
+"""Which calls become a night's prompts, which only test, and the name of every reason why not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from nightschool import semconv as names
+from nightschool.config.settings import NightConfig
+from nightschool.episode import (
+    Episode,
+    Message,
+    ModelCall,
+    OtherPart,
+    OutcomeHistory,
+    Part,
+    SampledTokens,
+    TextPart,
+    ToolCallPart,
+)
+from nightschool.errors import NightError
+from nightschool.outcomes.record import Outcome
+from nightschool_nightly.episodes.store import BuiltEpisode
+from nightschool_nightly.examples.select import Drop, Selection, find_references, is_held_out, load_selection, select_examples
+from nightschool_nightly.rewards.rubric import Rubric, parse_rubric
+
+RUBRIC = parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
+CHECKS = parse_rubric('task = "triage"\n[[items]]\nname = "short"\nkind = "check"\ncheck = "length"\nmax_chars = 9')
+WHOLE = NightConfig(max_share_per_user=1.0)
+
+
+class Letters:
+    """A tokenizer whose tokens are characters; it knows no role but user, assistant and system."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> list[int]:
+        assert options["add_generation_prompt"] and options["tokenize"] and not options["return_dict"]
+        if any(message["role"] not in ("user", "assistant", "system") for message in conversation):
+            raise TemplateError("unknown role")
+        return [ord(letter) for letter in json.dumps([conversation, options["tools"]])]
+
+
+def outcome(value: Any = "fraud", **fields: Any) -> OutcomeHistory:
+    found = Outcome(**{"target": {"response_id": "r"}, "name": "queue", "value": value, **fields})
+    return OutcomeHistory(found, (found,))
+
+
+def call(
+    number: int = 1, *, message: Part | None = None, answer: Part | None = None, role: str = "user", **fields: Any
+) -> ModelCall:
+    return ModelCall(
+        span_id=f"{number:016x}",
+        messages=(Message(role, (message or TextPart(f"message {number}"),)),),
+        answer=Message("assistant", (answer or TextPart("card"),)),
+        **fields,
+    )
+
+
+def episode(number: int, *, new: bool = True, outcomes: Sequence[OutcomeHistory] = (), **fields: Any) -> BuiltEpisode:
+    plain: dict[str, Any] = {
+        "tenant": "acme",
+        "trace_id": f"{number:032x}",
+        "task": "triage",
+        "subject": f"user-{number}",
+        "conversation": None,
+        "started_ns": number,
+        "calls": (call(number),),
+        "outcomes": tuple(outcomes) or (outcome(),),
+    }
+    return BuiltEpisode(Episode(**{**plain, **fields}), new)
+
+
+def select(
+    built: Sequence[BuiltEpisode], *, settings: NightConfig = WHOLE, rubric: Rubric = RUBRIC, max_model_len: int = 2048
+) -> Selection:
+    return select_examples(
+        built, tenant="acme", settings=settings, rubrics={"triage": rubric}, tokenizer=Letters(), max_model_len=max_model_len
+    )
+
+
+def everything(selection: Selection) -> list[Any]:
+    return [*selection.train, *selection.holdout]
+
+
+# --- the split ----------------------------------------------------------------------------------------------------------
+def test_no_user_learns_and_tests() -> None:
+    """Every example of a user is on one side, and about a quarter of the users tests."""
+    built = [episode(number, subject=f"user-{number % 100}") for number in range(1, 301)]
+    selection = select(built)
+    train, holdout = ({example.user for example in part} for part in (selection.train, selection.holdout))
+    assert not train & holdout and len(train | holdout) == 100
+    assert 15 <= len(holdout) <= 35
+    assert len(everything(selection)) == 300
+
+
+def test_a_user_stays_on_one_side_every_night() -> None:
+    """The side is the user's alone: no other traffic, and no larger share, turns a tester into training data."""
+    users = [f"user-{number}" for number in range(300)]
+    held = {user for user in users if is_held_out("acme", user, 0.25)}
+    night = select([episode(number, subject=user) for number, user in enumerate(users[100:200], start=1)])
+    assert {example.user for example in night.holdout} == held & set(users[100:200])
+    assert held < {user for user in users if is_held_out("acme", user, 0.5)}
+    assert held != {user for user in users if is_held_out("globex", user, 0.25)}
+
+
+def test_a_trace_without_user_is_its_own_user() -> None:
+    """Unknown users are not one user: each such trace stands for itself."""
+    selection = select([episode(number, subject=None) for number in range(1, 9)])
+    assert {example.user for example in everything(selection)} == {f"{number:032x}" for number in range(1, 9)}
+
+
+def test_one_user_has_at_most_a_share() -> None:
+    """What a single user brings beyond the share is left out, counted, and always the same part of it."""
+    built = [episode(number, subject="busy") for number in range(1, 41)] + [episode(number) for number in range(100, 160)]
+    settings = NightConfig(max_share_per_user=0.1)
+    selection, again = select(built, settings=settings), select(list(reversed(built)), settings=settings)
+    side = selection.holdout if is_held_out("acme", "busy", settings.holdout_share) else selection.train
+    kept = Counter(example.user for example in side)["busy"]
+    assert kept == -(-(len(side) - kept + 40) // 10)  # a tenth of that side as it was, rounded up
+    assert selection.dropped == {Drop.USER_SHARE: 40 - kept}
+    assert again == selection
+
+
+# --- what an example holds ----------------------------------------------------------------------------------------------
+def test_an_example_is_the_last_call_of_its_trace() -> None:
+    """Prompt, production's answer, what the human chose, and production's sampling settings."""
+    request = {"max_tokens": 5, "temperature": 0.25, "top_p": 0.5, "stop_sequences": ["\n"]}
+    calls = (call(1), call(2, request=request, tokens=SampledTokens((7, 8), (9,), (-0.1,))))
+    (example,) = everything(select([episode(1, calls=calls)]))
+    assert (example.prompt_ids, example.message, example.answer) == ((7, 8), "message 2", "card")
+    assert (example.references, example.demonstration) == ({"queue": "fraud"}, "fraud")
+    assert (example.max_tokens, example.cut_short, example.temperature, example.top_p, example.stop) == (
+        5,
+        False,
+        0.25,
+        0.5,
+        ("\n",),
+    )
+
+
+@pytest.mark.parametrize("tokenizer", ["b" * 64, None])
+def test_tokens_of_another_tokenizer_are_not_trusted(tokenizer: str | None) -> None:
+    """Ids mean nothing to another tokenizer: the prompt is rendered from its messages, and that is counted."""
+    tokens = {"ours": "a" * 64, "theirs": tokenizer}
+    ours, theirs = (
+        select_examples(
+            [episode(1, calls=(call(1, tokens=SampledTokens((7, 8), (9,), (-0.1,), digest)),))],
+            tenant="acme",
+            settings=WHOLE,
+            rubrics={"triage": RUBRIC},
+            tokenizer=Letters(),
+            max_model_len=2048,
+            tokenizer_digest="a" * 64,
+        )
+        for digest in tokens.values()
+    )
+    rendered = everything(select([episode(1)]))[0].prompt_ids
+    assert (everything(ours)[0].prompt_ids, ours.dropped) == ((7, 8), {})
+    assert (everything(theirs)[0].prompt_ids, theirs.dropped) == (rendered, {Drop.OTHER_TOKENIZER: 1})
+
+
+def test_a_bare_completion_is_never_put_into_a_chat_template() -> None:
+    """Its prompt is what the server's token ids say, or it is left out."""
+    tokens = SampledTokens((7, 8), (9,), (-0.1,))
+    built = [episode(1, calls=(call(1, is_chat=False),)), episode(2, calls=(call(2, is_chat=False, tokens=tokens),))]
+    selection = select(built)
+    assert [example.prompt_ids for example in everything(selection)] == [(7, 8)]
+    assert selection.dropped == {Drop.NOT_CHAT: 1}
+
+
+def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> None:
+    """Messages and tools go through the tokenizer's own template, with production's defaults for what was not sent."""
+    tool = {"type": "function", "function": {"name": "lookup"}}
+    (example,) = everything(select([episode(1, calls=(call(1, tools=(tool,)),))]))
+    assert "".join(map(chr, example.prompt_ids)) == json.dumps([[{"role": "user", "content": "message 1"}], [tool]])
+    assert (example.max_tokens, example.temperature, example.top_p, example.stop) == (64, 1.0, 1.0, ())
+
+
+def test_an_answer_shorter_than_productions_is_marked() -> None:
+    """When the night samples fewer tokens than production did, the example says so."""
+    (example,) = everything(select([episode(1, calls=(call(1, request={"max_tokens": 500}),))]))
+    assert (example.max_tokens, example.cut_short) == (64, True)
+
+
+def test_a_rubric_of_checks_needs_no_outcome() -> None:
+    """Without outcome items an episode counts as it is, with no human answer to learn from."""
+    built = episode(1)
+    (example,) = everything(select([replace(built, episode=replace(built.episode, outcomes=()))], rubric=CHECKS))
+    assert (example.references, example.demonstration) == ({}, None)
+
+
+# --- what the human chose -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("histories", "expected"),
+    [
+        ([outcome("fraud")], {"queue": "fraud"}),
+        ([outcome(None, final_text="fraud")], {"queue": "fraud"}),
+        ([outcome(True)], {"queue": "card"}),  # approved: the answer itself
+        ([outcome(True, source_id="a"), outcome("card", source_id="b")], {"queue": "card"}),
+        ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], {"queue": "fraud"}),
+        ([outcome("fraud", source_id="a"), outcome("loan", source_id="b")], Drop.CONFLICT),
+        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], Drop.CONFLICT),
+        ([outcome(False)], Drop.NO_OUTCOME),  # wrong, but nobody said what is right
+        ([outcome(1.0)], Drop.NO_OUTCOME),
+        ([outcome("fraud", name="mood")], Drop.NO_OUTCOME),
+        ([], Drop.NO_OUTCOME),
+    ],
+)
+def test_references_are_what_humans_finally_chose(histories: list[OutcomeHistory], expected: Any) -> None:
+    """An edit, a text, or approval of the answer; two different choices are no choice, silence and a bare no are unknown."""
+    assert find_references(call(), histories, RUBRIC) == expected
+
+
+def test_the_current_outcome_counts_not_its_history() -> None:
+    """A corrected choice replaces the earlier one and does not conflict with it."""
+    now = outcome("loan").current
+    assert find_references(call(), [OutcomeHistory(now, (outcome("fraud").current, now))], RUBRIC) == {"queue": "loan"}
+
+
+def test_two_references_are_no_demonstration() -> None:
+    """With two outcomes no single text is the human's answer to the prompt."""
+    rubric = parse_rubric(
+        "".join(
+            ['task = "triage"', *(f'\n[[items]]\nname = "{n}"\nkind = "outcome"\noutcome = "{n}"' for n in ("queue", "mood"))]
+        )
+    )
+    (example,) = everything(select([episode(1, outcomes=[outcome(), outcome("good", name="mood")])], rubric=rubric))
+    assert (example.references, example.demonstration) == ({"queue": "fraud", "mood": "good"}, None)
+
+
+# --- what is left out ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("built", "reason"),
+    [
+        (episode(1, new=False), Drop.SEEN),
+        (episode(1, task="reply"), Drop.NO_RUBRIC),
+        (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), Drop.NOT_TEXT_ANSWER),
+        (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), Drop.NOT_TEXT_PROMPT),
+        (episode(1, calls=(call(role="wizard"),)), Drop.NO_TEMPLATE),
+        (episode(1, outcomes=[outcome(False)]), Drop.NO_OUTCOME),
+        (episode(1, outcomes=[outcome("a", source_id="a"), outcome("b", source_id="b")]), Drop.CONFLICT),
+        (episode(1, calls=(call(message=TextPart("x" * 2000)),)), Drop.TOO_LONG),
+    ],
+)
+def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: Drop) -> None:
+    """What is left out is counted under its reason, and the rest of the night does not notice."""
+    other = episode(2)
+    selection = select([built, other])
+    assert selection.dropped == {reason: 1}
+    assert [example.trace_id for example in everything(selection)] == [other.episode.trace_id]
+    assert selection.num_new_episodes == 1 + built.new
+
+
+def test_a_prompt_fits_with_its_answer_or_is_too_long() -> None:
+    """Prompt and answer together may fill the model's window, and not one token more."""
+    tokens = SampledTokens(tuple(range(90)), (1,), (-0.1,))
+    built = [episode(1, calls=(call(1, request={"max_tokens": 10}, tokens=tokens),))]
+    assert select(built, max_model_len=100).dropped == {}
+    assert select(built, max_model_len=99).dropped == {Drop.TOO_LONG: 1}
+
+
+def test_the_same_prompt_is_taken_once() -> None:
+    """A second copy, another user's too, is left out: it could stand on both sides of the split."""
+    held, learns = (next(f"u{n}" for n in range(99) if is_held_out("acme", f"u{n}", 0.25) is side) for side in (True, False))
+    tokens = SampledTokens((1, 2, 3), (4,), (-0.1,))
+    built = [
+        episode(number, subject=user, calls=(call(number, tokens=tokens),))
+        for number, user in enumerate((held, learns, held), start=1)
+    ]
+    selection = select(built)
+    assert [example.trace_id for example in everything(selection)] == [built[0].episode.trace_id]
+    assert selection.dropped == {Drop.DUPLICATE: 2}
+
+
+# --- file ---------------------------------------------------------------------------------------------------------------
+def test_a_selection_survives_its_file(tmp_path: Path) -> None:
+    """What is read back is what was written, to the last field."""
+    selection = select(
+        [
+            *(episode(number, calls=(call(number, request={"stop_sequences": "x"}),)) for number in range(1, 20)),
+            episode(30, new=False),
+        ]
+    )
+    (tmp_path / "selection.json").write_text(selection.to_json())
+    assert load_selection(tmp_path / "selection.json") == selection
+    assert load_selection(tmp_path / "selection.json").to_json() == selection.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"train": [{}], "holdout": [], "dropped": {}, "num_new_episodes": 0}'])
+def test_a_damaged_selection_is_refused(text: str, tmp_path: Path) -> None:
+    """A file that is not a selection stops the night with what to do."""
+    (tmp_path / "selection.json").write_text(text)
+    with pytest.raises(NightError, match=r"cannot be read .* start the night without --resume"):
+        load_selection(tmp_path / "selection.json")
+
+
+def test_what_the_doctor_sends_is_never_learned_from() -> None:
+    """A marked request is left out under its own name, even where a rubric has the reserved task."""
+    rubric = parse_rubric(f'task = "{names.DOCTOR_TASK}"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
+    selection = select_examples(
+        [episode(1, task=names.DOCTOR_TASK)],
+        tenant="acme",
+        settings=WHOLE,
+        rubrics={names.DOCTOR_TASK: rubric},
+        tokenizer=Letters(),
+        max_model_len=2048,
+    )
+    assert everything(selection) == [] and selection.dropped == {Drop.DOCTOR: 1}
+
+
+def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
+    """The example, or why there is none; what an earlier night has seen is nobody's news."""
+    seen: dict[str, Any] = {}
+    selection = select_examples(
+        [episode(1), episode(2, task="other"), episode(3, new=False)],
+        tenant="acme",
+        settings=WHOLE,
+        rubrics={"triage": RUBRIC},
+        tokenizer=Letters(),
+        max_model_len=2048,
+        watch=lambda found, fate: seen.update({found.trace_id: fate}),
+    )
+    assert seen == {f"{1:032x}": everything(selection)[0], f"{2:032x}": Drop.NO_RUBRIC}
+
+
+def test_reasons_are_pinned() -> None:
+    """Reports and dashboards name these reasons; a new one is a deliberate change."""
+    assert [reason.value for reason in Drop] == [
+        "seen-by-an-earlier-night",
+        "doctor",
+        "task-without-rubric",
+        "answer-is-not-text",
+        "message-is-not-text",
+        "completion-without-token-ids",
+        "refused-by-chat-template",
+        "no-outcome",
+        "outcome-not-settled",
+        "conflicting-outcomes",
+        "prompt-too-long",
+        "duplicate-prompt",
+        "over-share-of-one-user",
+        "tokens-of-another-tokenizer",
+    ]

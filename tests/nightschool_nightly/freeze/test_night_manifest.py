@@ -1,0 +1,64 @@
+"""night.json: read back whole, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nightschool.errors import NightError
+from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+
+
+def test_a_manifest_survives_its_file(make_manifest: Callable[..., NightManifest]) -> None:
+    """What is read back is equal and has the same digest."""
+    manifest = make_manifest(settings={"learning_rate": 1e-4, "seed": 3, "stop": ["a"]})
+    again = NightManifest.from_json(manifest.to_json())
+    assert again == manifest and again.digest == manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tenant", "globex"),
+        ("dtype", "bfloat16"),
+        ("settings", {"seed": 9}),
+        ("rubrics", {}),
+        ("digest", "0" * 64),
+        ("schema", 2),
+    ],
+)
+def test_an_altered_manifest_is_refused(name: str, value: object, make_manifest: Callable[..., NightManifest]) -> None:
+    """Nobody resumes a night on another input than it froze."""
+    raw = json.loads(make_manifest().to_json()) | {name: value}
+    with pytest.raises(NightError, match="does not match its own digest: it was altered"):
+        NightManifest.from_json(json.dumps(raw))
+
+
+def test_an_altered_range_is_refused(make_manifest: Callable[..., NightManifest]) -> None:
+    """One offset more is another night."""
+    raw = json.loads(make_manifest().to_json())
+    raw["ranges"][0]["end"] += 1
+    with pytest.raises(NightError, match="it was altered"):
+        NightManifest.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["", "[]", '"x"', "3", "{}", {"ranges": 5}, {"pointer": {"epoch": -1}}, {"pointer": {"stable": "../x"}}, {"extra": 1}],
+)
+def test_what_is_no_manifest_is_refused(change: str | dict[str, Any], make_manifest: Callable[..., NightManifest]) -> None:
+    """A damaged file is a night error that says what to do, whatever is wrong with it."""
+    text = change if isinstance(change, str) else json.dumps(json.loads(make_manifest().to_json()) | change)
+    with pytest.raises(NightError, match=r"night.json cannot be read .* start a new night without --resume"):
+        NightManifest.from_json(text)
+
+
+def test_new_records_are_those_after_the_last_night(make_manifest: Callable[..., NightManifest]) -> None:
+    """Records to read are not yet records that are new."""
+    old = FrozenRange("ns.otlp_spans", "id", 0, 0, 7, 7)
+    assert not make_manifest(ranges=(old,)).has_new_records
+    assert make_manifest(ranges=(old, FrozenRange("ns.outcomes", "id", 0, 0, 6, 7))).has_new_records
+    assert not make_manifest(ranges=()).has_new_records

@@ -1,0 +1,154 @@
+"""The morning report as a person, and a browser, reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from nightschool.registry.folder import Pointer
+from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.gate.evaluate import Answers
+from nightschool_nightly.gate.gate import Comparison, Decision
+from nightschool_nightly.publish.report import changed_answers, draw_curve, render_report
+from nightschool_nightly.training.trainer import StepFigures
+
+EVIL = '<script>alert("1")</script>'
+GAIN = Comparison("base", 40, 30, 0, 0.31, 0.82, 0.51, 0.4, (0.38, 0.62))
+
+
+class Tags(HTMLParser):
+    """Collects the tags of a page, and whether each is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.links: list[str | None] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [value for name, value in attrs if name in ("href", "src", "action")]
+
+
+def figures(step: int, reward: float | None) -> StepFigures:
+    return StepFigures(step, reward, reward, 8, 0, 0, {"kept": 1}, 0.1, 0.01, 0, 0, 1000, 9000, 0.5, None)
+
+
+def answers(policy: str, texts: Sequence[str], rewards: Sequence[float | None]) -> Answers:
+    return Answers(policy, tuple(texts), tuple(rewards))
+
+
+Render = Callable[..., str]
+
+
+@pytest.fixture
+def render(make_manifest: Callable[..., NightManifest], make_example: Callable[..., Example]) -> Render:
+    """Renders a report of one held-out prompt; keywords replace its parts."""
+
+    def make(*, accepted: bool = True, message: str = "lost my card", text: str = "card", **parts: object) -> str:
+        holdout = (make_example("h1", message=message, demonstration=text),)
+        selection = Selection((make_example(),), holdout, {"no-outcome": 1234}, 2)
+        decision = Decision(accepted, () if accepted else (f"not better {EVIL}",), (GAIN,))
+        used: dict[str, Any] = {
+            "figures": [figures(0, 0.25), figures(1, 0.75)],
+            "answers": [answers("base", ["loan"], [0.0]), answers("candidate", [text], [1.0])],
+            "manifest": make_manifest(),
+            **parts,
+        }
+        return render_report(selection=selection, decision=decision, kl=0.07, num_records=12345, **used)
+
+    return make
+
+
+def test_a_report_says_what_a_reader_wants_to_know(render: Render, make_manifest: Callable[..., NightManifest]) -> None:
+    """Released or not, on top of what, the figures of the gate, what was left out, the curve, and the changed answers."""
+    html = render()
+    for part in (
+        "acme",
+        "released",
+        "the base model",
+        "0.31",
+        "0.82",
+        "12,345",
+        "no-outcome",
+        "1234",
+        "lost my card",
+        "loan",
+        "card",
+        "<path",
+    ):
+        assert part in html, part
+    later = render(manifest=make_manifest(pointer=Pointer(epoch=1, stable="f" * 64)))
+    assert f"release {'f' * 12}" in later
+
+
+def test_what_users_wrote_is_never_markup(render: Render) -> None:
+    """Messages, answers and reasons that hold HTML are shown as text; the page has no script and loads nothing."""
+    for html in (render(message=EVIL, text=EVIL), render(accepted=False), render()):
+        tags = Tags(html)
+        assert "script" not in tags.seen and not [link for link in tags.links if link and not link.startswith("#")]
+    assert "&lt;script&gt;" in render(message=EVIL, text=EVIL)
+    assert "&lt;script&gt;" in render(accepted=False)
+
+
+def test_a_rejected_night_says_why(render: Render) -> None:
+    """The reasons stand in the report, and it does not say released."""
+    html = render(accepted=False)
+    assert "not released" in html and "not better" in html
+
+
+def test_a_night_without_figures_still_has_a_report(render: Render) -> None:
+    """No steps, or steps that could score nothing, draw no curve."""
+    for steps in ([], [figures(0, None)]):
+        assert "<path" not in render(figures=steps)
+
+
+def test_answers_that_stayed_are_not_shown(make_example: Callable[..., Example]) -> None:
+    """White space is no change."""
+    examples = [make_example("a"), make_example("b")]
+    found = changed_answers(
+        examples, [answers("base", [" card", "loan"], [1.0, 0.0]), answers("candidate", ["card\n", "fraud"], [1.0, 1.0])]
+    )
+    assert [(item.before, item.after, item.human) for item in found] == [("loan", "fraud", "fraud")]
+
+
+def test_regressions_come_first(make_example: Callable[..., Example]) -> None:
+    """Of many changed answers ten are shown: up to five that got worse, then others; a score that was lost is worse too."""
+    before = [0.0] * 12 + [1.0] * 7 + [0.5]
+    after: list[float | None] = [1.0] * 12 + [0.0] * 7 + [None]
+    examples = [make_example(f"e{n}", message=str(n)) for n in range(20)]
+    found = changed_answers(
+        examples,
+        [answers("base", [f"b{n}" for n in range(20)], before), answers("candidate", [f"a{n}" for n in range(20)], after)],
+    )
+    assert [item.message for item in found] == ["12", "13", "14", "15", "16", "0", "1", "2", "3", "4"]
+    only_worse = changed_answers(examples[19:], [answers("base", ["b"], [0.5]), answers("candidate", ["a"], [None])])
+    assert [item.reward_after for item in only_worse] == [None]
+
+
+def test_more_regressions_than_anything_fill_the_table(make_example: Callable[..., Example]) -> None:
+    """When little got better, regressions take the free places: none is hidden behind an empty row."""
+    examples = [make_example(f"e{n}", message=str(n)) for n in range(9)]
+    found = changed_answers(examples, [answers("base", ["b"] * 9, [1.0] * 9), answers("candidate", ["a"] * 9, [0.0] * 8 + [1.0])])
+    assert [item.message for item in found] == [*"01234567", "8"]
+
+
+def test_the_release_is_what_answers_are_compared_with(make_example: Callable[..., Example]) -> None:
+    """With a release before it, the candidate's changes are those against the release, not against the base."""
+    found = changed_answers(
+        [make_example()], [answers("base", ["x"], [0.0]), answers("release", ["y"], [0.0]), answers("candidate", ["z"], [1.0])]
+    )
+    assert found[0].before == "y"
+
+
+def test_a_curve_is_a_path_from_left_to_right() -> None:
+    """Steps go from 0 to 640, values from the bottom at 180 to the top at 0; a single point is a path too."""
+    curve = draw_curve("reward", [(0, 0.0), (5, 0.5), (10, 1.0)], top=1.0)
+    assert curve is not None and (curve.path, curve.last) == ("M0.0 180.0 L320.0 90.0 L640.0 0.0", 1.0)
+    single = draw_curve("reward", [(0, 0.5)], top=1.0)
+    assert single is not None and single.path == "M0.0 90.0"
+    assert draw_curve("reward", [], top=1.0) is None

@@ -1,0 +1,88 @@
+"""Each check of a rubric, and what it says when it is written wrongly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nightschool.errors import RubricError
+from nightschool_nightly.rewards.checks import build_check
+
+SCHEMA = {
+    "type": "object",
+    "required": ["queue"],
+    "properties": {"queue": {"$ref": "#/$defs/queue"}},
+    "$defs": {"queue": {"type": "string"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "passing", "failing"),
+    [
+        ({"check": "exact", "value": "card"}, ["card", " card\n"], ["Card", "cards", ""]),
+        ({"check": "exact", "value": " CARD ", "ignore_case": True}, ["card", "Card"], ["cards"]),
+        ({"check": "one_of", "values": ["card", "fraud"]}, ["card", " fraud"], ["Fraud", "card fraud", ""]),
+        ({"check": "one_of", "values": ["STRASSE"], "ignore_case": True}, ["straße"], ["strase"]),
+        ({"check": "regex", "pattern": r"\bT-\d+"}, ["see T-42."], ["see t-42", "xT-42", ""]),
+        ({"check": "regex", "pattern": r"^t-\d+$", "ignore_case": True}, ["T-42"], ["T-42 x"]),
+        ({"check": "length", "min_chars": 2, "max_chars": 4}, ["ab", "  abcd  "], ["a", "abcde", "    "]),
+        ({"check": "length"}, ["", "x" * 100_000], ["x" * 100_001]),
+        (
+            {"check": "json_schema", "schema": SCHEMA},
+            ['{"queue": "card"}'],
+            ['{"queue": 1}', "{}", "card", "", '{"queue":', "[" * 100_000],
+        ),
+    ],
+)
+def test_a_check_tells_right_from_wrong(options: dict[str, Any], passing: list[str], failing: list[str]) -> None:
+    """Each kind passes what it describes and nothing else, surrounding white space aside, and no answer makes it fail."""
+    check = build_check(options)
+    assert [check(answer) for answer in passing] == [True] * len(passing)
+    assert [check(answer) for answer in failing] == [False] * len(failing)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"check": "sounds_nice"}, r"check is 'sounds_nice'; allowed are exact, json_schema, length, one_of, regex"),
+        ({}, r"check is None; allowed are exact"),
+        ({"check": ["exact"]}, r"check is \['exact'\]; allowed are exact"),
+        (
+            {"check": "exact", "value": "a", "case": True},
+            r"check 'exact' has the unknown option 'case'; allowed are ignore_case, value",
+        ),
+        ({"check": "exact"}, r"value is None; it must be a str"),
+        ({"check": "exact", "value": 3}, r"value is 3; it must be a str"),
+        ({"check": "exact", "value": "a", "ignore_case": "yes"}, r"ignore_case is 'yes'; it must be a bool"),
+        ({"check": "one_of", "values": []}, r"values is \[\]; it must be a list of at least one string"),
+        ({"check": "one_of", "values": ["a", 1]}, r"values is \['a', 1\]; it must be a list of at least one string"),
+        ({"check": "one_of", "values": "card"}, r"values is 'card'; it must be a list"),
+        ({"check": "regex", "pattern": "("}, r"pattern '\(' is not a regular expression: missing"),
+        (
+            {"check": "regex", "pattern": "a{99999999999999999999}"},
+            r"is not a regular expression: the repetition number is too large",
+        ),
+        (
+            {"check": "length", "min_chars": 5, "max_chars": 4},
+            r"min_chars is 5 and max_chars 4; they must be 0 <= min_chars <= max_chars",
+        ),
+        ({"check": "length", "min_chars": -1}, r"min_chars is -1"),
+        ({"check": "length", "max_chars": True}, r"max_chars is True; it must be a int"),
+        ({"check": "json_schema"}, r"schema is None; it must be a dict"),
+        ({"check": "json_schema", "schema": {"type": "text"}}, r"schema is not a JSON schema: 'text'"),
+        ({"check": "json_schema", "schema": {"pattern": "("}}, r"schema is not a JSON schema: '\(' is not a 'regex'"),
+        (
+            {"check": "json_schema", "schema": {"$ref": "#/$defs/none"}},
+            r"schema refers to '#/\$defs/none', which it does not hold",
+        ),
+        (
+            {"check": "json_schema", "schema": {"items": {"$ref": "http://127.0.0.1:9/x.json"}}},
+            r"refers to 'http://127.0.0.1:9/x.json'",
+        ),
+    ],
+)
+def test_a_wrong_check_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
+    """Every mistake is found when the rubric is read, not in the middle of a night, with what was got and what is allowed."""
+    with pytest.raises(RubricError, match=message):
+        build_check(options)
