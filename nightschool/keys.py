@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from nightschool.errors import ConfigError
-from nightschool.registry.release import check_tenant
+from nightschool.tenants import check_tenant
 
 
 def new_key(tenant: str) -> str:

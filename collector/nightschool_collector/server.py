@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from nightschool.config.redactors import redactors
 from nightschool.config.settings import CollectorConfig, Config, duration_ms
+from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
-from nightschool.redaction.tenants import redactors
-from nightschool.stream import Stream, open_configured, retention_warnings
+from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.door import Door

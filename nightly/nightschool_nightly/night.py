@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from nightschool.config.settings import Config
+from nightschool.config.stream import open_configured
 from nightschool.errors import NightError
 from nightschool.registry.base_model import base_model_folder, describe_base_model
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
-from nightschool.stream import Stream, open_configured
-from nightschool_nightly.episodes.erasures import refuse_forgotten
-from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, load_rubrics, redaction_of, settling_of
+from nightschool.stream import Stream
+from nightschool_nightly.examples.forgotten import refuse_forgotten
+from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, redaction_of, settling_of
 from nightschool_nightly.examples.select import Selection, load_selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze import manifest as night_manifest
@@ -36,6 +37,7 @@ from nightschool_nightly.progress import Progress
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.publish.report import render_report
+from nightschool_nightly.rewards.load import load_rubrics
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import RolloutEngine
 from nightschool_nightly.training.advantage import GroupFate

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from nightschool.errors import MissingExtraError, NightschoolError
-from nightschool.registry.base_model import cache_folder
+from nightschool.process import become_python
 
 _CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
 COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "doctor", "episodes", "night", "forget", "serve")
@@ -64,16 +64,3 @@ def start_service(package: str, arguments: Sequence[str], *, part: str, extra: s
     if find_spec(package.partition(".")[0]) is None:
         raise MissingExtraError(part, extra, package)
     become_python(["-m", package, *arguments])
-
-
-def become_python(arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by a fresh interpreter with `arguments`."""
-    sys.stdout.flush()
-    environment = dict(os.environ)
-    # Compute threads that spin while they wait for each other stand still when anything else runs on the machine, and something
-    # does: the app, the serving endpoint. A short spin costs nothing alone and made a loaded machine 2.5 times faster.
-    environment.setdefault("GOMP_SPINCOUNT", "1000")
-    if environment.pop("PYTHONDONTWRITEBYTECODE", None):
-        # A service imports thousands of modules; compiling them anew costs it ten seconds. Kept in our own cache instead.
-        environment.setdefault("PYTHONPYCACHEPREFIX", str(cache_folder() / "bytecode"))
-    os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606 - no shell is wanted

@@ -6,8 +6,8 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from nightschool.cli import become_python
 from nightschool.errors import ConfigError, MissingExtraError
+from nightschool.process import become_python
 
 SUMMARY = "a real day, a real night, a better morning: two tenants, one small model, this machine"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nightschool.cli import add_config_argument
 from nightschool.config.settings import duration_ms, load_config
-from nightschool.stream import open_configured
+from nightschool.config.stream import open_configured
 
 if TYPE_CHECKING:
     from nightschool.stream.kafka_topics import Difference

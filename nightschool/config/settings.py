@@ -17,8 +17,8 @@ from nightschool.config.toml_lines import line_of, line_of_error
 from nightschool.errors import ConfigError, MissingExtraError, shown
 from nightschool.redaction import ALL_KINDS, DEFAULT_KINDS, Rules
 from nightschool.registry.base_model import PACKAGED
-from nightschool.registry.release import check_tenant
 from nightschool.stream.kafka_connection import MECHANISMS, PASSWORD_VARIABLE, PROTOCOLS, KafkaSecurity
+from nightschool.tenants import check_tenant
 
 
 def _setting(

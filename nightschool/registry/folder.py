@@ -21,15 +21,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nightschool.errors import ConfigError, PointerConflict, RegistryError, ReleaseRejected, shown
-from nightschool.registry.release import (
-    MANIFEST,
-    WEIGHTS,
-    ReleaseManifest,
-    check_digest,
-    check_tenant,
-    describe_file,
-    verify_release,
-)
+from nightschool.registry.release import MANIFEST, WEIGHTS, ReleaseManifest, check_digest, describe_file, verify_release
+from nightschool.tenants import check_tenant
 
 # vLLM counts static --lora-modules from 1, and keeps adapter ids in an int32.
 _FIRST_ENGINE_ID = 1000
@@ -186,20 +179,6 @@ class Registry:
             raise
         except OSError as error:
             raise RegistryError(f"cannot {action} in {folder}: {error}; the registry is as it was") from error
-
-
-def engine_name(tenant: str, digest: str) -> str:
-    """The adapter's name inside vLLM: immutable, because vLLM keys its prefix cache by name and path."""
-    return f"t-{check_tenant(tenant)}.{check_digest(digest)[:16]}"
-
-
-def content_digest(*parts: bytes) -> str:
-    """SHA-256 over length-prefixed parts, so that no two lists of parts collide."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _copy_durably(source: Path, target: Path, name: str) -> None:

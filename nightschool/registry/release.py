@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nightschool.errors import ConfigError, ReleaseRejected, shown
+from nightschool.errors import ReleaseRejected, shown
 from nightschool.registry.tensors import check_tensors
+from nightschool.tenants import check_tenant
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -25,7 +26,6 @@ REPORT = "report.html"
 NIGHT = "night.json"
 _ALLOWED_FILES = {WEIGHTS, ADAPTER_CONFIG, REPORT, NIGHT}
 _MAX_MANIFEST_BYTES = 1 << 20
-_TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 # What vLLM (lora/peft_helper.py) cannot serve, or would serve as something else; checked here so that it fails at publish.
@@ -135,15 +135,6 @@ def _check_types(manifest: ReleaseManifest) -> None:
             raise ValueError(f"{name} has {shown(odd[0])}; it must be a string")
     if odd_sizes := [file.size for file in manifest.files if type(file.size) is not int or file.size < 0]:
         raise ValueError(f"files has the size {shown(odd_sizes[0])}; it must be a whole number of bytes")
-
-
-def check_tenant(tenant: str) -> str:
-    """Return `tenant` if it is a legal name, else raise `ConfigError`; the only tenant names that ever become a path."""
-    if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant):
-        raise ConfigError(
-            f"tenant {tenant!r} is not a tenant name; allowed are 1 to 63 of a-z, 0-9 and '-', not starting with '-'"
-        )
-    return tenant
 
 
 def check_digest(digest: str) -> str:

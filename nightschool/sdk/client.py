@@ -37,7 +37,6 @@ from nightschool.outcomes.tokens import DEFAULT_LIFETIME_S, OutcomeKey, TokenCla
 from nightschool.redaction import Rules
 from nightschool.redaction.otlp import redact_span
 from nightschool.redaction.redactor import Redactor
-from nightschool.registry.release import check_tenant
 from nightschool.sdk.calls import ModelCall, ToolCall
 from nightschool.sdk.encoding import SpanEncoder
 from nightschool.sdk.export.delivery import Delivery, parse_endpoint
@@ -47,6 +46,7 @@ from nightschool.sdk.openai.endpoints import CHAT, Endpoint
 from nightschool.sdk.shield import Shield, is_strict
 from nightschool.sdk.snapshot import freeze
 from nightschool.sdk.span import RANDOM_IDS, IdGenerator, SpanRecord
+from nightschool.tenants import check_tenant
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,17 +11,16 @@ from nightschool.stream.kafka_connection import KafkaSecurity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nightschool.config.settings import StreamConfig
     from nightschool.stream.kafka_topics import Difference
 
 __all__ = [
+    "DEFAULT_WINDOW_MS",
     "MAX_RECORD_BYTES",
     "KafkaSecurity",
     "Offset",
     "Record",
     "StoredRecord",
     "Stream",
-    "open_configured",
     "open_stream",
     "partition_of",
     "retention_warnings",
@@ -29,13 +28,6 @@ __all__ = [
 
 DEFAULT_PARTITIONS = 12
 DEFAULT_WINDOW_MS = 30 * 24 * 3600 * 1000
-
-
-def open_configured(settings: StreamConfig, *, outcome_window_ms: int = DEFAULT_WINDOW_MS) -> Stream:
-    """Open the stream that [stream] of nightschool.toml describes; who creates topics says how long outcomes are awaited."""
-    return open_stream(
-        settings.url, partitions=settings.partitions, security=settings.security(), outcome_window_ms=outcome_window_ms
-    )
 
 
 def retention_warnings(stream: Stream) -> list[str]:

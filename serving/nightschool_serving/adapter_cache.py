@@ -8,6 +8,7 @@ server on this machine holds it: holding is a shared lock on the folder, which e
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -16,8 +17,9 @@ import time
 from pathlib import Path
 
 from nightschool.errors import ReleaseRejected
-from nightschool.registry.folder import Registry, content_digest
-from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, check_tenant, verify_release
+from nightschool.registry.folder import Registry
+from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, verify_release
+from nightschool.tenants import check_tenant
 from nightschool_serving.routing import Adapter
 
 MAX_RELEASE_BYTES = 4 << 30
@@ -151,3 +153,12 @@ def _copy_files(source: Path, target: Path) -> None:
         if left < 0:
             raise ReleaseRejected(f"release {source.name[:12]} has more than {MAX_RELEASE_BYTES} bytes")
         shutil.copyfile(path, target / path.name, follow_symlinks=False)
+
+
+def content_digest(*parts: bytes) -> str:
+    """SHA-256 over length-prefixed parts, so that no two lists of parts collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

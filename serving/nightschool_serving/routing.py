@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nightschool.errors import NightschoolError
-from nightschool.registry.folder import engine_name
+from nightschool.registry.release import check_digest
 from nightschool.semconv import BASE_RELEASE
+from nightschool.tenants import check_tenant
 
 TENANT_ALIAS = "nightschool"
 BASE_ALIAS = "base"
@@ -140,3 +141,8 @@ def check_isolation(target: Target, *, tenant: str, engine_id: int | None) -> No
             f"request of {tenant!r} was routed to {target.model!r} of {target.tenant!r}, adapter of {owner!r} "
             f"with id {engine_id} (expected {expected_id}); nothing was generated"
         )
+
+
+def engine_name(tenant: str, digest: str) -> str:
+    """The adapter's name inside vLLM: immutable, because vLLM keys its prefix cache by name and path."""
+    return f"t-{check_tenant(tenant)}.{check_digest(digest)[:16]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import WEIGHTS, BaseModel
-from nightschool_serving.adapter_cache import AdapterCache
+from nightschool_serving.adapter_cache import AdapterCache, content_digest
 
 Publish = Callable[..., str]
 MakeCache = Callable[[], AdapterCache]
@@ -75,3 +76,11 @@ def test_a_copy_that_fails_leaves_nothing(
     with pytest.raises(FileNotFoundError):
         cache.fetch("bank", "0" * 64)
     assert names(tmp_path / "cache" / "bank") == set()
+
+
+def test_a_content_digest_tells_part_boundaries_apart() -> None:
+    """ab+c, a+bc and abc are three things; the digest is SHA-256 over 8-byte lengths and parts."""
+    assert content_digest(b"abc") == hashlib.sha256((3).to_bytes(8, "little") + b"abc").hexdigest()
+    assert (
+        len({content_digest(b"ab", b"c"), content_digest(b"a", b"bc"), content_digest(b"abc"), content_digest(b"abc", b"")}) == 4
+    )

@@ -23,7 +23,7 @@ def start(config_path: Path, plugins: str, log: Path) -> subprocess.Popen[bytes]
     """The command that `nightschool serve` becomes, with other plugins."""
     config = load_config(config_path)
     environment = {**os.environ, **server_environment(config_path, config, os.environ), "VLLM_PLUGINS": plugins}
-    become = "import sys; from nightschool.cli import become_python; become_python(sys.argv[1:])"
+    become = "import sys; from nightschool.process import become_python; become_python(sys.argv[1:])"
     command = [sys.executable, "-c", become, "-m", "nightschool_serving.server", *server_arguments(config, [])]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)

@@ -17,10 +17,10 @@ import openai
 import pytest
 
 import nightschool
-from nightschool.registry.folder import engine_name
 from nightschool.registry.release import WEIGHTS
 from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
+from nightschool_serving.routing import engine_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nightschool.errors import ConfigError, ReleaseRejected
 from nightschool_serving.routing import (
     Adapter,
     IsolationError,
@@ -15,6 +16,7 @@ from nightschool_serving.routing import (
     RoutingTable,
     UnknownModel,
     check_isolation,
+    engine_name,
 )
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), "1")
@@ -97,3 +99,17 @@ def test_isolation_refuses_any_disagreement(table: RoutingTable) -> None:
     for candidate, tenant, engine_id in wrong:
         with pytest.raises(IsolationError):
             check_isolation(candidate, tenant=tenant, engine_id=engine_id)
+
+
+def test_the_name_inside_vllm_is_tenant_and_digest() -> None:
+    """t-<tenant>.<first 16 digits>: never the same for other weights, never a content-part type of vLLM's."""
+    assert engine_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
+
+
+@pytest.mark.parametrize("tenant", ["..", "a/b", "", "A"])
+def test_a_name_inside_vllm_is_made_of_checked_parts(tenant: str) -> None:
+    """What is no tenant's name or no digest never becomes an adapter's name."""
+    with pytest.raises(ConfigError, match="is not a tenant name"):
+        engine_name(tenant, "a" * 64)
+    with pytest.raises(ReleaseRejected, match="64 lowercase hex digits"):
+        engine_name("acme", "../../etc")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from nightschool.cli import episodes as command
 from nightschool.config.settings import Config, load_config
+from nightschool.config.stream import open_configured
 from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Registry
-from nightschool.stream import open_configured
 
 if TYPE_CHECKING:
     from nightschool.episode import Episode, OutcomeHistory
@@ -71,8 +71,9 @@ class Look:
 
 def look(config: Config, tenant: str, *, limit: int, now_ms: int) -> Look:
     """The first `limit` new episodes of `tenant` with their fates, and the counts of all."""
-    from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, load_rubrics
+    from nightschool_nightly.examples.gather import choose_examples, freeze_tenant
     from nightschool_nightly.examples.select import Drop
+    from nightschool_nightly.rewards.load import load_rubrics
 
     rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)
     found: list[tuple[Episode, Example | Drop]] = []

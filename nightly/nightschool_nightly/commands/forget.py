@@ -19,14 +19,15 @@ from pathlib import Path
 
 from nightschool import semconv
 from nightschool.cli import forget as command
+from nightschool.config.redactors import subject_secrets
 from nightschool.config.settings import Config, load_config
+from nightschool.config.stream import open_configured
 from nightschool.erasure import Erasure, hash_subject, request_erasure, stored_erasures
 from nightschool.errors import ConfigError, MissingExtraError, NightError, NightschoolError
 from nightschool.keys import subject_of
-from nightschool.redaction.tenants import subject_secrets
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT
-from nightschool.stream import Stream, open_configured
+from nightschool.stream import Stream
 
 FORGOTTEN = "forgotten.json"
 """In a night's folder: hashes of the subjects whose files were deleted from it."""

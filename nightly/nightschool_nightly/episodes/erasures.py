@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import duckdb
 
 from nightschool import semconv
-from nightschool.erasure import Erasure, hash_prefix, hash_subject, stored_erasures
-from nightschool.errors import NightError
+from nightschool.erasure import Erasure, hash_prefix, stored_erasures
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import NightManifest
-
-if TYPE_CHECKING:  # select reads what episodes build, and those apply what stands here
-    from nightschool_nightly.examples.select import Selection
 
 # A person's traces: their own, whatever span of it names them; those of their conversations that name nobody; what a server
 # recorded of their calls in a trace of its own. And every outcome they gave, on whosever trace.
@@ -48,7 +43,7 @@ _COUNT_AND_DELETE = (
 def frozen_erasures(stream: Stream, manifest: NightManifest) -> frozenset[str]:
     """Hashes of the subjects that were forgotten when the night froze its input."""
     ends = {part.partition: part.end for part in manifest.ranges if part.topic == semconv.TOPIC_ERASURE}
-    return _forgotten(stored_erasures(stream, manifest.tenant, before=ends).values())
+    return forgotten_hashes(stored_erasures(stream, manifest.tenant, before=ends).values())
 
 
 def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str], dropped: Counter[str]) -> None:
@@ -65,16 +60,6 @@ def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str], dro
             dropped[reason] += count
 
 
-def refuse_forgotten(stream: Stream, manifest: NightManifest, selection: Selection) -> None:
-    """`NightError` when somebody the night learns from, or tests with, was forgotten after it was frozen."""
-    late = _forgotten(stored_erasures(stream, manifest.tenant).values()) - frozen_erasures(stream, manifest)
-    users = {example.user for example in (*selection.train, *selection.holdout)}
-    if late and (num_users := sum(hash_subject(manifest.tenant, user) in late for user in users)):
-        raise NightError(
-            f"{num_users} of the night's users asked to be forgotten after it was frozen; nothing was published:"
-            " start a new night without --resume, and 'nightschool forget' again to clear this one's files"
-        )
-
-
-def _forgotten(erasures: Iterable[Erasure]) -> frozenset[str]:
+def forgotten_hashes(erasures: Iterable[Erasure]) -> frozenset[str]:
+    """Hashes of the subjects of whom everything is to be forgotten."""
     return frozenset(erasure.subject_hash for erasure in erasures if erasure.scope == "all")

@@ -10,9 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from nightschool.config.redactors import redactors
 from nightschool.config.settings import Config
-from nightschool.errors import NightError
-from nightschool.redaction.tenants import redactors
 from nightschool.registry.base_model import describe_base_model
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT
@@ -23,18 +22,7 @@ from nightschool_nightly.examples.select import Selection, Watch, select_example
 from nightschool_nightly.freeze.freeze import check_unchanged, freeze_night
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.freeze.settling import lateness_of, settling_names
-from nightschool_nightly.rewards.rubric import Rubric, load_rubric
-
-
-def load_rubrics(config: Config, tenant: str) -> dict[str, Rubric]:
-    """The tenant's rubric of each task; `NightError` when there is none, or two for one task."""
-    rubrics = [load_rubric(path) for path in config.tenant(tenant).rubrics]
-    if not rubrics:
-        raise NightError(f"tenant {tenant!r} has no rubric; name one in [tenants.{tenant}] rubrics")
-    tasks = [rubric.task for rubric in rubrics]
-    if doubled := sorted({task for task in tasks if tasks.count(task) > 1}):
-        raise NightError(f"tenant {tenant!r} has two rubrics for task {doubled[0]!r}; one per task is allowed")
-    return {rubric.task: rubric for rubric in rubrics}
+from nightschool_nightly.rewards.rubric import Rubric
 
 
 def freeze_tenant(

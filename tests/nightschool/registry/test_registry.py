@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 from nightschool.errors import ConfigError, PointerConflict, RegistryError, ReleaseRejected
-from nightschool.registry.folder import Pointer, Registry, content_digest, engine_name
+from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import MANIFEST, WEIGHTS, ReleaseManifest, verify_release
 
 
@@ -129,7 +128,6 @@ def test_a_tenant_name_never_becomes_another_path(registry: Registry, adapters: 
         lambda: registry.reserve_engine_id(tenant, source / WEIGHTS),
         lambda: registry.add(source, describer(adapters, source, tenant=tenant)),
         lambda: registry.move_pointer(tenant, Pointer(), weight=1),
-        lambda: engine_name(tenant, "a" * 64),
     ]
     for attempt in attempts:
         with pytest.raises(ConfigError, match="is not a tenant name"):
@@ -140,7 +138,7 @@ def test_a_tenant_name_never_becomes_another_path(registry: Registry, adapters: 
 @pytest.mark.parametrize("digest", ["..", "../../etc", "A" * 64, "a" * 63])
 def test_a_digest_never_becomes_another_path(registry: Registry, digest: str) -> None:
     """Releases are found by 64 hex digits only."""
-    for attempt in (registry.manifest, registry.release_folder, engine_name):
+    for attempt in (registry.manifest, registry.release_folder):
         with pytest.raises(ReleaseRejected, match="64 lowercase hex digits"):
             attempt("acme", digest)
 
@@ -468,17 +466,3 @@ def test_two_tenants_with_the_same_weights_have_two_releases(registry: Registry,
     assert digests["acme"] != digests["bank"]
     ids = {registry.manifest(tenant, digest).engine_id for tenant, digest in digests.items()}
     assert len(ids) == 2
-
-
-# --- names --------------------------------------------------------------------------------------------------------------
-def test_the_name_inside_vllm_is_tenant_and_digest() -> None:
-    """t-<tenant>.<first 16 digits>: never the same for other weights, never a content-part type of vLLM's."""
-    assert engine_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
-
-
-def test_a_content_digest_tells_part_boundaries_apart() -> None:
-    """ab+c, a+bc and abc are three things; the digest is SHA-256 over 8-byte lengths and parts."""
-    assert content_digest(b"abc") == hashlib.sha256((3).to_bytes(8, "little") + b"abc").hexdigest()
-    assert (
-        len({content_digest(b"ab", b"c"), content_digest(b"a", b"bc"), content_digest(b"abc"), content_digest(b"abc", b"")}) == 4
-    )

@@ -22,9 +22,9 @@ from nightschool.registry.release import (
     ReleaseFile,
     ReleaseManifest,
     check_digest,
-    check_tenant,
     verify_release,
 )
+from nightschool.tenants import check_tenant
 
 A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB")
 

@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from nightschool.config.settings import parse_config
+from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, StreamUnavailable
-from nightschool.stream import Record, open_configured
+from nightschool.stream import Record
 from nightschool.stream.kafka import KafkaStream
 from nightschool.stream.kafka_connection import PASSWORD_VARIABLE, KafkaSecurity
 

@@ -14,12 +14,13 @@ import pytest
 
 from nightschool import semconv as names
 from nightschool.config.settings import Config, load_config
+from nightschool.config.stream import open_configured
 from nightschool.erasure import hash_subject, stored_erasures
 from nightschool.errors import NightError
 from nightschool.keys import hash_key, subject_of
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT
-from nightschool.stream import Record, open_configured
+from nightschool.stream import Record
 from nightschool_nightly.commands.forget import ReleaseTrace, describe, forget
 from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.folder import NightFolder, NightFolders

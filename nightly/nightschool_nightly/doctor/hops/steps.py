@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool.config.redactors import redactors
 from nightschool.config.settings import load_config
+from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key, new_key
-from nightschool.redaction.tenants import redactors
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import BaseModel, describe_file
 from nightschool.sdk.client import CAPTURE_VARIABLE, Client, is_disabled
 from nightschool.sdk.export.delivery import Delivery, Reply
-from nightschool.stream import StoredRecord, Stream, open_configured
+from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.dialects import context_of, read_messages
 from nightschool_nightly.doctor.ask import ask
 from nightschool_nightly.doctor.findings import BrokenHopError, Hop, Passed
@@ -41,11 +42,12 @@ from nightschool_nightly.doctor.visit import (
 )
 from nightschool_nightly.episodes.redacted_stream import RedactedStream
 from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
-from nightschool_nightly.examples.gather import load_rubrics, settling_of
+from nightschool_nightly.examples.gather import settling_of
 from nightschool_nightly.examples.reasons import explain
 from nightschool_nightly.examples.select import Drop, Example, select_examples
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.freeze.settling import HOUR_MS, lateness_of
+from nightschool_nightly.rewards.load import load_rubrics
 
 _MAX_SKEW_MS = 5_000
 _MAX_TOKENS = 8
