@@ -25,6 +25,7 @@ import numpy as np
 from agent import Agent
 from rich.console import Console
 from rich.table import Table
+from picture import write_picture
 from router import Routed, Router, Ticket
 from servers import Server, free_ports
 
@@ -103,6 +104,7 @@ def main() -> None:
             mornings[tenant.name] = live_morning(tenant, collector_url, release)
     summary = summarise(tenants, mornings, arguments.seed, time.monotonic() - started)
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_picture(summary, out / "morning.svg")
     show(summary, out, config)
 
 
@@ -239,6 +241,7 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
         releases[name] = row["release"]
     console.print(table)
     console.print(f"done in {summary['seconds']} s. Look at:")
+    console.print(f"  {os.path.relpath(out)}/morning.svg", soft_wrap=True, highlight=False)
     for name, release in releases.items():
         if release != "base":
             console.print(
