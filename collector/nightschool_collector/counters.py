@@ -12,7 +12,7 @@ from itertools import product
 from threading import Lock
 
 from nightschool.redaction import ALL_KINDS
-from nightschool_collector.request.admission import Lane
+from nightschool_collector.request.admission import Traffic
 from nightschool_collector.request.refusal import REASONS
 
 SIGNALS = ("traces", "logs", "outcomes")
@@ -42,7 +42,7 @@ class Counters:
         named = product(_COUNTERS, self.tenants, SIGNALS)
         refused = product((_REFUSED,), self.tenants, SIGNALS, REASONS)
         redacted = product((_REDACTED,), self.tenants, REDACTED_KINDS)
-        in_flight = (("in_flight", lane) for lane in Lane)
+        in_flight = (("in_flight", traffic) for traffic in Traffic)
         self._place: dict[Series, int] = {series: n for n, series in enumerate((*named, *refused, *redacted, *in_flight))}
         self._num_workers, self._first = num_workers, 0
         self._numbers = memoryview(mmap.mmap(-1, len(self._place) * num_workers * 8)).cast("q")
@@ -51,8 +51,8 @@ class Counters:
     def be_worker(self, index: int) -> None:
         """Write the row of worker `index` from now on."""
         self._first = index * len(self._place)
-        for lane in Lane:  # a worker that was killed left its own
-            self.in_flight(lane, 0)
+        for traffic in Traffic:  # a worker that was killed left its own
+            self.in_flight(traffic, 0)
 
     def accepted(self, tenant: str, signal: str, *, items: int, rejected: int, num_bytes: int) -> None:
         added = {"accepted_requests": 1, "accepted_items": items, "rejected_items": rejected, "received_bytes": num_bytes}
@@ -72,8 +72,8 @@ class Counters:
                 kind = kind if kind in REDACTED_KINDS else OWN_KIND
                 self._numbers[self._first + self._place[_REDACTED, tenant, kind]] += number
 
-    def in_flight(self, lane: Lane, num_bytes: int) -> None:
-        self._numbers[self._first + self._place["in_flight", lane]] = num_bytes
+    def in_flight(self, traffic: Traffic, num_bytes: int) -> None:
+        self._numbers[self._first + self._place["in_flight", traffic]] = num_bytes
 
     def total(self, *series: str) -> int:
         """A series summed over the workers."""
@@ -98,7 +98,7 @@ class Counters:
             f"# HELP {_PREFIX}_in_flight_bytes Bytes admitted and not yet answered.",
             f"# TYPE {_PREFIX}_in_flight_bytes gauge",
         )
-        lines += (f'{_PREFIX}_in_flight_bytes{{lane="{lane}"}} {self.total("in_flight", lane)}' for lane in Lane)
+        lines += (f'{_PREFIX}_in_flight_bytes{{lane="{traffic}"}} {self.total("in_flight", traffic)}' for traffic in Traffic)
         return "\n".join(lines) + "\n"
 
     def _split(self, by_tenant: bool) -> list[tuple[str, Sequence[str]]]:

@@ -18,10 +18,10 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 
 from nightschool.errors import ConfigError
 from nightschool_collector.counters import NOBODY
-from nightschool_collector.door import Door
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import refusal
-from nightschool_collector.request.admission import Lane, Ticket
-from nightschool_collector.request.body import Cover, decoded, in_time
+from nightschool_collector.request.admission import Reservation, Traffic
+from nightschool_collector.request.body import Hold, decoded, in_time
 from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError
 
@@ -40,21 +40,21 @@ _CODES = {
     refusal.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
 }
 
-Take = Callable[[str, bytes, Format, Cover], Message]
+Take = Callable[[str, bytes, Format, Hold], Message]
 
 
-class GrpcReceiver:
+class GrpcServer:
     """The server; start it inside the event loop that answers the calls."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
         self._server: Any = None
 
     async def start(self, host: str, port: int, *, shared: bool = False) -> int:
         """Listen and return the port; `shared` lets other processes listen on it too, and the kernel shares out connections."""
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", self._door.max_body_bytes),
+                ("grpc.max_receive_message_length", self._receiver.max_body_bytes),
                 ("grpc.per_message_decompression", 0),
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_AND_GZIP),
                 ("grpc.so_reuseport", int(shared)),
@@ -62,8 +62,8 @@ class GrpcReceiver:
         )
         self._server.add_generic_rpc_handlers(
             (
-                self._service(_TRACES, "traces", self._door.intake.traces),
-                self._service(_LOGS, "logs", self._door.intake.logs),
+                self._service(_TRACES, "traces", self._receiver.writer.traces),
+                self._service(_LOGS, "logs", self._receiver.writer.logs),
             )
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -89,15 +89,15 @@ class GrpcReceiver:
     async def _export(self, signal: str, take: Take, requests: Any, context: Any) -> bytes:
         tenant = NOBODY
         try:
-            tenant = self._door.intake.tenant_of(_authorization(context.invocation_metadata()))
-            self._door.check_open()
-            with self._door.admission.ticket(Lane.SPANS, tenant, _EXPECTED_BYTES) as ticket:
-                return await self._take(tenant, take, requests, ticket)
+            tenant = self._receiver.writer.tenant_of(_authorization(context.invocation_metadata()))
+            self._receiver.check_open()
+            with self._receiver.admission.reserve(Traffic.SPANS, tenant, _EXPECTED_BYTES) as reservation:
+                return await self._take(tenant, take, requests, reservation)
         except RefusedError as error:
-            self._door.counters.refused(tenant, signal, error.reason)
+            self._receiver.counters.refused(tenant, signal, error.reason)
             await self._refuse(context, error)
 
-    async def _take(self, tenant: str, take: Take, requests: Any, ticket: Ticket) -> bytes:
+    async def _take(self, tenant: str, take: Take, requests: Any, reservation: Reservation) -> bytes:
         body: bytes | None = None
         async with in_time():
             async for message in requests:
@@ -107,21 +107,21 @@ class GrpcReceiver:
         if body is None:
             raise RefusedError(BAD_REQUEST, "an export is one message, got none")
         sent = body
-        ticket.cover(len(sent))
+        reservation.hold(len(sent))
 
         def work() -> bytes:
             encoding = "gzip" if sent.startswith(_GZIP_MAGIC) else None
-            raw = decoded(sent, encoding, limit=self._door.max_body_bytes, cover=ticket.cover)
-            return take(tenant, raw, Format.PROTOBUF, ticket.cover).SerializeToString()
+            raw = decoded(sent, encoding, limit=self._receiver.max_body_bytes, hold=reservation.hold)
+            return take(tenant, raw, Format.PROTOBUF, reservation.hold).SerializeToString()
 
-        return await self._door.store(Lane.SPANS, work)
+        return await self._receiver.store(Traffic.SPANS, work)
 
     async def _refuse(self, context: Any, error: RefusedError) -> NoReturn:
         code = _CODES.get(error.status, grpc.StatusCode.UNKNOWN)
         status = Status(code=code.value[0], message=error.message)
         trailers: list[tuple[str, bytes]] = []
         if error.status == UNAVAILABLE:
-            retry = RetryInfo(retry_delay=Duration(seconds=self._door.retry_after_s()))
+            retry = RetryInfo(retry_delay=Duration(seconds=self._receiver.retry_after_s()))
             details = AnyMessage()
             details.Pack(retry)
             status.details.append(details)

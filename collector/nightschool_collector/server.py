@@ -19,14 +19,14 @@ from nightschool.keys import KeyRing
 from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.door import Door
-from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.outcomes.browser_routes import BrowserSettings
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 from nightschool_collector.workers import Workers
 
 if TYPE_CHECKING:
-    from nightschool_collector.grpc_server import GrpcReceiver
+    from nightschool_collector.grpc_server import GrpcServer
 
 KEEP_ALIVE_S = 75  # longer than the pause between two batches of an exporter, so that it never meets a closing connection
 DRAIN_S = 10
@@ -77,15 +77,17 @@ def _receive(
     with open_configured(config.stream, outcome_window_ms=duration_ms(config.night.outcome_window)) as stream:
         _warn_of_retention(stream)
         admission = Admission(_budgets(settings), gauge=counters.in_flight)
-        door = Door(Intake(stream, keys, counters, redactors=redactors(config)), admission, settings.max_body_mib << 20)
+        receiver = Receiver(
+            RecordWriter(stream, keys, counters, redactors=redactors(config)), admission, settings.max_body_mib << 20
+        )
         uvicorn_settings = uvicorn.Config(
-            app_of(door, operators=settings.metrics_key_sha256, browser=browser),
+            app_of(receiver, operators=settings.metrics_key_sha256, browser=browser),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
         )
-        _Server(uvicorn_settings, settings, door, ready).run(sockets=[listener])
+        _Server(uvicorn_settings, settings, receiver, ready).run(sockets=[listener])
 
 
 def _budgets(settings: CollectorConfig) -> Budgets:
@@ -118,10 +120,12 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
 class _Server(uvicorn.Server):
     """Both protocols in one event loop; what was begun is finished before the signal that ended it takes effect."""
 
-    def __init__(self, settings: uvicorn.Config, collector: CollectorConfig, door: Door, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: uvicorn.Config, collector: CollectorConfig, receiver: Receiver, ready: Callable[[], None]
+    ) -> None:
         super().__init__(settings)
-        self._collector, self._door, self._ready = collector, door, ready
-        self._grpc = _grpc_receiver(door) if collector.grpc_port else None
+        self._collector, self._receiver, self._ready = collector, receiver, ready
+        self._grpc = _grpc_server(receiver) if collector.grpc_port else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._grpc is not None:
@@ -131,19 +135,19 @@ class _Server(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._door.draining = True
+        self._receiver.draining = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         of_grpc = self._grpc.stop(DRAIN_S) if self._grpc is not None else asyncio.sleep(0)
         await asyncio.gather(super().shutdown(sockets=sockets), of_grpc)
-        self._door.close()
-        self._door.intake.stream.close()
+        self._receiver.close()
+        self._receiver.writer.stream.close()
 
 
-def _grpc_receiver(door: Door) -> GrpcReceiver:
+def _grpc_server(receiver: Receiver) -> GrpcServer:
     try:
-        from nightschool_collector.grpc_server import GrpcReceiver
+        from nightschool_collector.grpc_server import GrpcServer
     except ModuleNotFoundError as error:
         raise MissingExtraError("OTLP/gRPC", "collector", error.name or "grpcio") from error
-    return GrpcReceiver(door)
+    return GrpcServer(receiver)

@@ -17,9 +17,9 @@ from nightschool.keys import KeyRing, hash_key
 from nightschool.stream import StoredRecord, Stream, open_stream
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.door import Door
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 NOW_NS = 1_790_000_000_123_456_789
@@ -36,13 +36,13 @@ class Collector:
         self.stream = stream
         ring = KeyRing({tenant: [hash_key(key)] for tenant, key in self.keys.items()})
         self.jitter = 0.5
-        self.door = Door(
-            Intake(stream, ring, Counters(self.keys), clock_ns=lambda: NOW_NS),
+        self.receiver = Receiver(
+            RecordWriter(stream, ring, Counters(self.keys), clock_ns=lambda: NOW_NS),
             Admission(self.budgets),
             self.limit,
             jitter=lambda: self.jitter,
         )
-        self.app = app_of(self.door, operators=[hash_key("key-of-operator")])
+        self.app = app_of(self.receiver, operators=[hash_key("key-of-operator")])
         self.client = TestClient(self.app)
 
     def post(self, path: str, body: Any, *, form: str = PROTOBUF, tenant: str = "acme", **headers: str) -> httpx.Response:

@@ -20,8 +20,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from nightschool.errors import StreamUnavailable
-from nightschool_collector.grpc_server import GrpcReceiver
-from nightschool_collector.request.admission import Lane
+from nightschool_collector.grpc_server import GrpcServer
+from nightschool_collector.request.admission import Traffic
 
 KEY = (("authorization", "Bearer key-of-acme"),)
 
@@ -36,9 +36,9 @@ def port(collector: Any) -> Iterator[int]:
     def wait_for(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
-    receiver = GrpcReceiver(collector.door)
-    yield wait_for(receiver.start("127.0.0.1", 0))
-    wait_for(receiver.stop(5))
+    server = GrpcServer(collector.receiver)
+    yield wait_for(server.start("127.0.0.1", 0))
+    wait_for(server.stop(5))
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -151,9 +151,9 @@ def test_a_full_collector_is_unavailable_before_the_message_is_read(collector: A
         yield b""
 
     export = channel.stream_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")
-    with collector.door.admission.ticket(Lane.SPANS, "acme", 2 << 20):
+    with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 << 20):
         code, said, trailers = refusal(export, late(), metadata=KEY)
     asked.set()
     assert (code, "in flight" in said) == (grpc.StatusCode.UNAVAILABLE, True)
     assert "google.rpc.retryinfo-bin" in trailers
-    assert collector.door.counters.total("refused_requests", "acme", "traces", "pressure") == 1
+    assert collector.receiver.counters.total("refused_requests", "acme", "traces", "pressure") == 1

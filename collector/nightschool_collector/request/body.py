@@ -17,7 +17,7 @@ RECEIVE_TIMEOUT_S = 30.0  # three times what the official exporters wait
 _STEP_BYTES = 1 << 20  # how far a body expands before its room in memory is asked for
 _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
 
-Cover = Callable[[int], None]
+Hold = Callable[[int], None]
 
 
 def declared_bytes(content_length: str | None, *, limit: int) -> int:
@@ -28,15 +28,15 @@ def declared_bytes(content_length: str | None, *, limit: int) -> int:
     return declared
 
 
-async def read_body(request: Request, *, limit: int, cover: Cover) -> bytes:
-    """The body as sent, never more than `limit`; `cover` admits or refuses each length before it is kept."""
+async def read_body(request: Request, *, limit: int, hold: Hold) -> bytes:
+    """The body as sent, never more than `limit`; `hold` admits or refuses each length before it is kept."""
     chunks, size = [], 0
     async with in_time():
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
                 raise _too_large(f"more than {limit} bytes", limit)
-            cover(size)
+            hold(size)
             chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -52,13 +52,13 @@ async def in_time() -> AsyncIterator[None]:
         raise RefusedError(UNAVAILABLE, message, reason="slow") from None
 
 
-def decoded(body: bytes, encoding: str | None, *, limit: int, cover: Cover) -> bytes:
-    """The body without its Content-Encoding, never expanded past `limit`; `cover` admits each length on the way there."""
+def decoded(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
+    """The body without its Content-Encoding, never expanded past `limit`; `hold` admits each length on the way there."""
     match (encoding or "identity").strip().lower():
         case "gzip":
-            return _gunzip(body, limit, cover)
+            return _gunzip(body, limit, hold)
         case "zstd":
-            return _unzstd(body, limit, cover)
+            return _unzstd(body, limit, hold)
         case "identity" | "":
             return body
         case other:
@@ -69,9 +69,9 @@ def decoded(body: bytes, encoding: str | None, *, limit: int, cover: Cover) -> b
             )
 
 
-def _gunzip(body: bytes, limit: int, cover: Cover) -> bytes:
+def _gunzip(body: bytes, limit: int, hold: Hold) -> bytes:
     """All members of a gzip file, as RFC 1952 allows several."""
-    grown = _Grown("gzip", limit, cover)
+    grown = _Grown("gzip", limit, hold)
     while body:
         member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         while not member.eof:
@@ -87,9 +87,9 @@ def _gunzip(body: bytes, limit: int, cover: Cover) -> bytes:
     return grown.whole()
 
 
-def _unzstd(body: bytes, limit: int, cover: Cover) -> bytes:
+def _unzstd(body: bytes, limit: int, hold: Hold) -> bytes:
     """All frames of a zstd body, as RFC 8878 allows several."""
-    grown = _Grown("zstd", limit, cover)
+    grown = _Grown("zstd", limit, hold)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     try:
         with decompressor.stream_reader(body, read_size=_STEP_BYTES, read_across_frames=True) as reader:
@@ -123,8 +123,8 @@ def _zstd_is_complete(body: bytes) -> bool:
 class _Grown:
     """What has been expanded so far, within its limit."""
 
-    def __init__(self, encoding: str, limit: int, cover: Cover) -> None:
-        self._encoding, self._limit, self._cover = encoding, limit, cover
+    def __init__(self, encoding: str, limit: int, hold: Hold) -> None:
+        self._encoding, self._limit, self._hold = encoding, limit, hold
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -132,7 +132,7 @@ class _Grown:
         self._size += len(part)
         if self._size > self._limit:
             raise _too_large(f"more than {self._limit} bytes when decompressed", self._limit)
-        self._cover(self._size)
+        self._hold(self._size)
         self._parts.append(part)
 
     def whole(self) -> bytes:

@@ -24,8 +24,8 @@ from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool.outcomes.tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.stream import Stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser import BrowserSettings
-from nightschool_collector.outcomes.limits import WriteLimits
+from nightschool_collector.outcomes.browser_routes import BrowserSettings
+from nightschool_collector.outcomes.write_limits import WriteLimits
 
 NOW_S = 1_790_000_000
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from nightschool.errors import RecordError, StreamUnavailable
 from nightschool.outcomes.record import Outcome, from_log_record, parse_outcome
 from nightschool_collector.outcomes.bodies import OutcomeBody
-from nightschool_collector.outcomes.intake import OutcomeIntake, answer
+from nightschool_collector.outcomes.idempotency import IdempotentWriter, answer
 
 TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -105,13 +105,13 @@ def test_what_was_not_stored_is_not_remembered() -> None:
             raise StreamUnavailable("down")
         stored.extend(outcomes)
 
-    intake = OutcomeIntake(append, num_remembered=2)
+    writer = IdempotentWriter(append, num_remembered=2)
     first, second, third = (parse_outcome(outcome(event_id=f"e-{n}")) for n in range(3))
     with pytest.raises(StreamUnavailable):
-        intake.take("acme", [first])
-    assert [verdict.status for verdict in intake.take("acme", [first, second, third])] == ["accepted"] * 3
-    assert [verdict.status for verdict in intake.take("acme", [second, third])] == ["duplicate"] * 2
-    assert [verdict.status for verdict in intake.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
+        writer.take("acme", [first])
+    assert [verdict.status for verdict in writer.take("acme", [first, second, third])] == ["accepted"] * 3
+    assert [verdict.status for verdict in writer.take("acme", [second, third])] == ["duplicate"] * 2
+    assert [verdict.status for verdict in writer.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
 
 
@@ -124,11 +124,11 @@ def test_copies_that_come_together_are_stored_once() -> None:
         time.sleep(0.05)  # as a disk takes its time
         stored.extend(outcomes)
 
-    intake = OutcomeIntake(append)
+    writer = IdempotentWriter(append)
 
     def send(number: int) -> str:
         together.wait()
-        (verdict, _) = intake.take(
+        (verdict, _) = writer.take(
             "acme", [parse_outcome(outcome(event_id="e-1")), parse_outcome(outcome(event_id=f"x-{number}"))]
         )
         return verdict.status
@@ -148,8 +148,8 @@ def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
             raise RecordError("the comment cannot be redacted")
         return replace(item, comment="<EMAIL>")
 
-    intake = OutcomeIntake(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
-    first, again, wrong = intake.take(
+    writer = IdempotentWriter(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
+    first, again, wrong = writer.take(
         "acme", [parse_outcome(outcome(comment=text)) for text in ("a@b.example", "c@d.example", "?")]
     )
     assert stored[0].event_id == first.event_id == again.event_id == parse_outcome(outcome(comment="<EMAIL>")).id

@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from nightschool.errors import StreamUnavailable
 from nightschool_collector.request.otlp import Format
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 
 def test_a_rejected_span_is_a_dead_letter(collector: Any, requests: Any) -> None:
@@ -46,8 +46,8 @@ def test_what_no_record_can_hold_is_kept_in_parts(collector: Any, requests: Any)
     """A span larger than any record comes back whole from the parts of its letter."""
     request = requests.spans(1)
     request.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="big").value.string_value = "x" * (9 << 20)
-    intake: Intake = collector.door.intake
-    response = intake.traces("acme", request.SerializeToString(), Format.PROTOBUF, lambda num_bytes: None)
+    writer: RecordWriter = collector.receiver.writer
+    response = writer.traces("acme", request.SerializeToString(), Format.PROTOBUF, lambda num_bytes: None)
     assert response.partial_success.rejected_spans == 1
     letters = sorted(collector.stored("ns.dlq"), key=lambda letter: letter.headers["ns-dlq-part"])
     assert [letter.headers["ns-dlq-part"] for letter in letters] == [b"1/2", b"2/2"]

@@ -11,37 +11,37 @@ from typing import TypeVar
 
 from nightschool.errors import RecordError, StreamError
 from nightschool_collector.counters import Counters
-from nightschool_collector.request.admission import Admission, Lane
+from nightschool_collector.request.admission import Admission, Traffic
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError, retry_after_s
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 T = TypeVar("T")
 # Threads wait for the disk or the brokers most of the time. Outcomes have their own, so that spans never stand before them.
-_NUM_THREADS = {Lane.SPANS: 32, Lane.OUTCOMES: 8}
+_NUM_THREADS = {Traffic.SPANS: 32, Traffic.OUTCOMES: 8}
 # A client of the official SDK gives a batch up after 10 s: storing what has waited longer only makes the others wait.
 STALE_S = 8.0
 
 
-class Door:
+class Receiver:
     """One for each process."""
 
     def __init__(
-        self, intake: Intake, admission: Admission, max_body_bytes: int, *, jitter: Callable[[], float] = random.random
+        self, writer: RecordWriter, admission: Admission, max_body_bytes: int, *, jitter: Callable[[], float] = random.random
     ) -> None:
-        self.intake, self.admission, self.max_body_bytes = intake, admission, max_body_bytes
+        self.writer, self.admission, self.max_body_bytes = writer, admission, max_body_bytes
         self.draining = False
         """Set when the process was told to stop: it is not ready any more, and takes nothing new."""
         self._jitter = jitter
         self._threads = {
-            lane: ThreadPoolExecutor(number, thread_name_prefix=f"store-{lane}") for lane, number in _NUM_THREADS.items()
+            traffic: ThreadPoolExecutor(number, thread_name_prefix=f"store-{traffic}") for traffic, number in _NUM_THREADS.items()
         }
 
     @property
     def counters(self) -> Counters:
-        return self.intake.counters
+        return self.writer.counters
 
-    async def store(self, lane: Lane, work: Callable[[], T]) -> T:
-        """Run `work` in a thread of the lane; whatever keeps it from being done is a `RefusedError`."""
+    async def store(self, traffic: Traffic, work: Callable[[], T]) -> T:
+        """Run `work` in a thread of the traffic; whatever keeps it from being done is a `RefusedError`."""
         came = time.monotonic()
 
         def timely() -> T:
@@ -50,7 +50,7 @@ class Door:
             return work()
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads[lane], timely)
+            return await asyncio.get_running_loop().run_in_executor(self._threads[traffic], timely)
         except RecordError as error:
             raise RefusedError(BAD_REQUEST, str(error)) from error
         except StreamError as error:

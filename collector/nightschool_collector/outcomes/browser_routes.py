@@ -21,14 +21,14 @@ from nightschool.config.settings import DEFAULT_OUTCOMES, Config, OutcomeConfig
 from nightschool.errors import ConfigError, RecordError
 from nightschool.outcomes.tokens import OutcomeKey, TokenError, TokenVerifier, load_key
 from nightschool_collector.counters import NOBODY
-from nightschool_collector.door import Door
 from nightschool_collector.outcomes.bodies import load_json
-from nightschool_collector.outcomes.intake import STATUS, OutcomeIntake, Verdict
-from nightschool_collector.outcomes.limits import WRITES_PER_TOKEN, WriteLimits
+from nightschool_collector.outcomes.idempotency import STATUS, IdempotentWriter, Verdict
 from nightschool_collector.outcomes.pages import confirm_page, from_form, page
-from nightschool_collector.outcomes.scope import outcome_of
-from nightschool_collector.request.admission import Lane
-from nightschool_collector.request.body import Cover, declared_bytes, decoded, read_body
+from nightschool_collector.outcomes.token_scope import outcome_of
+from nightschool_collector.outcomes.write_limits import WRITES_PER_TOKEN, WriteLimits
+from nightschool_collector.receiver import Receiver
+from nightschool_collector.request.admission import Traffic
+from nightschool_collector.request.body import Hold, declared_bytes, decoded, read_body
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
 
 MAX_BODY_BYTES = 256 << 10
@@ -61,13 +61,18 @@ class BrowserSettings:
         )
 
 
-class BrowserOutcomes:
+class BrowserRoutes:
     """The routes and what they share."""
 
     def __init__(
-        self, door: Door, intake: OutcomeIntake, settings: BrowserSettings, *, clock_ns: Callable[[], int] = time.time_ns
+        self,
+        receiver: Receiver,
+        writer: IdempotentWriter,
+        settings: BrowserSettings,
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._door, self._intake, self._settings, self._clock_ns = door, intake, settings, clock_ns
+        self._receiver, self._writer, self._settings, self._clock_ns = receiver, writer, settings, clock_ns
         self._verifier = TokenVerifier(settings.keys, settings.revoked)
         self._limits = WriteLimits(per_minute=settings.writes_per_minute)
         self._all_origins = {origin for origins in settings.origins.values() for origin in origins}
@@ -133,22 +138,22 @@ class BrowserOutcomes:
     async def _receive(self, request: Request, read: Callable[[bytes, Request], dict[str, Any]]) -> Verdict:
         """The rate first, then the body, then in a worker thread the token and the stream; refusals are counted."""
         try:
-            self._door.check_open()
+            self._receiver.check_open()
             self._check_rate(request)
             declared = declared_bytes(request.headers.get("content-length"), limit=MAX_BODY_BYTES)
-            with self._door.admission.ticket(Lane.OUTCOMES, NOBODY, declared) as ticket:
-                body = await self._body(request, ticket.cover)
+            with self._receiver.admission.reserve(Traffic.OUTCOMES, NOBODY, declared) as reservation:
+                body = await self._body(request, reservation.hold)
                 encoding = request.headers.get("content-encoding")
 
                 def work() -> Verdict:
-                    raw = decoded(body, encoding, limit=MAX_BODY_BYTES, cover=ticket.cover)
+                    raw = decoded(body, encoding, limit=MAX_BODY_BYTES, hold=reservation.hold)
                     return self._accept(read(raw, request), request)
 
-                return await self._door.store(Lane.OUTCOMES, work)
+                return await self._receiver.store(Traffic.OUTCOMES, work)
         except RefusedError as error:
-            self._door.counters.refused(NOBODY, "outcomes", error.reason)
+            self._receiver.counters.refused(NOBODY, "outcomes", error.reason)
             if error.status == UNAVAILABLE:
-                error.headers.setdefault("retry-after", str(self._door.retry_after_s()))
+                error.headers.setdefault("retry-after", str(self._receiver.retry_after_s()))
             raise
 
     def _check_rate(self, request: Request) -> None:
@@ -157,9 +162,9 @@ class BrowserOutcomes:
             message = f"more than {self._settings.writes_per_minute} outcomes a minute came from this address; wait"
             raise RefusedError(TOO_MANY, message, headers={"retry-after": str(int(wait_s) + 1)})
 
-    async def _body(self, request: Request, cover: Cover) -> bytes:
+    async def _body(self, request: Request, hold: Hold) -> bytes:
         try:
-            return await read_body(request, limit=MAX_BODY_BYTES, cover=cover)
+            return await read_body(request, limit=MAX_BODY_BYTES, hold=hold)
         except ClientDisconnect:
             raise RefusedError(BAD_REQUEST, "the connection closed before the body was complete") from None
 
@@ -175,7 +180,7 @@ class BrowserOutcomes:
             )
         verdict = None
         try:
-            (verdict,) = self._intake.take(tenant, [outcome])
+            (verdict,) = self._writer.take(tenant, [outcome])
         finally:
             if verdict is None or verdict.status != "accepted":
                 self._limits.give_back(tenant, token_id)

@@ -40,7 +40,7 @@ class Verdict:
         return {name: value for name, value in said.items() if value is not None}
 
 
-class OutcomeIntake:
+class IdempotentWriter:
     """Stores outcomes once. Safe to use from several threads."""
 
     def __init__(

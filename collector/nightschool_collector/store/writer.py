@@ -23,7 +23,7 @@ from nightschool.redaction.otlp import redact_logs
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import MAX_RECORD_BYTES, Record, Stream
 from nightschool_collector.counters import Counters
-from nightschool_collector.request.body import Cover
+from nightschool_collector.request.body import Hold
 from nightschool_collector.request.otlp import Format, decode
 from nightschool_collector.request.refusal import UNAUTHORIZED, RefusedError
 from nightschool_collector.store.cleaning import Cleaning
@@ -35,7 +35,7 @@ Found = TypeVar("Found")
 _DEAD_PART_BYTES = MAX_RECORD_BYTES - 65_536  # an item too large for a record is kept in parts of this size
 
 
-class Intake:
+class RecordWriter:
     """Turns checked requests into records. Blocking: call it from a worker thread. Threads share it."""
 
     def __init__(
@@ -61,13 +61,13 @@ class Intake:
             raise RefusedError(UNAUTHORIZED, message, headers={"www-authenticate": "Bearer"})
         return tenant
 
-    def traces(self, tenant: str, raw: bytes, form: Format, cover: Cover) -> ExportTraceServiceResponse:
-        """Store a request of spans (decompressed) and say what of it was rejected; `cover` admits what splitting adds."""
+    def traces(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportTraceServiceResponse:
+        """Store a request of spans (decompressed) and say what of it was rejected; `hold` admits what splitting adds."""
         redactor = self.redactors.get(tenant)
         found = _sorted(
             raw, ExportTraceServiceRequest(), form, lambda request: sort_spans(request, Cleaning(redactor) if redactor else None)
         )
-        cover(found.num_bytes)
+        hold(found.num_bytes)
         self.append(semconv.TOPIC_SPANS, tenant, found.records)
         self._bury(semconv.TOPIC_SPANS, tenant, found.rejected)
         self._count(tenant, "traces", found, len(raw))
@@ -77,12 +77,12 @@ class Intake:
             response.partial_success.error_message = found.rejected[0].reason
         return response
 
-    def logs(self, tenant: str, raw: bytes, form: Format, cover: Cover) -> ExportLogsServiceResponse:
+    def logs(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportLogsServiceResponse:
         """Store a request of log records (decompressed), outcomes among them, and say what of it was rejected."""
         found = _sorted(
             raw, ExportLogsServiceRequest(), form, lambda found: sort_logs(self._redacted(tenant, found, redact_logs))
         )
-        cover(found.other.num_bytes)
+        hold(found.other.num_bytes)
         self.append_outcomes(tenant, [self.redact_outcome(tenant, outcome) for outcome in found.outcomes])
         self.append(semconv.TOPIC_LOGS, tenant, found.other.records)
         self._bury(semconv.TOPIC_LOGS, tenant, found.other.rejected)
