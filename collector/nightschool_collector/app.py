@@ -21,13 +21,15 @@ from nightschool.redaction.redactor import Redactor
 from nightschool.stream import Stream
 from nightschool_collector import counters
 from nightschool_collector.counters import NOBODY, Counters
-from nightschool_collector.outcomes import idempotency
+from nightschool_collector.outcomes import bodies, idempotency
 from nightschool_collector.outcomes.bodies import parse_outcomes
-from nightschool_collector.outcomes.browser_routes import BrowserRoutes, BrowserSettings
+from nightschool_collector.outcomes.browser_routes import BrowserRoutes
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import otlp
-from nightschool_collector.request.admission import Admission, Budgets, Traffic
-from nightschool_collector.request.body import Hold, declared_bytes, decoded, read_body
+from nightschool_collector.request.admission import Admission, Budgets, Hold, Traffic
+from nightschool_collector.request.compression import decoded
+from nightschool_collector.request.incoming import declared_bytes, read_body
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
 from nightschool_collector.store.writer import RecordWriter
 
@@ -162,4 +164,4 @@ class Routes:
             allowed = " and ".join(OUTCOME_CONTENT_TYPES)
             raise RefusedError(UNSUPPORTED, f"Content-Type is {content_type!r}; allowed are {allowed}, both with JSON")
         parsed = parse_outcomes(raw, request.headers.get("idempotency-key"))
-        return idempotency.answer(parsed, self._outcomes.take(tenant, parsed.items))
+        return bodies.answer(parsed, self._outcomes.take(tenant, parsed.items))

@@ -20,8 +20,9 @@ from nightschool.errors import ConfigError
 from nightschool_collector.counters import NOBODY
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import refusal
-from nightschool_collector.request.admission import Reservation, Traffic
-from nightschool_collector.request.body import Hold, decoded, in_time
+from nightschool_collector.request.admission import Hold, Reservation, Traffic
+from nightschool_collector.request.compression import decoded
+from nightschool_collector.request.incoming import in_time
 from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError
 

@@ -19,7 +19,7 @@ from nightschool.keys import KeyRing
 from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.outcomes.browser_routes import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
 from nightschool_collector.store.writer import RecordWriter

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from starlette.responses import JSONResponse, Response
+
 from nightschool.errors import RecordError, shown
 from nightschool.outcomes.record import Outcome, parse_outcome
+from nightschool_collector.outcomes.idempotency import Verdict
+from nightschool_collector.request.refusal import BAD_REQUEST
 
+ACCEPTED, CONFLICT = 202, 409
+STATUS = {"accepted": ACCEPTED, "duplicate": ACCEPTED, "conflict": CONFLICT, "rejected": BAD_REQUEST}
+"""The HTTP status that says one verdict."""
 MAX_OUTCOMES = 1000
 MAX_KEY_CHARS = 256
 
@@ -73,3 +81,15 @@ def _with_key(outcome: Outcome, key: str | None) -> Outcome:
     if outcome.event_id not in ("", key):
         raise RecordError(f"Idempotency-Key is {shown(key)} but event_id is {shown(outcome.event_id)}; send one, or the same")
     return replace(outcome, event_id=key)
+
+
+def answer(body: OutcomeBody, verdicts: Sequence[Verdict]) -> Response:
+    """202 when anything of the body is stored, now or before; each item of a batch has its own status."""
+    said = [verdict.to_json() for verdict in verdicts]
+    is_stored = any(verdict.status in ("accepted", "duplicate") for verdict in verdicts)
+    if not body.is_batch:
+        return JSONResponse(said[0], status_code=STATUS[verdicts[0].status])
+    if is_stored:
+        return JSONResponse({"outcomes": said}, status_code=ACCEPTED)
+    status = CONFLICT if any(verdict.status == "conflict" for verdict in verdicts) else BAD_REQUEST
+    return JSONResponse({"error": f"outcomes[0]: {verdicts[0].error}", "outcomes": said}, status_code=status)

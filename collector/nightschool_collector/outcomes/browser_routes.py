@@ -7,8 +7,7 @@ preflight. There is no cookie and no API key here: what a request may do is in i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,18 +16,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nightschool.config.settings import DEFAULT_OUTCOMES, Config, OutcomeConfig
-from nightschool.errors import ConfigError, RecordError
-from nightschool.outcomes.tokens import OutcomeKey, TokenError, TokenVerifier, load_key
+from nightschool.errors import RecordError
+from nightschool.outcomes.tokens import TokenError, TokenVerifier
 from nightschool_collector.counters import NOBODY
-from nightschool_collector.outcomes.bodies import load_json
-from nightschool_collector.outcomes.idempotency import STATUS, IdempotentWriter, Verdict
+from nightschool_collector.outcomes.bodies import STATUS, load_json
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.idempotency import IdempotentWriter, Verdict
 from nightschool_collector.outcomes.pages import confirm_page, from_form, page
 from nightschool_collector.outcomes.token_scope import outcome_of
 from nightschool_collector.outcomes.write_limits import WRITES_PER_TOKEN, WriteLimits
 from nightschool_collector.receiver import Receiver
-from nightschool_collector.request.admission import Traffic
-from nightschool_collector.request.body import Hold, declared_bytes, decoded, read_body
+from nightschool_collector.request.admission import Hold, Traffic
+from nightschool_collector.request.compression import decoded
+from nightschool_collector.request.incoming import declared_bytes, read_body
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
 
 MAX_BODY_BYTES = 256 << 10
@@ -36,29 +36,6 @@ PATH, CONFIRM_PATH, SCRIPT_PATH = "/v1/outcomes/browser", "/v1/outcomes/confirm"
 FORBIDDEN, TOO_MANY = 403, 429
 _PREFLIGHT_AGE_S = 600
 _SCRIPT_AGE_S = 3600
-
-
-@dataclass(frozen=True, slots=True)
-class BrowserSettings:
-    """What the configuration says of browser tokens."""
-
-    keys: Mapping[str, Sequence[OutcomeKey]] = field(default_factory=dict)
-    revoked: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    origins: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    rules: Mapping[str, OutcomeConfig] = field(default_factory=lambda: DEFAULT_OUTCOMES)
-    writes_per_minute: int = 60
-
-    @classmethod
-    def of(cls, config: Config) -> BrowserSettings:
-        """Reads the secrets; `ConfigError` for one that is missing or too short."""
-        tenants = config.tenants
-        return cls(
-            keys={name: _load_keys(name, tenant.outcome_keys) for name, tenant in tenants.items()},
-            revoked={name: tenant.revoked_tokens for name, tenant in tenants.items()},
-            origins={name: tenant.outcome_origins for name, tenant in tenants.items()},
-            rules=config.outcomes,
-            writes_per_minute=config.collector.browser_writes_per_minute,
-        )
 
 
 class BrowserRoutes:
@@ -205,14 +182,6 @@ class BrowserRoutes:
         if (origin := request.headers.get("origin")) in self._all_origins and origin is not None:
             response.headers["access-control-allow-origin"] = origin
         return response
-
-
-def _load_keys(tenant: str, sources: Sequence[str]) -> list[OutcomeKey]:
-    keys = [load_key(source) for source in sources]
-    kids = [key.kid for key in keys]
-    if doubled := sorted({kid for kid in kids if kids.count(kid) > 1}):
-        raise ConfigError(f"[tenants.{tenant}] outcome_keys has two keys {doubled[0]!r}; give each an id of its own")
-    return keys
 
 
 def _is_own(origin: str, request: Request) -> bool:

@@ -14,16 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from starlette.responses import JSONResponse, Response
-
 from nightschool.errors import RecordError, shown
 from nightschool.outcomes.record import Outcome, canonical
-from nightschool_collector.outcomes.bodies import OutcomeBody
-from nightschool_collector.request.refusal import BAD_REQUEST
 
-ACCEPTED, CONFLICT = 202, 409
-STATUS = {"accepted": ACCEPTED, "duplicate": ACCEPTED, "conflict": CONFLICT, "rejected": BAD_REQUEST}
-"""The HTTP status that says one verdict."""
 REMEMBERED_EVENTS = 65_536  # about 15 MB; at 100 outcomes a second, the replays of the last ten minutes
 
 
@@ -110,18 +103,6 @@ def _judge(items: Sequence[Outcome | RecordError], known: dict[str, bytes]) -> t
             what = f"event_id {shown(event)} was used before with another body; give every outcome an id of its own"
             verdicts.append(Verdict("conflict", event, what))
     return verdicts, fresh
-
-
-def answer(body: OutcomeBody, verdicts: Sequence[Verdict]) -> Response:
-    """202 when anything of the body is stored, now or before; each item of a batch has its own status."""
-    said = [verdict.to_json() for verdict in verdicts]
-    is_stored = any(verdict.status in ("accepted", "duplicate") for verdict in verdicts)
-    if not body.is_batch:
-        return JSONResponse(said[0], status_code=STATUS[verdicts[0].status])
-    if is_stored:
-        return JSONResponse({"outcomes": said}, status_code=ACCEPTED)
-    status = CONFLICT if any(verdict.status == "conflict" for verdict in verdicts) else BAD_REQUEST
-    return JSONResponse({"error": f"outcomes[0]: {verdicts[0].error}", "outcomes": said}, status_code=status)
 
 
 def _fingerprint(outcome: Outcome) -> bytes:

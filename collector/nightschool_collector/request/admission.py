@@ -18,6 +18,8 @@ from nightschool_collector.request.refusal import UNAVAILABLE, RefusedError
 # What one request costs beside its body (a connection's buffers, the request, a task); many tiny ones must not be free.
 FLOOR_BYTES = 16 << 10
 
+Hold = Callable[[int], None]
+
 
 class Traffic(StrEnum):
     """Who shares a budget."""

@@ -31,3 +31,7 @@ class RefusedError(Exception):
 def retry_after_s(jitter: float) -> int:
     """Whole seconds from 1 to 3 that a client should wait; `jitter` in [0, 1) spreads clients that were refused together."""
     return 1 + int(jitter * MAX_RETRY_AFTER_S)
+
+
+def too_large(size: str, limit: int) -> RefusedError:
+    return RefusedError(TOO_LARGE, f"the body has {size}; at most {limit} are allowed: send smaller batches")

@@ -23,7 +23,7 @@ from nightschool.redaction.otlp import redact_logs
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import MAX_RECORD_BYTES, Record, Stream
 from nightschool_collector.counters import Counters
-from nightschool_collector.request.body import Hold
+from nightschool_collector.request.admission import Hold
 from nightschool_collector.request.otlp import Format, decode
 from nightschool_collector.request.refusal import UNAUTHORIZED, RefusedError
 from nightschool_collector.store.cleaning import Cleaning

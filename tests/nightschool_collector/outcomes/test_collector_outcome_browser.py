@@ -22,7 +22,7 @@ from nightschool.outcomes.tokens import OutcomeKey
 from nightschool.sdk.client import Client
 from nightschool.stream import Stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser_routes import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

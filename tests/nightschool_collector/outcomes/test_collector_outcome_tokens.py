@@ -24,7 +24,7 @@ from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool.outcomes.tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.stream import Stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser_routes import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_collector.outcomes.write_limits import WriteLimits
 
 NOW_S = 1_790_000_000

@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from nightschool.errors import RecordError, StreamUnavailable
 from nightschool.outcomes.record import Outcome, from_log_record, parse_outcome
-from nightschool_collector.outcomes.bodies import OutcomeBody
-from nightschool_collector.outcomes.idempotency import IdempotentWriter, answer
+from nightschool_collector.outcomes.bodies import OutcomeBody, answer
+from nightschool_collector.outcomes.idempotency import IdempotentWriter
 
 TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
 TRACE = "0af7651916cd43dd8448eb211c80319c"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightschool_collector import receiver
-from nightschool_collector.request import body
+from nightschool_collector.request import incoming
 from nightschool_collector.request.admission import FLOOR_BYTES, Admission, Budgets, Traffic
 from nightschool_collector.request.refusal import RefusedError
 
@@ -119,7 +119,7 @@ def test_a_request_larger_than_the_budget_gets_in_alone(admission: Admission) ->
 
 def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that never ends is given up after a while: 503, and its room is given back."""
-    monkeypatch.setattr(body, "RECEIVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(incoming, "RECEIVE_TIMEOUT_S", 0.05)
     headers = [
         (b"content-type", b"application/x-protobuf"),
         (b"authorization", b"Bearer key-of-acme"),

@@ -1,55 +1,17 @@
-"""Reading a request's body within its limit, as sent and as decompressed."""
+"""Decompressing a request's body within its limit."""
 
 from __future__ import annotations
 
-import asyncio
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import zstandard
-from starlette.requests import Request
 
-from nightschool_collector.request.refusal import BAD_REQUEST, TOO_LARGE, UNAVAILABLE, UNSUPPORTED, RefusedError
+from nightschool_collector.request.admission import Hold
+from nightschool_collector.request.refusal import BAD_REQUEST, UNSUPPORTED, RefusedError, too_large
 
 ENCODINGS = ("gzip", "zstd", "identity")
-RECEIVE_TIMEOUT_S = 30.0  # three times what the official exporters wait
 _STEP_BYTES = 1 << 20  # how far a body expands before its room in memory is asked for
 _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
-
-Hold = Callable[[int], None]
-
-
-def declared_bytes(content_length: str | None, *, limit: int) -> int:
-    """The length that a client announces, 0 if it does not; one over `limit` is refused before anything is read."""
-    declared = int(content_length) if content_length and content_length.isascii() and content_length.isdigit() else 0
-    if declared > limit:
-        raise _too_large(f"{declared} bytes", limit)
-    return declared
-
-
-async def read_body(request: Request, *, limit: int, hold: Hold) -> bytes:
-    """The body as sent, never more than `limit`; `hold` admits or refuses each length before it is kept."""
-    chunks, size = [], 0
-    async with in_time():
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(f"more than {limit} bytes", limit)
-            hold(size)
-            chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-@asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
-    """A client that sends slowly holds room that others need: it is sent away after a while."""
-    try:
-        async with asyncio.timeout(RECEIVE_TIMEOUT_S):
-            yield
-    except TimeoutError:
-        message = f"the body was not complete after {RECEIVE_TIMEOUT_S:g} s: try again, with smaller batches"
-        raise RefusedError(UNAVAILABLE, message, reason="slow") from None
 
 
 def decoded(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
@@ -131,7 +93,7 @@ class _Grown:
     def add(self, part: bytes) -> None:
         self._size += len(part)
         if self._size > self._limit:
-            raise _too_large(f"more than {self._limit} bytes when decompressed", self._limit)
+            raise too_large(f"more than {self._limit} bytes when decompressed", self._limit)
         self._hold(self._size)
         self._parts.append(part)
 
@@ -140,7 +102,3 @@ class _Grown:
 
     def broken(self, why: str) -> RefusedError:
         return RefusedError(BAD_REQUEST, f"the body is not valid {self._encoding}: {why}")
-
-
-def _too_large(size: str, limit: int) -> RefusedError:
-    return RefusedError(TOO_LARGE, f"the body has {size}; at most {limit} are allowed: send smaller batches")
