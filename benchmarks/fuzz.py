@@ -482,12 +482,12 @@ class Fuzzer:
         ring = KeyRing({tenant: [hash_key(f"key-of-{tenant}")] for tenant in ("acme", "globex")})
         counters = Counters(ring.tenants)
         redactors = {"globex": Redactor(Rules(), "secret")}
-        writer = RecordWriter(self.stream, ring, counters, redactors=redactors, clock_ns=lambda: NOW_S * 10**9)  # type: ignore[arg-type]
-        self._receiver = Receiver(writer, Admission(Budgets(1 << 30, 1 << 30, 1 << 30)), LIMIT_BYTES)
+        writer = RecordWriter(self.stream, counters, redactors=redactors, clock_ns=lambda: NOW_S * 10**9)  # type: ignore[arg-type]
+        self._receiver = Receiver(ring, counters, Admission(Budgets(1 << 30, 1 << 30, 1 << 30)), LIMIT_BYTES)
         browser = BrowserSettings(keys={"acme": [KEY]}, origins={"acme": ["https://app.example"]}, writes_per_minute=10**9)
-        self._app = app_of(self._receiver, browser=browser, clock_ns=lambda: NOW_S * 10**9)
+        self._app = app_of(self._receiver, writer, browser=browser, clock_ns=lambda: NOW_S * 10**9)
         self._loop = asyncio.new_event_loop()
-        self._grpc = GrpcServer(self._receiver)
+        self._grpc = GrpcServer(self._receiver, writer)
         port = self._loop.run_until_complete(self._grpc.start("127.0.0.1", 0))
         self._channel = self._loop.run_until_complete(self._connect(port))
 

@@ -28,7 +28,7 @@ KEY = (("authorization", "Bearer key-of-acme"),)
 
 @pytest.fixture
 def port(collector: Any) -> Iterator[int]:
-    """The gRPC receiver of the collector under test, in an event loop of its own."""
+    """The gRPC server of the collector under test, in an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever)
     thread.start()
@@ -36,7 +36,7 @@ def port(collector: Any) -> Iterator[int]:
     def wait_for(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
-    server = GrpcServer(collector.receiver)
+    server = GrpcServer(collector.receiver, collector.writer)
     yield wait_for(server.start("127.0.0.1", 0))
     wait_for(server.stop(5))
     loop.call_soon_threadsafe(loop.stop)

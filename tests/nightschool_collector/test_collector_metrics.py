@@ -59,7 +59,7 @@ def test_workers_add_up() -> None:
     """Each process writes its own row of the shared numbers; whoever is asked answers for all."""
     counters = Counters(["acme"], num_workers=3)
     for index in range(3):
-        counters.be_worker(index)
+        counters.use_row(index)
         counters.accepted("acme", "traces", items=10 + index, rejected=0, num_bytes=1)
     assert counters.total("accepted_items", "acme", "traces") == 33
     assert 'accepted_items_total{signal="traces"} 33' in counters.text(by_tenant=False)

@@ -12,13 +12,18 @@ from nightschool.outcomes.tokens import OutcomeKey, load_key
 
 @dataclass(frozen=True, slots=True)
 class BrowserSettings:
-    """What the configuration says of browser tokens."""
+    """Who may send outcomes from a browser, and which; the first three by tenant."""
 
     keys: Mapping[str, Sequence[OutcomeKey]] = field(default_factory=dict)
+    """Secrets that tokens may be signed with."""
     revoked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Tokens that are refused although their signature is valid."""
     origins: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Origins whose pages may send outcomes and read the answers."""
     rules: Mapping[str, OutcomeConfig] = field(default_factory=lambda: DEFAULT_OUTCOMES)
+    """The allowed values, by the name of the outcome."""
     writes_per_minute: int = 60
+    """From one network address."""
 
     @classmethod
     def of(cls, config: Config) -> BrowserSettings:

@@ -1,8 +1,9 @@
-"""From outcomes to what became of each: accepted, known already, in conflict with a known one, or refused.
+"""Storing an outcome once, however often it is sent: accepted, duplicate, conflict or rejected.
 
-The process remembers the newest event ids and what each said. Inside that memory a replay is answered `duplicate` without storing
-it again, and an id that comes back with another body is a conflict. Past it (a restart, another collector) both are stored, and the
-nightly read keeps the first record of an id: what an id is good for does not depend on this memory, only how soon one hears of it.
+The process remembers the newest event ids and a fingerprint of the body that each came with. While an id is
+remembered, a second copy is answered `duplicate` and not stored again, and another body under the same id is a
+conflict. After it is forgotten (a restart, another collector) both are stored, and the night keeps the first record
+of an id: this memory decides how soon the sender is told, never what a night reads.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Literal
 
 from nightschool.errors import RecordError, shown
 from nightschool.outcomes.record import Outcome, canonical
+from nightschool_collector.request.refusal import printable
 
-REMEMBERED_EVENTS = 65_536  # about 15 MB; at 100 outcomes a second, the replays of the last ten minutes
+REMEMBERED_EVENTS = 65_536  # about 15 MB; at 100 outcomes a second, the copies of the last ten minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,9 @@ class Verdict:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        said = {"event_id": self.event_id, "status": self.status, "error": self.error}
-        return {name: value for name, value in said.items() if value is not None}
+        """As the answer shows it; what is None is left out."""
+        fields = {"event_id": self.event_id, "status": self.status, "error": self.error}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class IdempotentWriter:
@@ -43,20 +46,22 @@ class IdempotentWriter:
         redact: Callable[[str, Outcome], Outcome] = lambda tenant, outcome: outcome,
         num_remembered: int = REMEMBERED_EVENTS,
     ) -> None:
-        """`append` stores outcomes of a tenant and returns when they are durable; `redact` comes before all else."""
+        """`append` stores outcomes of a tenant and returns when they are durable; `redact` runs before everything else."""
         self._append, self._redact, self._num_remembered = append, redact, num_remembered
         self._changed = threading.Condition()
         self._being_stored: set[tuple[str, str]] = set()
         self._known: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        """The fingerprint of each remembered event, by tenant and event id."""
 
-    def take(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
-        """Store what is new, and say what became of each item, in order. Whatever it says is said of durable records."""
+    def write(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
+        """Store what is new and return what became of each item, in order; nothing is called accepted before it is durable."""
         items = [self._redacted(tenant, item) for item in items]
         keys = {(tenant, item.id) for item in items if isinstance(item, Outcome)}
         with self._changed:
-            # A page that is left sends what it just sent: the copy waits for the first, to be told from a new outcome.
+            # A page that is closed may send a copy of what it just sent. The copy waits until the first is stored:
+            # only then is it known to be a copy and not a new outcome.
             self._changed.wait_for(lambda: self._being_stored.isdisjoint(keys))
-            known = {event: said for (_, event) in keys if (said := self._known.get((tenant, event))) is not None}
+            known = {event: mark for (_, event) in keys if (mark := self._known.get((tenant, event))) is not None}
             verdicts, fresh = _judge(items, known)
             being_stored = {(tenant, outcome.event_id) for outcome in fresh}
             self._being_stored |= being_stored
@@ -76,28 +81,29 @@ class IdempotentWriter:
         except RecordError as error:
             return error
 
-    def _remember(self, tenant: str, fresh: dict[str, bytes]) -> None:
+    def _remember(self, tenant: str, fingerprints: dict[str, bytes]) -> None:
         with self._changed:
-            for event, said in fresh.items():
-                self._known[tenant, event] = said
+            for event, fingerprint in fingerprints.items():
+                self._known[tenant, event] = fingerprint
             while len(self._known) > self._num_remembered:
                 self._known.popitem(last=False)
 
 
 def _judge(items: Sequence[Outcome | RecordError], known: dict[str, bytes]) -> tuple[list[Verdict], list[Outcome]]:
-    """What becomes of each item, and those to store; `known` is what each id said before, and gets what the new ones say."""
+    """The verdict on each item, and the outcomes to store; `known` has the fingerprint of each known id, and gets the new ones."""
     verdicts, fresh = [], []
     for item in items:
         if isinstance(item, RecordError):
-            verdicts.append(Verdict("rejected", error=_printable(str(item))))
+            verdicts.append(Verdict("rejected", error=printable(str(item))))
             continue
-        event, said = item.id, _fingerprint(item)
+        event, fingerprint = item.id, _fingerprint(item)
         if event not in known:
-            known[event] = said
-            # The id that is answered is the one that is stored, whatever is made of the outcome on its way.
+            known[event] = fingerprint
+            # The id is written into the outcome, so that the stored id is the answered one whatever happens to the
+            # outcome on its way.
             fresh.append(replace(item, event_id=event))
             verdicts.append(Verdict("accepted", event))
-        elif known[event] == said:
+        elif known[event] == fingerprint:
             verdicts.append(Verdict("duplicate", event))
         else:
             what = f"event_id {shown(event)} was used before with another body; give every outcome an id of its own"
@@ -107,8 +113,3 @@ def _judge(items: Sequence[Outcome | RecordError], known: dict[str, bytes]) -> t
 
 def _fingerprint(outcome: Outcome) -> bytes:
     return hashlib.sha256(canonical(outcome.to_json()).encode()).digest()[:16]
-
-
-def _printable(text: str) -> str:
-    # A message may quote what came, and JSON can carry lone surrogates, which no answer can.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -10,12 +10,12 @@ from nightschool_collector.request.admission import Hold
 from nightschool_collector.request.refusal import BAD_REQUEST, UNSUPPORTED, RefusedError, too_large
 
 ENCODINGS = ("gzip", "zstd", "identity")
-_STEP_BYTES = 1 << 20  # how far a body expands before its room in memory is asked for
+_STEP_BYTES = 1 << 20  # by how much a body is expanded before more memory is reserved for it
 _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
 
 
-def decoded(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
-    """The body without its Content-Encoding, never expanded past `limit`; `hold` admits each length on the way there."""
+def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
+    """`body` without its Content-Encoding; `RefusedError` as soon as it expands past `limit` or `hold` refuses its length."""
     match (encoding or "identity").strip().lower():
         case "gzip":
             return _gunzip(body, limit, hold)
@@ -33,40 +33,40 @@ def decoded(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> byt
 
 def _gunzip(body: bytes, limit: int, hold: Hold) -> bytes:
     """All members of a gzip file, as RFC 1952 allows several."""
-    grown = _Grown("gzip", limit, hold)
+    expanded = _Expanded("gzip", limit, hold)
     while body:
         member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         while not member.eof:
             try:
                 part = member.decompress(body, _STEP_BYTES)
             except zlib.error as error:
-                raise grown.broken(str(error)) from None
-            grown.add(part)
+                raise expanded.broken(str(error)) from None
+            expanded.add(part)
             body = member.unconsumed_tail
             if not part and not body and not member.eof:
-                raise grown.broken("it ends too early")
+                raise expanded.broken("it ends too early")
         body = member.unused_data
-    return grown.whole()
+    return expanded.whole()
 
 
 def _unzstd(body: bytes, limit: int, hold: Hold) -> bytes:
     """All frames of a zstd body, as RFC 8878 allows several."""
-    grown = _Grown("zstd", limit, hold)
+    expanded = _Expanded("zstd", limit, hold)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     try:
         with decompressor.stream_reader(body, read_size=_STEP_BYTES, read_across_frames=True) as reader:
             while part := reader.read(_STEP_BYTES):
-                grown.add(part)
+                expanded.add(part)
         complete = _zstd_is_complete(body)
     except zstandard.ZstdError as error:
-        raise grown.broken(str(error)) from None
+        raise expanded.broken(str(error)) from None
     if not complete:
-        raise grown.broken("it ends too early")
-    return grown.whole()
+        raise expanded.broken("it ends too early")
+    return expanded.whole()
 
 
 def _zstd_is_complete(body: bytes) -> bool:
-    """Whether each frame reaches its last block: the reader takes an early end for the end (RFC 8878, section 3.1.1)."""
+    """Whether each frame reaches its last block (RFC 8878, section 3.1.1): the reader reports no error for one cut short."""
     at = 0
     while at < len(body):
         head = body[at : at + 18]  # the longest frame header
@@ -82,8 +82,8 @@ def _zstd_is_complete(body: bytes) -> bool:
     return at == len(body)
 
 
-class _Grown:
-    """What has been expanded so far, within its limit."""
+class _Expanded:
+    """The expanded part of a body, within its limit."""
 
     def __init__(self, encoding: str, limit: int, hold: Hold) -> None:
         self._encoding, self._limit, self._hold = encoding, limit, hold

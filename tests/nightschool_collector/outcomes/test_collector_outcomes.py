@@ -108,10 +108,10 @@ def test_what_was_not_stored_is_not_remembered() -> None:
     writer = IdempotentWriter(append, num_remembered=2)
     first, second, third = (parse_outcome(outcome(event_id=f"e-{n}")) for n in range(3))
     with pytest.raises(StreamUnavailable):
-        writer.take("acme", [first])
-    assert [verdict.status for verdict in writer.take("acme", [first, second, third])] == ["accepted"] * 3
-    assert [verdict.status for verdict in writer.take("acme", [second, third])] == ["duplicate"] * 2
-    assert [verdict.status for verdict in writer.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
+        writer.write("acme", [first])
+    assert [verdict.status for verdict in writer.write("acme", [first, second, third])] == ["accepted"] * 3
+    assert [verdict.status for verdict in writer.write("acme", [second, third])] == ["duplicate"] * 2
+    assert [verdict.status for verdict in writer.write("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
 
 
@@ -128,7 +128,7 @@ def test_copies_that_come_together_are_stored_once() -> None:
 
     def send(number: int) -> str:
         together.wait()
-        (verdict, _) = writer.take(
+        (verdict, _) = writer.write(
             "acme", [parse_outcome(outcome(event_id="e-1")), parse_outcome(outcome(event_id=f"x-{number}"))]
         )
         return verdict.status
@@ -149,7 +149,7 @@ def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
         return replace(item, comment="<EMAIL>")
 
     writer = IdempotentWriter(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
-    first, again, wrong = writer.take(
+    first, again, wrong = writer.write(
         "acme", [parse_outcome(outcome(comment=text)) for text in ("a@b.example", "c@d.example", "?")]
     )
     assert stored[0].event_id == first.event_id == again.event_id == parse_outcome(outcome(comment="<EMAIL>")).id

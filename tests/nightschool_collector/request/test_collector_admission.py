@@ -14,6 +14,11 @@ from nightschool_collector.request.admission import FLOOR_BYTES, Admission, Budg
 from nightschool_collector.request.refusal import RefusedError
 
 MIB = 1 << 20
+ANNOUNCED = {
+    "content-type": "application/x-protobuf",
+    "authorization": "Bearer key-of-acme",
+    "content-length": "900000",
+}
 OUTCOME = {"target": {"response_id": "r"}, "name": "n", "value": 1, "source": {"kind": "code"}}
 
 
@@ -24,29 +29,12 @@ def admission() -> Admission:
 
 def test_a_full_collector_refuses_by_the_declared_length(collector: Any) -> None:
     """With no room for the announced bytes the answer is 503 with a short Retry-After, and the body stays on the wire."""
-    headers = [
-        (b"content-type", b"application/x-protobuf"),
-        (b"authorization", b"Bearer key-of-acme"),
-        (b"content-length", b"900000"),
-    ]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/traces",
-        "headers": headers,
-        "query_string": b"",
-        "http_version": "1.1",
-    }
-    sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         raise AssertionError("the body was read")
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
     with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 * MIB - 100_000):
-        asyncio.run(collector.app(scope, receive, send))
+        sent = asyncio.run(collector.call("/v1/traces", ANNOUNCED, receive))
     assert sent[0]["status"] == 503
     assert dict(sent[0]["headers"])[b"retry-after"] == b"2"
     assert b"bytes of your spans are in flight" in sent[1]["body"]
@@ -120,30 +108,14 @@ def test_a_request_larger_than_the_budget_gets_in_alone(admission: Admission) ->
 def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that never ends is given up after a while: 503, and its room is given back."""
     monkeypatch.setattr(incoming, "RECEIVE_TIMEOUT_S", 0.05)
-    headers = [
-        (b"content-type", b"application/x-protobuf"),
-        (b"authorization", b"Bearer key-of-acme"),
-        (b"content-length", b"900000"),
-    ]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/traces",
-        "headers": headers,
-        "query_string": b"",
-        "http_version": "1.1",
-    }
-    chunks, sent = [{"type": "http.request", "body": b"x", "more_body": True}], []
+    chunks = [{"type": "http.request", "body": b"x", "more_body": True}]
 
     async def receive() -> dict[str, Any]:
         if not chunks:
             await asyncio.Event().wait()
         return chunks.pop()
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    asyncio.run(collector.app(scope, receive, send))
+    sent = asyncio.run(collector.call("/v1/traces", ANNOUNCED, receive))
     assert sent[0]["status"] == 503
     assert b"was not complete after 0.05 s" in sent[1]["body"]
     assert collector.receiver.admission.in_flight(Traffic.SPANS) == 0

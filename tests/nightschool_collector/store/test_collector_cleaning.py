@@ -14,7 +14,7 @@ from nightschool.redaction.redactor import Redactor
 from nightschool.redaction.rules import Rules
 from nightschool_collector.store import cleaning
 from nightschool_collector.store.cleaning import Cleaning
-from nightschool_collector.store.spans import sort_spans
+from nightschool_collector.store.spans import split_spans
 
 TEXTS = [
     "nothing to see",
@@ -44,8 +44,8 @@ def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], re
         span.attributes.add(key="gen_ai.input.messages").value.string_value = text
         span.attributes.add(key="enduser.id" if number % 2 else "metadata").value.string_value = text
     raw = request.SerializeToString()
-    apart = sort_spans(raw, Cleaning(Redactor(rules, "secret"))).records
-    whole = sort_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records
+    apart = split_spans(raw, Cleaning(Redactor(rules, "secret"))).records
+    whole = split_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records
     assert apart == whole
 
 
@@ -60,8 +60,8 @@ def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, reque
         return redact_traces(redactor, raw, subjects=subjects)
 
     monkeypatch.setattr(cleaning, "redact_traces", watched)
-    records = dict(sort_spans(request.SerializeToString(), Cleaning(Redactor(Rules(), "secret"))).records)
+    records = dict(split_spans(request.SerializeToString(), Cleaning(Redactor(Rules(), "secret"))).records)
     assert len(read) == 1
     assert b"anna@example.com" not in records[b"%032x" % 2]
-    untouched = dict(sort_spans(request.SerializeToString()).records)
+    untouched = dict(split_spans(request.SerializeToString()).records)
     assert records[b"%032x" % 1] == untouched[b"%032x" % 1]

@@ -46,7 +46,7 @@ def test_what_no_record_can_hold_is_kept_in_parts(collector: Any, requests: Any)
     """A span larger than any record comes back whole from the parts of its letter."""
     request = requests.spans(1)
     request.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="big").value.string_value = "x" * (9 << 20)
-    writer: RecordWriter = collector.receiver.writer
+    writer: RecordWriter = collector.writer
     response = writer.traces("acme", request.SerializeToString(), Format.PROTOBUF, lambda num_bytes: None)
     assert response.partial_success.rejected_spans == 1
     letters = sorted(collector.stored("ns.dlq"), key=lambda letter: letter.headers["ns-dlq-part"])

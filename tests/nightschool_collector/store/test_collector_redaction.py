@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from nightschool.config.settings import parse_config
 from nightschool.errors import ConfigError
 from nightschool.keys import KeyRing, hash_key, subject_of
 from nightschool.outcomes.record import Outcome, from_log_record, to_logs_request
-from nightschool.stream import Stream, open_stream
+from nightschool.stream import Stream
 from nightschool_collector.app import create_app
 
 MAIL = "anna@example.com"
@@ -35,12 +34,6 @@ privacy.patterns = ["ticket: TCK-[0-9]{{6}}"]
 key_sha256 = ["{hash_key(KEYS["open"])}"]
 privacy.enabled = false
 """
-
-
-@pytest.fixture
-def stream(tmp_path: Path) -> Iterator[Stream]:
-    with open_stream(f"sqlite:{tmp_path / 'stream.db'}", partitions=2) as stream:
-        yield stream
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import zstandard
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
+from nightschool_collector.store.spans import split_spans
+
 SPANS = "ns.otlp_spans"
 
 
@@ -233,14 +235,12 @@ def test_groups_are_read_and_left_out(collector: Any, requests: Any) -> None:
 
 def test_a_trace_larger_than_a_record_is_several_records(stream: Any, requests: Any) -> None:
     """A big trace is split by spans under one key; a span that no record can hold is rejected, the rest is stored."""
-    from nightschool_collector.store.spans import sort_spans
-
     request = requests.spans(*[1] * 12)
     spans = request.resource_spans[0].scope_spans[0].spans
     for span in spans:
         span.attributes.add(key="big").value.string_value = "x" * (1 << 20)
     spans[3].attributes[-1].value.string_value = "x" * (8 << 20)
-    found = sort_spans(request.SerializeToString())
+    found = split_spans(request.SerializeToString())
     assert [letter.reason for letter in found.rejected] == [
         "span 0000000000000004 has more than 7995904 bytes: shorten its attributes"
     ]
