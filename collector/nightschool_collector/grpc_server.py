@@ -49,7 +49,7 @@ class GrpcServer:
         self._server: Any = None
 
     async def start(self, host: str, port: int, *, shared: bool = False) -> int:
-        """Listen and return the port; with `shared`, other processes may listen on it too and the kernel divides connections."""
+        """Listen and return the port; if `shared`, other processes may listen on it too and share the connections."""
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._receiver.max_body_bytes),
@@ -129,7 +129,8 @@ async def _refuse(context: Any, error: RefusedError) -> NoReturn:
         details = AnyMessage()
         details.Pack(retry)
         status.details.append(details)
-        trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))  # where OpenTelemetry's Python SDK looks
+        # Where OpenTelemetry's Python SDK looks for it; the specification has it in the details of the status.
+        trailers.append(("google.rpc.retryinfo-bin", retry.SerializeToString()))
     trailers.append(("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(code, error.message, tuple(trailers))
     raise AssertionError("abort() raises")

@@ -47,11 +47,12 @@ class Receiver:
         }
 
     async def receive(self, request: Incoming, store: Callable[[str, bytes, Hold], T]) -> T:
-        """Take `request` in and return what `store` makes of it; `RefusedError` says what to answer instead, and is counted.
+        """Take `request` in and return what `store` makes of it; a `RefusedError` says what to answer instead.
 
-        What is cheap comes first and nothing is read for a request that is refused: whose key it is, whether the
-        process still accepts requests, whether the budget has room, then the body. Decompressing it and `store` (given
-        the tenant, the decompressed body, and what reserves more memory) run in a thread.
+        The cheap checks come first, so that nothing is read of a request that is refused: whose key it is, whether the
+        process still accepts requests, whether the budget has room. Then the body is read. Decompressing it and `store`
+        (given the tenant, the decompressed body, and a function that reserves more bytes) run in a thread. Refusals are
+        counted.
         """
         tenant = NOBODY
         try:

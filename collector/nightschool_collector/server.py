@@ -99,7 +99,7 @@ def _budgets(settings: CollectorConfig) -> Budgets:
 
 
 def _warn_of_retention(stream: Stream) -> None:
-    """Warn before the first record is taken: records that expire before a night reads them are lost without an error."""
+    """Warn before the first record is taken: one that expires before a night reads it is lost without an error."""
     try:
         warnings = retention_warnings(stream)
     except StreamError as error:

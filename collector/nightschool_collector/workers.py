@@ -36,7 +36,7 @@ class Workers:
         self._ready_reader, self._ready_writer = os.pipe()  # one byte from each worker that is ready
 
     def supervise(self, ready: Callable[[], None]) -> None:
-        """Run until a signal has stopped all workers; call `ready` when all are ready. `SystemExit` if the settings are wrong."""
+        """Run until a signal has stopped all workers; call `ready` when all are. `SystemExit` for wrong settings."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         for index in range(self._num_workers):

@@ -46,7 +46,7 @@ class IdempotentWriter:
         redact: Callable[[str, Outcome], Outcome] = lambda tenant, outcome: outcome,
         num_remembered: int = REMEMBERED_EVENTS,
     ) -> None:
-        """`append` stores outcomes of a tenant and returns when they are durable; `redact` runs before everything else."""
+        """`append` stores outcomes of a tenant and returns when they are durable; `redact` runs before that."""
         self._append, self._redact, self._num_remembered = append, redact, num_remembered
         self._changed = threading.Condition()
         self._being_stored: set[tuple[str, str]] = set()
@@ -54,7 +54,7 @@ class IdempotentWriter:
         """The fingerprint of each remembered event, by tenant and event id."""
 
     def write(self, tenant: str, items: Sequence[Outcome | RecordError]) -> list[Verdict]:
-        """Store what is new and return what became of each item, in order; nothing is called accepted before it is durable."""
+        """Store what is new and return what became of each item, in order, when everything is durable."""
         items = [self._redacted(tenant, item) for item in items]
         keys = {(tenant, item.id) for item in items if isinstance(item, Outcome)}
         with self._changed:
@@ -90,7 +90,7 @@ class IdempotentWriter:
 
 
 def _judge(items: Sequence[Outcome | RecordError], known: dict[str, bytes]) -> tuple[list[Verdict], list[Outcome]]:
-    """The verdict on each item, and the outcomes to store; `known` has the fingerprint of each known id, and gets the new ones."""
+    """The verdict on each item, and the outcomes to store; their fingerprints are added to `known`, by event id."""
     verdicts, fresh = [], []
     for item in items:
         if isinstance(item, RecordError):

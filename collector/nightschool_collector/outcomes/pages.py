@@ -43,7 +43,7 @@ def page(title: str, body: str, *, status: int) -> HTMLResponse:
 
 
 def parse_fields(fields: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON object for the fields of a form or a link: a value of `true`, `false` or a number is that, any other is text."""
+    """The JSON object for the fields of a form or a link; a value that is not `true`, `false` or a number is text."""
     body: dict[str, Any] = {name: value for name, value in fields.items() if name in FIELDS}
     if "value" in body:
         try:

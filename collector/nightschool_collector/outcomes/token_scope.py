@@ -1,4 +1,4 @@
-"""What a browser token allows a page to write: fields of a small JSON object, turned into an outcome in the token's scope."""
+"""What a browser token allows a page to write: the fields of a request, turned into an outcome in the token's scope."""
 
 from __future__ import annotations
 

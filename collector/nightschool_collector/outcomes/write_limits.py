@@ -27,7 +27,7 @@ class WriteLimits:
         """By network: how many requests it may send now, and when (in seconds) that was computed."""
 
     def wait_s(self, address: str, *, now_s: float) -> float:
-        """Count one request of `address`; above 0, the request is over the rate and must come again after so many seconds.
+        """Count one request of `address` and return 0; or, over the rate, the seconds after which it may come again.
 
         A token bucket: it holds a minute's requests and refills evenly.
         """

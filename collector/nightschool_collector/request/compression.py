@@ -15,7 +15,7 @@ _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding
 
 
 def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
-    """`body` without its Content-Encoding; `RefusedError` as soon as it expands past `limit` or `hold` refuses its length."""
+    """`body` without its Content-Encoding; `RefusedError` if it expands past `limit` or `hold` refuses its length."""
     match (encoding or "identity").strip().lower():
         case "gzip":
             return _gunzip(body, limit, hold)
@@ -66,7 +66,7 @@ def _unzstd(body: bytes, limit: int, hold: Hold) -> bytes:
 
 
 def _zstd_is_complete(body: bytes) -> bool:
-    """Whether each frame reaches its last block (RFC 8878, section 3.1.1): the reader reports no error for one cut short."""
+    """Whether each frame has its last block (RFC 8878, section 3.1.1): the reader accepts a frame that is cut short."""
     at = 0
     while at < len(body):
         head = body[at : at + 18]  # the longest frame header

@@ -53,7 +53,7 @@ def answer(message: Message, form: Format) -> Response:
 
 
 def refuse(error: RefusedError, content_type: str | None) -> Response:
-    """The error as a `Status` message, as OTLP specifies; in JSON, which people can read, for a client of unknown format."""
+    """The error as a `Status` message, as OTLP specifies; in JSON, which people can read, if the format is unknown."""
     try:
         form = format_of(content_type)
     except RefusedError:

@@ -55,5 +55,5 @@ def too_large(size: str, limit: int) -> RefusedError:
 
 
 def retry_after_s(jitter: float) -> int:
-    """Whole seconds from 1 to 3 that a client should wait; `jitter` in [0, 1) spreads clients refused at the same time."""
+    """Whole seconds, 1 to 3, that a client should wait; `jitter` in [0, 1) spreads clients refused at the same time."""
     return 1 + int(jitter * MAX_RETRY_AFTER_S)

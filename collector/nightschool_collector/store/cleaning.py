@@ -25,7 +25,7 @@ class Cleaning:
         """Whether anything was redacted."""
 
     def start(self, request: bytes) -> bytes:
-        """Find the suspicious places; when they cannot be found without decoding everything, redact the whole request at once."""
+        """Find the suspicious places; if that takes decoding everything, redact the whole request at once."""
         places = suspicious_places(self._redactor, request)
         if places is None:
             return redact_traces(self._redactor, request, subjects=True)
@@ -34,7 +34,7 @@ class Cleaning:
         return request
 
     def frame(self, shared: Shared) -> Shared:
-        """What spans share, redacted. Every request brings the same resource, so what has nothing to redact is remembered."""
+        """What spans share, redacted. The same resource comes with every request, so clean ones are remembered."""
         if _is_clean(self._redactor, shared):
             return shared
         ((clean, _),) = scopes(redact_traces(self._redactor, frame_one(shared, b""), subjects=True))

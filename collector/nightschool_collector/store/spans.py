@@ -11,7 +11,7 @@ _TRACE_ID, _SPAN_ID = 1, 2  # fields of a span
 
 
 def split_spans(request: bytes, cleaning: Cleaning | None = None) -> SplitRequest:
-    """The records of a checked protobuf request; the request itself, unchanged, when it has one trace and nothing to redact."""
+    """The records of a checked protobuf request; the request itself if it has one trace and nothing to redact."""
     if cleaning is not None:
         request = cleaning.start(request)
     splitter, rejected, num_spans = Splitter(), [], 0

@@ -20,7 +20,7 @@ _BYTES_TYPE = 2
 
 
 class GroupError(Exception):
-    """The request holds a group, the one construct of protobuf that OTLP never uses and that has no length to skip it by."""
+    """The request holds a group: the one construct of protobuf that OTLP never uses and that says no length."""
 
 
 class Shared(NamedTuple):
