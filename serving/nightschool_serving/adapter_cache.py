@@ -20,7 +20,7 @@ from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, verify_release
 from nightschool.tenants import check_tenant
-from nightschool_serving.routing import Adapter
+from nightschool_serving.adapter import Adapter
 
 MAX_RELEASE_BYTES = 4 << 30
 _ABANDONED_AFTER_SECONDS = 3600.0

@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import os
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +26,8 @@ from nightschool_serving.guard import CONFIG_VARIABLE
 from nightschool_serving.recorder import RecordingEngine
 from nightschool_serving.replica import Replica
 from nightschool_serving.routing import RoutingTable
+from nightschool_serving.state import Serving
 from nightschool_serving.telemetry import Telemetry
-
-
-@dataclass(slots=True)
-class Serving:
-    """Everything our routes need; `app.state.nightschool`. Its presence is the mark that the plugin was loaded."""
-
-    table: RoutingTable
-    replica: Replica
-    cache: AdapterCache
-    engine: VllmEngine
-    telemetry: Telemetry | None
-    max_model_len: int
-    tokenizer: str
-    """SHA-256 of the base model's tokenizer.json, told with every recorded token id."""
-    watcher: asyncio.Task[None] | None = None
-    """Held here because the event loop keeps only weak references to tasks."""
-
-    @property
-    def ready(self) -> bool:
-        return self.replica.ready
 
 
 class NightschoolEndpoint:

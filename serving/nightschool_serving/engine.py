@@ -11,7 +11,7 @@ import secrets
 from typing import Any, Protocol
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.routing import Adapter
+from nightschool_serving.adapter import Adapter
 
 _SMOKE_PROMPT = [1]  # one token that every vocabulary has
 
@@ -39,39 +39,39 @@ class VllmEngine:
     async def load(self, adapter: Adapter) -> None:
         from vllm.lora.request import LoRARequest
 
-        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.engine_id, lora_path=str(adapter.folder))
+        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.adapter_id, lora_path=str(adapter.folder))
         await self._check_id(adapter)
         try:
             await self._client.add_lora(request)
             await self._smoke(request)
         except Exception as error:
             # vLLM reports a bad adapter with whatever its loader raised; the engine itself survives.
-            if not self._holders.get(adapter.engine_id):
-                await self._client.remove_lora(adapter.engine_id)
+            if not self._holders.get(adapter.adapter_id):
+                await self._client.remove_lora(adapter.adapter_id)
             if isinstance(error, ReleaseRejected):
                 raise
             raise ReleaseRejected(f"the engine refused it: {error}") from error
-        self._holders.setdefault(adapter.engine_id, {})[adapter.name] = adapter
+        self._holders.setdefault(adapter.adapter_id, {})[adapter.name] = adapter
         self._lora_requests[adapter.name] = request
 
     async def unload(self, adapter: Adapter) -> None:
         self._lora_requests.pop(adapter.name, None)
-        holders = self._holders.get(adapter.engine_id, {})
+        holders = self._holders.get(adapter.adapter_id, {})
         holders.pop(adapter.name, None)
         if not holders:
-            await self._client.remove_lora(adapter.engine_id)
+            await self._client.remove_lora(adapter.adapter_id)
 
-    def engine_id(self, name: str) -> int | None:
+    def adapter_id(self, name: str) -> int | None:
         """The id that vLLM's handlers will use for `name`; None for the base model."""
         request = self._lora_requests.get(name)
         return None if request is None else int(request.lora_int_id)
 
     async def _check_id(self, adapter: Adapter) -> None:
         """vLLM takes a known id for a loaded adapter, and would serve whatever holds it under this adapter's name."""
-        holders = self._holders.get(adapter.engine_id, {})
-        foreign = not holders and adapter.engine_id in await self._client.list_loras()
+        holders = self._holders.get(adapter.adapter_id, {})
+        foreign = not holders and adapter.adapter_id in await self._client.list_loras()
         if foreign or any((held.tenant, held.content) != (adapter.tenant, adapter.content) for held in holders.values()):
-            raise ReleaseRejected(f"adapter id {adapter.engine_id} is already used in this engine by another adapter")
+            raise ReleaseRejected(f"adapter id {adapter.adapter_id} is already used in this engine by another adapter")
 
     async def _smoke(self, request: Any) -> None:
         """Generate one token on the adapter: weights that overflow show here, before any user sees them."""

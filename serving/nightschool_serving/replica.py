@@ -18,9 +18,10 @@ from typing import Any
 from nightschool.errors import RegistryError, ReleaseRejected
 from nightschool.registry.folder import Pointer, Registry
 from nightschool.semconv import BASE_RELEASE
+from nightschool_serving.adapter import Adapter
 from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.engine import AdapterEngine
-from nightschool_serving.routing import Adapter, Route, RoutingTable
+from nightschool_serving.routing import Route, RoutingTable
 
 RETIRE_AFTER_SECONDS = 30.0
 """How long an adapter that nothing routes to must have been idle before it leaves the engine."""

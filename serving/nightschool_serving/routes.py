@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -25,10 +25,8 @@ from nightschool_serving.guard import RequestContext
 from nightschool_serving.recorder import current_recording
 from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
 from nightschool_serving.spans import SENT_FIELDS, ServedRequest, TraceParent
-
-if TYPE_CHECKING:
-    from nightschool_serving.endpoint import Serving
-    from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.state import Serving
+from nightschool_serving.telemetry import Telemetry
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
 # What vLLM lets a request body choose and a tenant must not: the transfer of cache blocks between engines, arguments for
@@ -79,7 +77,7 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
     overwrite(request, target)
     context.release = target.release
     # From here to the handler there is no await: what was checked is what is used.
-    check_isolation(target, tenant=context.tenant, engine_id=serving.engine.engine_id(target.model))
+    check_isolation(target, tenant=context.tenant, adapter_id=serving.engine.adapter_id(target.model))
     context.closing.enter_context(serving.table.lease(target))
     if serving.telemetry is not None:
         served = ServedRequest(

@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from nightschool.errors import NightschoolError
-from nightschool.registry.release import check_digest
 from nightschool.semconv import BASE_RELEASE
-from nightschool.tenants import check_tenant
+from nightschool_serving.adapter import Adapter
 
 TENANT_ALIAS = "nightschool"
 BASE_ALIAS = "base"
@@ -35,23 +33,6 @@ class ReleaseUnavailable(NightschoolError, RuntimeError):  # noqa: N818 - named 
 
 class IsolationError(NightschoolError, RuntimeError):
     """A request was about to be answered by another tenant's adapter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A verified release on local disk, as the engine knows it."""
-
-    tenant: str
-    """As in the release's manifest."""
-    digest: str
-    engine_id: int
-    folder: Path
-    content: str
-    """SHA-256 of what the engine reads; releases of equal content may share an id."""
-
-    @property
-    def name(self) -> str:
-        return engine_name(self.tenant, self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +112,13 @@ class RoutingTable:
         self._in_flight.pop(adapter.name, None)
 
 
-def check_isolation(target: Target, *, tenant: str, engine_id: int | None) -> None:
+def check_isolation(target: Target, *, tenant: str, adapter_id: int | None) -> None:
     """Last look before the engine: the key's tenant, the target's tenant and the manifest's tenant are one, and so is the id."""
     adapter = target.adapter
     owner = adapter.tenant if adapter else tenant
-    expected_id = adapter.engine_id if adapter else None
-    if not tenant == target.tenant == owner or engine_id != expected_id:
+    expected_id = adapter.adapter_id if adapter else None
+    if not tenant == target.tenant == owner or adapter_id != expected_id:
         raise IsolationError(
             f"request of {tenant!r} was routed to {target.model!r} of {target.tenant!r}, adapter of {owner!r} "
-            f"with id {engine_id} (expected {expected_id}); nothing was generated"
+            f"with id {adapter_id} (expected {expected_id}); nothing was generated"
         )
-
-
-def engine_name(tenant: str, digest: str) -> str:
-    """The adapter's name inside vLLM: immutable, because vLLM keys its prefix cache by name and path."""
-    return f"t-{check_tenant(tenant)}.{check_digest(digest)[:16]}"

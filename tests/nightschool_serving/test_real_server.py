@@ -20,7 +20,7 @@ import nightschool
 from nightschool.registry.release import WEIGHTS
 from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
-from nightschool_serving.routing import engine_name
+from nightschool_serving.routing import adapter_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -80,7 +80,7 @@ def test_a_release_is_served_without_a_restart(server: Any, released: dict[str, 
     """A published release answers within a poll; the header and the model name tell which; the answer is another one."""
     answer, base = server.chat("bank", "nightschool", PROMPT, **LONG), server.chat("bank", "base", PROMPT, **LONG)
     assert answer.headers["x-nightschool-release"] == released["bank"]
-    assert answer.json["model"] == engine_name("bank", released["bank"])
+    assert answer.json["model"] == adapter_name("bank", released["bank"])
     assert base.headers["x-nightschool-release"] == "base"
     assert text(answer) != text(base)
     assert server.process.poll() is None
@@ -91,7 +91,7 @@ def test_a_key_gets_its_own_tenants_release_and_no_other(server: Any, released: 
     for key, owner in itertools.product(server.tenants, server.tenants):
         alias = server.chat(key, "nightschool", PROMPT)
         assert alias.headers["x-nightschool-release"] == released[key]
-        guessed = server.chat(key, engine_name(owner, released[owner]), PROMPT)
+        guessed = server.chat(key, adapter_name(owner, released[owner]), PROMPT)
         assert guessed.status == 404
         assert "allowed are 'nightschool' and 'base'" in guessed.json["error"]["message"]
     assert text(server.chat("bank", "nightschool", PROMPT)) != text(server.chat("telecom", "nightschool", PROMPT))

@@ -13,9 +13,10 @@ import pytest
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, MANIFEST, WEIGHTS, BaseModel
+from nightschool_serving.adapter import Adapter
 from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.replica import RETIRE_AFTER_SECONDS, Replica
-from nightschool_serving.routing import Adapter, ReleaseUnavailable, RoutingTable
+from nightschool_serving.routing import ReleaseUnavailable, RoutingTable
 
 Publish = Callable[..., str]
 

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from nightschool.errors import ConfigError, ReleaseRejected
+from nightschool_serving.adapter import Adapter, adapter_name
 from nightschool_serving.routing import (
-    Adapter,
     IsolationError,
     ReleaseUnavailable,
     Route,
     RoutingTable,
     UnknownModel,
     check_isolation,
-    engine_name,
 )
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), "1")
@@ -82,8 +81,8 @@ def test_a_lease_counts_until_the_request_is_over(table: RoutingTable) -> None:
 
 def test_isolation_holds_for_what_the_table_resolves(table: RoutingTable) -> None:
     """Key, route and manifest agree: nothing is raised."""
-    check_isolation(table.resolve("bank", "nightschool"), tenant="bank", engine_id=1001)
-    check_isolation(table.resolve("bank", "base"), tenant="bank", engine_id=None)
+    check_isolation(table.resolve("bank", "nightschool"), tenant="bank", adapter_id=1001)
+    check_isolation(table.resolve("bank", "base"), tenant="bank", adapter_id=None)
 
 
 def test_isolation_refuses_any_disagreement(table: RoutingTable) -> None:
@@ -96,20 +95,20 @@ def test_isolation_refuses_any_disagreement(table: RoutingTable) -> None:
         (target, "bank", None),
         (table.resolve("bank", "base"), "bank", 1001),
     ]
-    for candidate, tenant, engine_id in wrong:
+    for candidate, tenant, adapter_id in wrong:
         with pytest.raises(IsolationError):
-            check_isolation(candidate, tenant=tenant, engine_id=engine_id)
+            check_isolation(candidate, tenant=tenant, adapter_id=adapter_id)
 
 
 def test_the_name_inside_vllm_is_tenant_and_digest() -> None:
     """t-<tenant>.<first 16 digits>: never the same for other weights, never a content-part type of vLLM's."""
-    assert engine_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
+    assert adapter_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
 
 
 @pytest.mark.parametrize("tenant", ["..", "a/b", "", "A"])
 def test_a_name_inside_vllm_is_made_of_checked_parts(tenant: str) -> None:
     """What is no tenant's name or no digest never becomes an adapter's name."""
     with pytest.raises(ConfigError, match="is not a tenant name"):
-        engine_name(tenant, "a" * 64)
+        adapter_name(tenant, "a" * 64)
     with pytest.raises(ReleaseRejected, match="64 lowercase hex digits"):
-        engine_name("acme", "../../etc")
+        adapter_name("acme", "../../etc")

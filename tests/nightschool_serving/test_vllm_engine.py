@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nightschool.errors import ReleaseRejected
+from nightschool_serving.adapter import Adapter
 from nightschool_serving.engine import VllmEngine
-from nightschool_serving.routing import Adapter
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), content="1")
 
@@ -32,9 +32,9 @@ class FakeClient:
         self.ids.add(request.lora_int_id)
         return True
 
-    async def remove_lora(self, engine_id: int) -> bool:
-        found = engine_id in self.ids
-        self.ids.discard(engine_id)
+    async def remove_lora(self, adapter_id: int) -> bool:
+        found = adapter_id in self.ids
+        self.ids.discard(adapter_id)
         return found
 
     async def list_loras(self) -> set[int]:
@@ -54,7 +54,7 @@ async def test_a_loaded_adapter_was_tried_before_it_has_a_name() -> None:
     request = names[BANK.name]
     assert client.smoked == [(BANK.name, 1)]
     assert (request.lora_int_id, request.lora_path, request.load_inplace) == (1001, "/cache/bank", False)
-    assert (engine.engine_id(BANK.name), engine.engine_id("base")) == (1001, None)
+    assert (engine.adapter_id(BANK.name), engine.adapter_id("base")) == (1001, None)
 
 
 async def test_unloading_takes_the_name_and_the_weights() -> None:
@@ -97,7 +97,7 @@ async def test_an_id_in_use_is_never_given_to_other_weights() -> None:
     assert (client.ids, list(names)) == ({1001}, [BANK.name])
     client.ids.add(7)
     with pytest.raises(ReleaseRejected, match="id 7"):
-        await engine.load(replace(BANK, digest="c" * 64, engine_id=7))
+        await engine.load(replace(BANK, digest="c" * 64, adapter_id=7))
 
 
 async def test_a_release_filed_again_with_the_same_weights_shares_them() -> None:
