@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, MANIFEST, WEIGHTS, BaseModel
 from nightschool_serving.adapter import Adapter
 from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.replica import RETIRE_AFTER_SECONDS, Replica
-from nightschool_serving.routing import ReleaseUnavailable, RoutingTable
+from nightschool_serving.plan import RETIRE_AFTER_SECONDS
+from nightschool_serving.replica import Replica
+from nightschool_serving.routing import ReleaseUnavailable, Route, RoutingTable
 
 Publish = Callable[..., str]
 
@@ -28,15 +30,31 @@ class FakeEngine:
         self.loaded: list[str] = []
         self.loads = 0
         self.refuse: str | None = None
+        self.stuck: dict[str, asyncio.Event] = {}
+        """Loads of these tenants wait for the event."""
 
     async def load(self, adapter: Adapter) -> None:
         self.loads += 1
+        if adapter.tenant in self.stuck:
+            await self.stuck[adapter.tenant].wait()
         if self.refuse:
             raise ReleaseRejected(self.refuse)
-        self.loaded.append(adapter.digest)
+        self.loaded.append(adapter.release)
 
     async def unload(self, adapter: Adapter) -> None:
-        self.loaded.remove(adapter.digest)
+        self.loaded.remove(adapter.release)
+
+
+class ObservedTable(RoutingTable):
+    """A routing table that tells tests when a route was replaced."""
+
+    def __init__(self, tenants: Iterable[str]) -> None:
+        super().__init__(tenants)
+        self.replaced: asyncio.Queue[Route] = asyncio.Queue()
+
+    def replace(self, route: Route) -> None:
+        super().replace(route)
+        self.replaced.put_nowait(route)
 
 
 @dataclass
@@ -45,7 +63,7 @@ class Setup:
 
     registry: Registry
     engine: FakeEngine
-    table: RoutingTable
+    table: ObservedTable
     replica: Replica
     cache: Path
     now: list[float]
@@ -55,6 +73,12 @@ class Setup:
 
     def point(self, tenant: str, digest: str | None) -> None:
         self.registry.move_pointer(tenant, self.registry.pointer(tenant), stable=digest)
+
+    async def until_released(self, **releases: str) -> None:
+        """Wait until these releases answer their tenants."""
+        async with asyncio.timeout(30):
+            while any(self.release(tenant) != release for tenant, release in releases.items()):
+                await self.table.replaced.get()
 
     async def settle(self) -> None:
         """Long enough with nothing in flight that what is not needed leaves the engine."""
@@ -70,7 +94,7 @@ def setup(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> Set
 
 def make_setup(tmp_path: Path, registry: Registry, base_model: BaseModel) -> Setup:
     registry.root.mkdir(exist_ok=True)
-    engine, table, now = FakeEngine(), RoutingTable(["bank", "telecom"]), [0.0]
+    engine, table, now = FakeEngine(), ObservedTable(["bank", "telecom"]), [0.0]
     cache = AdapterCache(tmp_path / "cache", registry, base_model=base_model, max_rank=16)
     replica = Replica(["bank", "telecom"], registry=registry, cache=cache, engine=engine, table=table, clock=lambda: now[0])
     return Setup(registry, engine, table, replica, tmp_path / "cache", now)
@@ -331,3 +355,38 @@ async def test_a_spoiled_local_copy_is_fetched_again(
     assert (setup.cache / "bank" / digest / ADAPTER_CONFIG).read_bytes() == (
         setup.registry.release_folder("bank", digest) / ADAPTER_CONFIG
     ).read_bytes()
+
+
+async def test_a_tenant_whose_release_takes_long_delays_no_other(setup: Setup, publish_tiny: Publish) -> None:
+    """Each tenant is followed in a task of its own: the others get their new releases meanwhile."""
+    await setup.replica.reconcile()
+    setup.engine.stuck["bank"] = asyncio.Event()
+    watching = asyncio.create_task(setup.replica.watch(0.01))
+    mine = publish_tiny("bank", 1)
+    for seed in (1, 2):
+        await setup.until_released(telecom=publish_tiny("telecom", seed))
+    assert setup.release("bank") == "base"
+    setup.engine.stuck["bank"].set()
+    await setup.until_released(bank=mine)
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+async def test_a_defect_at_one_tenant_does_not_stop_the_watch(setup: Setup, publish_tiny: Publish) -> None:
+    """An error that nobody foresaw is logged; the same tenant is looked at again, and the others go on."""
+    await setup.replica.reconcile()
+    load, failures = setup.engine.load, [0]
+
+    async def broken(adapter: Adapter) -> None:
+        if adapter.tenant == "bank" and not failures[0]:
+            failures[0] += 1
+            raise ZeroDivisionError
+        await load(adapter)
+
+    setup.engine.load = broken  # type: ignore[method-assign]
+    mine, theirs = publish_tiny("bank", 1), publish_tiny("telecom", 1)
+    watching = asyncio.create_task(setup.replica.watch(0.01))
+    await setup.until_released(bank=mine, telecom=theirs)
+    assert failures == [1]
+    watching.cancel()
+    await asyncio.wait([watching])
