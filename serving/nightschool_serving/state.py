@@ -1,4 +1,4 @@
-"""What the routes of a running server share."""
+"""What the routes of a running server share: `endpoint` makes it, `routes` uses it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nightschool_serving.telemetry import Telemetry
 
 @dataclass(slots=True)
 class Serving:
-    """Everything our routes need; `app.state.nightschool`. Its presence is the mark that the plugin was loaded."""
+    """Everything our routes need; `app.state.nightschool`. It is there only if the plugin was loaded."""
 
     table: RoutingTable
     replica: Replica
@@ -22,11 +22,13 @@ class Serving:
     engine: VllmEngine
     telemetry: Telemetry | None
     max_model_len: int
+    """Tokens of prompt and answer together."""
     tokenizer: str
-    """SHA-256 of the base model's tokenizer.json, told with every recorded token id."""
+    """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
     watcher: asyncio.Task[None] | None = None
     """Held here because the event loop keeps only weak references to tasks."""
 
     @property
     def ready(self) -> bool:
+        """Whether requests may be answered."""
         return self.replica.ready
