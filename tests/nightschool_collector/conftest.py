@@ -55,7 +55,7 @@ class Collector:
     async def call(
         self, path: str, headers: Mapping[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]
     ) -> list[dict[str, Any]]:
-        """POST without a client in between: the body is what `receive` gives, the answer the messages that were sent."""
+        """POST by ASGI alone: the body is what `receive` gives, the answer is the messages that were sent."""
         sent: list[dict[str, Any]] = []
 
         async def send(message: Any) -> None:

@@ -56,7 +56,7 @@ def test_only_an_operator_sees_tenants(collector: Any, requests: Any) -> None:
 
 
 def test_workers_add_up() -> None:
-    """Each process writes its own row of the shared numbers; whoever is asked answers for all."""
+    """Each process writes its own row of the shared numbers; each answers with the sum of all rows."""
     counters = Counters(["acme"], num_workers=3)
     for index in range(3):
         counters.use_row(index)
@@ -66,7 +66,7 @@ def test_workers_add_up() -> None:
 
 
 def test_an_unknown_reason_is_counted_as_other() -> None:
-    """A refusal of a later kind is never lost."""
+    """A refusal with a reason that is not listed is counted as `other`."""
     counters = Counters(["acme"])
     counters.refused("acme", "outcomes", "a reason of a later version")
     assert counters.total("refused_requests", "acme", "outcomes", "other") == 1

@@ -81,7 +81,7 @@ class Setup:
                 await self.table.replaced.get()
 
     async def settle(self) -> None:
-        """Long enough with nothing in flight that what is not needed leaves the engine."""
+        """Let so much time pass that what is idle leaves the engine."""
         await self.replica.reconcile()
         self.now[0] += RETIRE_AFTER_SECONDS
         await self.replica.reconcile()
@@ -179,7 +179,7 @@ DAMAGES = (flip_byte, spoil_manifest, remove_weights, add_pickle, link_weights, 
 async def test_a_damaged_release_is_rejected_and_the_old_one_serves(
     setup: Setup, publish_tiny: Publish, damage: Callable[[Path], None]
 ) -> None:
-    """A flipped byte, a missing file, a pickle, a link or a pipe: refused before the engine sees it, counted, not tried again."""
+    """A flipped byte, a missing file, a pickle, a link or a pipe never reaches the engine and is not tried again."""
     good = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     bad = publish_tiny("bank", 2)
@@ -194,7 +194,7 @@ async def test_a_damaged_release_is_rejected_and_the_old_one_serves(
 
 
 async def test_a_rejected_release_is_tried_again_when_the_pointer_moves(setup: Setup, publish_tiny: Publish) -> None:
-    """Repairing alone is not noticed; moving the pointer (a person saying: now) is."""
+    """Repairing the files changes nothing before a person moves the pointer."""
     bad = publish_tiny("bank", 1)
     weights = setup.registry.release_folder("bank", bad) / WEIGHTS
     spoil(weights)
@@ -250,7 +250,7 @@ async def test_a_release_the_engine_refuses_does_not_answer(setup: Setup, publis
 
 
 async def test_the_base_model_does_not_stand_in_for_a_rejected_first_release(setup: Setup, publish_tiny: Publish) -> None:
-    """With nothing to fall back to, the tenant's alias says why; the other tenant and the server are not held up."""
+    """Without an earlier release the tenant's requests are refused with the reason; the other tenant is served."""
     spoil(setup.registry.release_folder("bank", publish_tiny("bank", 1)) / WEIGHTS)
     await setup.replica.reconcile()
     assert setup.replica.ready
@@ -286,7 +286,7 @@ async def test_an_unreachable_registry_changes_nothing(setup: Setup, publish_tin
 
 
 async def test_a_server_started_without_its_registry_is_not_ready(setup: Setup, publish_tiny: Publish) -> None:
-    """An unreadable pointer at the start keeps the server out of service until it can be read."""
+    """While a pointer has never been read the server is not ready."""
     publish_tiny("bank", 1)
     pointer = setup.registry.root / "bank" / "pointer.json"
     good = pointer.read_text()
@@ -299,7 +299,7 @@ async def test_a_server_started_without_its_registry_is_not_ready(setup: Setup, 
 
 
 async def test_a_rollback_needs_no_loading(setup: Setup, publish_tiny: Publish) -> None:
-    """The version before the current one is still in the engine."""
+    """The release before the current one is still in the engine."""
     first, second = publish_tiny("bank", 1), publish_tiny("bank", 2)
     for digest in (first, second):
         setup.point("bank", digest)
@@ -322,7 +322,7 @@ async def test_a_rollback_to_the_base_model(setup: Setup, publish_tiny: Publish)
 
 
 async def test_an_adapter_leaves_the_engine_only_when_idle_for_a_while(setup: Setup, publish_tiny: Publish) -> None:
-    """Two versions back: held while a request runs on it and for the grace period after, then unloaded and deleted."""
+    """Two versions back it stays while a request runs on it and for a while after; then it is deleted."""
     first = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     target = setup.table.resolve("bank", "nightschool")
@@ -345,7 +345,7 @@ async def test_an_adapter_leaves_the_engine_only_when_idle_for_a_while(setup: Se
 async def test_a_spoiled_local_copy_is_fetched_again(
     setup: Setup, publish_tiny: Publish, tmp_path: Path, tiny_base_model: BaseModel
 ) -> None:
-    """After a restart the cache is checked before it is trusted."""
+    """After a restart the cached files are verified again before they are used."""
     digest = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     spoil(setup.cache / "bank" / digest / ADAPTER_CONFIG)
@@ -373,7 +373,7 @@ async def test_a_tenant_whose_release_takes_long_delays_no_other(setup: Setup, p
 
 
 async def test_a_defect_at_one_tenant_does_not_stop_the_watch(setup: Setup, publish_tiny: Publish) -> None:
-    """An error that nobody foresaw is logged; the same tenant is looked at again, and the others go on."""
+    """An unexpected error is logged; that tenant is tried again, and the others are not affected."""
     await setup.replica.reconcile()
     load, failures = setup.engine.load, [0]
 

@@ -1,4 +1,4 @@
-"""Adapters inside the engine: what is loaded, tried and unloaded. The engine client is a fake; names and types are vLLM's."""
+"""Adapters inside the engine: loaded, tried and unloaded. The client is a fake; names and types are vLLM's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FakeClient:
 
 
 async def test_a_loaded_adapter_was_tried_before_it_has_a_name() -> None:
-    """One token is generated on it, then vLLM's handlers know it by its immutable name, id and local path."""
+    """One token is generated with it; then vLLM's handlers know it by its name, id and local path."""
     client, names = FakeClient(), {}
     engine = VllmEngine(client, names)
     await engine.load(BANK)
@@ -69,7 +69,7 @@ async def test_unloading_takes_the_name_and_the_weights() -> None:
 
 @pytest.mark.parametrize("logprob", [float("nan"), float("inf"), float("-inf")])
 async def test_an_adapter_that_overflows_is_rejected(logprob: float) -> None:
-    """A smoke answer without a finite log-probability leaves nothing behind."""
+    """After a smoke answer without a finite log-probability nothing of it stays in the engine."""
     client, names = FakeClient(logprob), {}
     with pytest.raises(ReleaseRejected, match="overflow"):
         await VllmEngine(client, names).load(BANK)

@@ -1,4 +1,4 @@
-"""Admission by bytes in flight: refused before the body is read, per tenant, per traffic, and given back whatever happens."""
+"""Admission by bytes in flight, by tenant and by traffic: refused before the body is read, always given back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def admission() -> Admission:
 
 
 def test_a_full_collector_refuses_by_the_declared_length(collector: Any) -> None:
-    """With no room for the announced bytes the answer is 503 with a short Retry-After, and the body stays on the wire."""
+    """With no room for the announced bytes the answer is 503 with a short Retry-After, and no byte is read."""
 
     async def receive() -> dict[str, Any]:
         raise AssertionError("the body was read")
@@ -41,7 +41,7 @@ def test_a_full_collector_refuses_by_the_declared_length(collector: Any) -> None
 
 
 def test_one_tenant_cannot_fill_the_collector(collector: Any, requests: Any) -> None:
-    """A tenant that uses all it may is refused; the others get in, until the whole is full."""
+    """A tenant that has used its budget is refused; the others are accepted until the whole budget is used."""
     with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 * MIB):
         assert collector.post("/v1/traces", requests.spans(1), tenant="acme").status_code == 503
         assert collector.post("/v1/traces", requests.spans(1), tenant="globex").status_code == 200
@@ -49,8 +49,8 @@ def test_one_tenant_cannot_fill_the_collector(collector: Any, requests: Any) -> 
             assert collector.post("/v1/traces", requests.spans(1), tenant="globex").status_code == 503
 
 
-def test_outcomes_get_in_while_spans_are_refused(collector: Any, requests: Any) -> None:
-    """The traffic of outcomes is untouched by spans and logs, and theirs by it."""
+def test_outcomes_are_accepted_while_spans_are_refused(collector: Any, requests: Any) -> None:
+    """The budget of outcomes is not used by spans and logs, nor theirs by outcomes."""
     with (
         collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 * MIB),
         collector.receiver.admission.reserve(Traffic.SPANS, "another", 2 * MIB),
@@ -64,14 +64,15 @@ def test_outcomes_get_in_while_spans_are_refused(collector: Any, requests: Any) 
 
 
 def test_decompression_needs_room_too(collector: Any) -> None:
-    """A small body that expands past the room there is now is asked to come again, not told that it is too large."""
+    """A small body that expands past what is free now gets 503, to be sent again, and not 413."""
     zeros = gzip.compress(bytes(900_000))
     with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 * MIB - 200_000):
         assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 503
-    assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 400  # read: zeros are no protobuf
+    # With enough room it is read, and is not protobuf.
+    assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 400
 
 
-def test_room_is_given_back_whatever_happens(collector: Any, requests: Any) -> None:
+def test_reservations_end_whatever_happens(collector: Any, requests: Any) -> None:
     """Accepted, malformed, too large and refused requests leave nothing in flight."""
     for sent in (requests.spans(1), b"\xff", b"x" * (MIB + 1)):
         collector.post("/v1/traces", sent)
@@ -80,7 +81,7 @@ def test_room_is_given_back_whatever_happens(collector: Any, requests: Any) -> N
 
 
 def test_a_tiny_request_is_not_free(admission: Admission) -> None:
-    """What a request costs beside its body is counted: the number of requests is bounded, however small they are."""
+    """What a request costs beside its body is counted too, so that the number of tiny requests is bounded."""
     with admission.reserve(Traffic.SPANS, "acme", 1) as reservation:
         assert admission.in_flight(Traffic.SPANS) == FLOOR_BYTES
         reservation.hold(FLOOR_BYTES - 1)
@@ -89,8 +90,8 @@ def test_a_tiny_request_is_not_free(admission: Admission) -> None:
         assert admission.in_flight(Traffic.SPANS) == FLOOR_BYTES + 1
 
 
-def test_a_request_larger_than_the_budget_gets_in_alone(admission: Admission) -> None:
-    """What grows past a whole budget when it is split holds all of it, and nobody else gets in meanwhile."""
+def test_a_request_larger_than_the_budget_is_accepted_alone(admission: Admission) -> None:
+    """A request that grows past a whole budget when it is split reserves all of it, and others are refused."""
     with (
         admission.reserve(Traffic.SPANS, "acme", 3 * MIB),
         pytest.raises(RefusedError),
@@ -105,8 +106,8 @@ def test_a_request_larger_than_the_budget_gets_in_alone(admission: Admission) ->
         pass
 
 
-def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that never ends is given up after a while: 503, and its room is given back."""
+def test_a_slow_client_is_refused_and_its_bytes_are_given_back(collector: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is not complete after the timeout is 503, and its reservation ends."""
     monkeypatch.setattr(incoming, "RECEIVE_TIMEOUT_S", 0.05)
     chunks = [{"type": "http.request", "body": b"x", "more_body": True}]
 
@@ -123,7 +124,7 @@ def test_who_sends_slowly_does_not_hold_room_for_ever(collector: Any, monkeypatc
 
 
 def test_what_has_waited_too_long_is_not_stored(collector: Any, requests: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request whose client has given up by now is refused, so that those behind it are in time."""
+    """A request whose client has given up by now is refused, so that those behind it are stored in time."""
     monkeypatch.setattr(receiver, "STALE_S", -1)
     answer = collector.post("/v1/traces", requests.spans(1))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
@@ -131,7 +132,7 @@ def test_what_has_waited_too_long_is_not_stored(collector: Any, requests: Any, m
 
 
 def test_a_collector_that_is_stopping_says_so(collector: Any, requests: Any) -> None:
-    """Told to stop it is not ready, takes nothing new, and asks to come again: another collector may be there by then."""
+    """After the signal it is not ready and answers 503: the client tries again, perhaps at another collector."""
     collector.receiver.draining = True
     assert collector.client.get("/readyz").status_code == 503
     assert collector.client.get("/healthz").status_code == 200

@@ -21,7 +21,7 @@ TEXTS = [
     "write to anna@example.com",
     "http://user:secret@host/ and call 0049 170 1234567",
     "10.0.0.1",
-    "://x",  # begins what may run on into the next span
+    "://x",  # the beginning of a finding that might end in the next span
     "y@",
     "\\u0061nna@example.com",
     '{"user_id": "anna", "content": "x"}',
@@ -34,7 +34,7 @@ RULES = [Rules(), Rules(kinds=()), Rules(kinds=("email",), deny=("project x",))]
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6), resource=st.sampled_from(TEXTS))
 def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], resource: str) -> None:
-    """Whatever stands where, beside whatever: the spans stored are those of the request redacted as one."""
+    """Whatever the texts and their order: the stored spans are those of the request redacted as one."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add()
     group.resource.attributes.add(key="user.id").value.string_value = resource
@@ -50,7 +50,7 @@ def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], re
 
 
 def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, requests: Any) -> None:
-    """Of a request with one suspicious span that one alone is read; the others are stored as the bytes they were."""
+    """Only a suspicious span is decoded; the others are stored as the bytes they were."""
     request = requests.spans(1, 2, 3)
     request.resource_spans[0].scope_spans[0].spans[1].attributes.add(key="input").value.string_value = "anna@example.com"
     read = []
