@@ -18,8 +18,8 @@ from nightschool_serving.launch import check_environment, check_extra, server_ar
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Become the server; or print one line and exit with status 2 if the server must not start."""
     parser = argparse.ArgumentParser(prog="nightschool serve", description="Serve the base model and every tenant's release.")
-    parser.add_argument("--config", default="nightschool.toml", metavar="FILE")
-    parser.add_argument("vllm", nargs=argparse.REMAINDER, metavar="-- VLLM ARGUMENTS")
+    parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the configuration (default: %(default)s)")
+    parser.add_argument("vllm", nargs=argparse.REMAINDER, metavar="-- VLLM ARGUMENTS", help="options passed on to vLLM")
     arguments = parser.parse_args(argv)
     extra = arguments.vllm[1:] if arguments.vllm[:1] == ["--"] else arguments.vllm
     try:
