@@ -45,11 +45,11 @@ from nightschool.redaction.rules import Rules
 from nightschool.stream import MAX_RECORD_BYTES, Offset, Record
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.door import Door
-from nightschool_collector.grpc_server import GrpcReceiver
-from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.grpc_server import GrpcServer
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_BYTES = 1 << 20
@@ -482,12 +482,12 @@ class Fuzzer:
         ring = KeyRing({tenant: [hash_key(f"key-of-{tenant}")] for tenant in ("acme", "globex")})
         counters = Counters(ring.tenants)
         redactors = {"globex": Redactor(Rules(), "secret")}
-        intake = Intake(self.stream, ring, counters, redactors=redactors, clock_ns=lambda: NOW_S * 10**9)  # type: ignore[arg-type]
-        self._door = Door(intake, Admission(Budgets(1 << 30, 1 << 30, 1 << 30)), LIMIT_BYTES)
+        writer = RecordWriter(self.stream, counters, redactors=redactors, clock_ns=lambda: NOW_S * 10**9)  # type: ignore[arg-type]
+        self._receiver = Receiver(ring, counters, Admission(Budgets(1 << 30, 1 << 30, 1 << 30)), LIMIT_BYTES)
         browser = BrowserSettings(keys={"acme": [KEY]}, origins={"acme": ["https://app.example"]}, writes_per_minute=10**9)
-        self._app = app_of(self._door, browser=browser, clock_ns=lambda: NOW_S * 10**9)
+        self._app = app_of(self._receiver, writer, browser=browser, clock_ns=lambda: NOW_S * 10**9)
         self._loop = asyncio.new_event_loop()
-        self._grpc = GrpcReceiver(self._door)
+        self._grpc = GrpcServer(self._receiver, writer)
         port = self._loop.run_until_complete(self._grpc.start("127.0.0.1", 0))
         self._channel = self._loop.run_until_complete(self._connect(port))
 
@@ -497,7 +497,7 @@ class Fuzzer:
     def close(self) -> None:
         self._loop.run_until_complete(self._channel.close())
         self._loop.run_until_complete(self._grpc.stop(1))
-        self._door.close()
+        self._receiver.close()
         self._loop.close()
 
     def send(self, inputs: Sequence[Sent]) -> None:

@@ -1,4 +1,4 @@
-"""The official OpenTelemetry Collector in the place of ours: the same traffic gives the same records and the same episodes."""
+"""The official OpenTelemetry Collector in place of ours: the same traffic gives the same records and episodes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 ROOT = Path(__file__).parents[1]
 TENANT, KEY = "acme", "ns-acme-key"
 NUM_TRACES = 40
-RATER = "0123456789abcdef" * 2  # a pseudonym, as the SDK sends it; a raw id only our collector would replace
+RATER = "0123456789abcdef" * 2  # a pseudonym, as the SDK sends it; only our collector would replace a raw id
 
 
 class Side(NamedTuple):
-    """One collector and what stands in its Kafka."""
+    """One collector and what its Kafka holds."""
 
     url: str
     stream: Stream
@@ -72,7 +72,7 @@ def sides(
         yield sides[0], sides[1]
 
 
-# --- the two collectors -------------------------------------------------------------------------------------------------
+# --- the two collectors -----------------------------------------------------------------------------------------------
 @contextmanager
 def run_ours(bootstrap: str, folder: Path) -> Iterator[str]:
     port = free_port()
@@ -106,7 +106,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# --- the traffic --------------------------------------------------------------------------------------------------------
+# --- the traffic ------------------------------------------------------------------------------------------------------
 def traffic_of_spans() -> list[ReadableSpan]:
     """Model calls of many traces, one trace of several spans, and a resource that claims another tenant."""
     memory = InMemorySpanExporter()
@@ -138,7 +138,7 @@ def call(name: str) -> dict[str, Any]:
 
 
 def outcome_requests() -> list[ExportLogsServiceRequest]:
-    """Outcomes by response, one of them corrected, one retracted, one of a call nobody made."""
+    """Outcomes by response, one of them corrected, one retracted, one about a call that does not exist."""
     said = [
         ("None-1", 1, "set"),
         ("None-1", 0, "set"),
@@ -183,7 +183,7 @@ def send(url: str, spans: Sequence[ReadableSpan], logs: Sequence[ExportLogsServi
         assert httpx.post(f"{url}/v1/logs", content=request.SerializeToString(), headers=headers).status_code == 200
 
 
-# --- what is compared ---------------------------------------------------------------------------------------------------
+# --- what is compared -------------------------------------------------------------------------------------------------
 def records(stream: Stream, topic: str) -> list[StoredRecord]:
     ends = stream.end_offsets(topic)
     return [record for partition in sorted(ends) for record in stream.read(topic, partition, 0, ends[partition])]
@@ -229,7 +229,7 @@ def episodes(stream: Stream, folder: Path) -> tuple[list[BuiltEpisode], dict[str
 
 
 def without_receipt(built: BuiltEpisode) -> BuiltEpisode:
-    """When an outcome was received is each collector's own clock, and no part of what happened."""
+    """Without the time when an outcome was received, which depends on each collector's clock."""
     what = built.episode
     outcomes, retracted = (
         tuple(replace(history, received_ns=()) for history in histories) for histories in (what.outcomes, what.retracted)
@@ -267,7 +267,7 @@ def test_episodes_are_identical(sides: tuple[Side, Side], tmp_path: Path) -> Non
 
 
 def test_a_wrong_key_is_refused_by_both(sides: tuple[Side, Side]) -> None:
-    """Without the tenant's key nothing gets in."""
+    """Without the tenant's key nothing is accepted."""
     for side in sides:
         answer = httpx.post(
             f"{side.url}/v1/traces", headers={"authorization": "Bearer x", "content-type": "application/x-protobuf"}

@@ -25,7 +25,7 @@ from nightschool.registry.release import BaseModel
 from nightschool.sdk.client import Client, Request
 from nightschool.stream import Stream, open_stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.select import Example, select_examples
 from nightschool_nightly.freeze.freeze import freeze_night

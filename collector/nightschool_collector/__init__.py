@@ -1,1 +1,1 @@
-"""The collector: OTLP and outcomes in over HTTP, records in the stream out, acknowledged only when durable."""
+"""The collector: takes OTLP and outcomes in and stores them in the stream, acknowledged only when durable."""

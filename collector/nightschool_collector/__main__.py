@@ -11,7 +11,7 @@ from nightschool.errors import MissingExtraError, NightschoolError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the collector; arguments and settings are checked before anything heavy is imported."""
+    """Run the collector; arguments and settings are checked before anything that takes long to import."""
     parser = argparse.ArgumentParser(
         prog="nightschool collect", description="receive spans and logs (OTLP over HTTP and gRPC) and outcomes"
     )

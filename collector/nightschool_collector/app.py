@@ -1,7 +1,7 @@
 """The collector's HTTP routes.
 
-On the hot routes there is no validation layer between socket and stream: raw requests in, raw responses out. The order is the
-same on all of them: whose key it is, whether there is room, the body, and in a worker thread everything that takes time.
+On the routes that take many requests there is no validation layer between socket and stream: they get the raw request
+and give a raw response. `Receiver.receive` is the way in; these routes choose the content type and the answer.
 """
 
 from __future__ import annotations
@@ -12,29 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from fastapi import FastAPI
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from nightschool import semconv
 from nightschool.keys import KeyRing
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import Stream
-from nightschool_collector import counters
-from nightschool_collector.counters import NOBODY, Counters
-from nightschool_collector.door import Door
-from nightschool_collector.outcomes import intake as outcome_intake
-from nightschool_collector.outcomes.bodies import parse_outcomes
-from nightschool_collector.outcomes.browser import BrowserOutcomes, BrowserSettings
+from nightschool_collector.counters import CONTENT_TYPE, Counters
+from nightschool_collector.outcomes import bodies
+from nightschool_collector.outcomes.browser_routes import BrowserRoutes
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.idempotency import IdempotentWriter
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import otlp
-from nightschool_collector.request.admission import Admission, Budgets, Lane
-from nightschool_collector.request.body import Cover, declared_bytes, decoded, read_body
-from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, UNSUPPORTED, RefusedError
-from nightschool_collector.store.intake import Intake
-
-OUTCOME_CONTENT_TYPES = ("application/json", "text/plain")  # a browser's sendBeacon sends text/plain without a preflight
-
-Accept = Callable[[str, bytes, Request, Cover], Response]
-"""What a route makes of a tenant's decompressed body, in a worker thread."""
+from nightschool_collector.request.admission import Admission, Budgets, Hold, Traffic
+from nightschool_collector.request.incoming import HttpRequest
+from nightschool_collector.request.refusal import RefusedError
+from nightschool_collector.store.writer import RecordWriter, Write
 
 
 def create_app(
@@ -47,49 +42,57 @@ def create_app(
     browser: BrowserSettings | None = None,
     redactors: Mapping[str, Redactor] = MappingProxyType({}),
 ) -> FastAPI:
-    """The application with a door of its own and budgets of twice `max_body_bytes`; the caller opens and closes `stream`."""
-    intake = Intake(stream, keys, Counters(keys.tenants), redactors=redactors, clock_ns=clock_ns)
+    """The application on `stream`, with budgets of twice `max_body_bytes`; the caller opens and closes the stream."""
+    counters = Counters(keys.tenants)
     budgets = Budgets(2 * max_body_bytes, 2 * max_body_bytes, 2 * max_body_bytes)
-    return app_of(Door(intake, Admission(budgets), max_body_bytes, jitter=jitter), browser=browser, clock_ns=clock_ns)
+    receiver = Receiver(keys, counters, Admission(budgets), max_body_bytes, jitter=jitter)
+    writer = RecordWriter(stream, counters, redactors=redactors, clock_ns=clock_ns)
+    return app_of(receiver, writer, browser=browser, clock_ns=clock_ns)
 
 
 def app_of(
-    door: Door,
+    receiver: Receiver,
+    writer: RecordWriter,
     *,
     operators: Sequence[str] = (),
     browser: BrowserSettings | None = None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> FastAPI:
-    """The application of a door; `operators` are SHA-256 of the keys that may read every tenant's numbers."""
-    outcomes = outcome_intake.OutcomeIntake(door.intake.append_outcomes, redact=door.intake.redact_outcome)
-    receiver = Receiver(door, outcomes, KeyRing({"operators": operators}))
+    """The application; `operators` are the SHA-256 of the keys that may read every tenant's numbers."""
+    outcomes = IdempotentWriter(writer.append_outcomes, redact=writer.redact_outcome)
+    routes = Routes(receiver, writer, outcomes, KeyRing({"operators": operators}))
     app = FastAPI(title="nightschool collector", openapi_url=None)
-    app.add_route("/v1/traces", receiver.traces, methods=["POST"])
-    app.add_route("/v1/logs", receiver.logs, methods=["POST"])
-    app.add_route("/v1/outcomes", receiver.outcomes, methods=["POST"])
-    app.add_route("/healthz", receiver.healthz, methods=["GET"])
-    app.add_route("/readyz", receiver.readyz, methods=["GET"])
-    app.add_route("/metrics", receiver.metrics, methods=["GET"])
-    app.router.routes.extend(BrowserOutcomes(door, outcomes, browser or BrowserSettings(), clock_ns=clock_ns).routes())
+    app.add_route("/v1/traces", routes.traces, methods=["POST"])
+    app.add_route("/v1/logs", routes.logs, methods=["POST"])
+    app.add_route("/v1/outcomes", routes.outcomes, methods=["POST"])
+    app.add_route("/healthz", routes.healthz, methods=["GET"])
+    app.add_route("/readyz", routes.readyz, methods=["GET"])
+    app.add_route("/metrics", routes.metrics, methods=["GET"])
+    app.router.routes.extend(BrowserRoutes(receiver, outcomes, browser or BrowserSettings(), clock_ns=clock_ns).routes())
     return app
 
 
-class Receiver:
-    """The routes and what they share."""
+class Routes:
+    """The routes for servers and operators, and what they share; those for browsers are `BrowserRoutes`."""
 
-    def __init__(self, door: Door, outcomes: outcome_intake.OutcomeIntake, operators: KeyRing) -> None:
-        self._door, self._outcome_intake, self._operators = door, outcomes, operators
+    def __init__(self, receiver: Receiver, writer: RecordWriter, outcomes: IdempotentWriter, operators: KeyRing) -> None:
+        self._receiver, self._writer, self._outcomes, self._operators = receiver, writer, outcomes, operators
 
-    # --- routes ----------------------------------------------------------------------------------------------------------
     async def traces(self, request: Request) -> Response:
-        return await self._otlp(request, "traces", self._accept_traces)
+        return await self._otlp(request, "traces", self._writer.traces)
 
     async def logs(self, request: Request) -> Response:
-        return await self._otlp(request, "logs", self._accept_logs)
+        return await self._otlp(request, "logs", self._writer.logs)
 
     async def outcomes(self, request: Request) -> Response:
+        def store(tenant: str, raw: bytes, hold: Hold) -> Response:
+            bodies.check_content_type(request.headers.get("content-type"))
+            body = bodies.parse_outcomes(raw, request.headers.get("idempotency-key"))
+            return bodies.answer(body, self._outcomes.write(tenant, body.items))
+
+        incoming = HttpRequest(request, "outcomes", Traffic.OUTCOMES, limit=self._receiver.max_body_bytes)
         try:
-            return await self.receive(request, "outcomes", Lane.OUTCOMES, self._accept_outcomes)
+            return await self._receiver.receive(incoming, store)
         except RefusedError as error:
             return JSONResponse({"error": error.message}, status_code=error.status, headers=error.headers)
 
@@ -100,8 +103,8 @@ class Receiver:
     async def readyz(self, request: Request) -> Response:
         """The stream answers too, and nobody has told the process to stop."""
         try:
-            self._door.check_open()
-            await self._door.store(Lane.OUTCOMES, lambda: self._door.intake.stream.end_offsets(semconv.TOPIC_SPANS))
+            self._receiver.check_open()
+            await self._receiver.in_thread(Traffic.OUTCOMES, lambda: self._writer.stream.end_offsets(semconv.TOPIC_SPANS))
         except RefusedError as error:
             return PlainTextResponse(f"{error.message}\n", status_code=error.status)
         return PlainTextResponse("ok\n")
@@ -109,57 +112,18 @@ class Receiver:
     async def metrics(self, request: Request) -> Response:
         """Totals for everybody who can reach the port, tenants by name for an operator's key."""
         is_operator = self._operators.tenant_of(request.headers.get("authorization")) is not None
-        text = self._door.counters.text(by_tenant=is_operator)
-        return Response(text, media_type=counters.CONTENT_TYPE)
+        text = self._receiver.counters.text(by_tenant=is_operator)
+        return Response(text, media_type=CONTENT_TYPE)
 
-    # --- from a request to durable records -------------------------------------------------------------------------------
-    async def receive(self, request: Request, signal: str, lane: Lane, accept: Accept) -> Response:
-        """Authenticate, admit, read and store one request; `RefusedError` says what to answer instead, and is counted."""
-        tenant = NOBODY
+    async def _otlp(self, request: Request, signal: str, write: Write) -> Response:
+        content_type = request.headers.get("content-type")
+
+        def store(tenant: str, raw: bytes, hold: Hold) -> Response:
+            form = otlp.format_of(content_type)
+            return otlp.answer(write(tenant, raw, form, hold), form)
+
+        incoming = HttpRequest(request, signal, Traffic.SPANS, limit=self._receiver.max_body_bytes)
         try:
-            tenant = self._door.intake.tenant_of(request.headers.get("authorization"))
-            return await self.admit(request, tenant, lane, accept)
+            return await self._receiver.receive(incoming, store)
         except RefusedError as error:
-            self._door.counters.refused(tenant, signal, error.reason)
-            if error.status == UNAVAILABLE:
-                error.headers.setdefault("retry-after", str(self._door.retry_after_s()))
-            raise
-
-    async def admit(self, request: Request, tenant: str, lane: Lane, accept: Accept) -> Response:
-        """Hold room for a request from before its body is read until it is answered."""
-        self._door.check_open()
-        limit, headers = self._door.max_body_bytes, request.headers
-        declared = declared_bytes(headers.get("content-length"), limit=limit)
-        with self._door.admission.ticket(lane, tenant, declared) as ticket:
-            try:
-                body = await read_body(request, limit=limit, cover=ticket.cover)
-            except ClientDisconnect:
-                raise RefusedError(BAD_REQUEST, "the connection closed before the body was complete") from None
-
-            def work() -> Response:
-                raw = decoded(body, headers.get("content-encoding"), limit=limit, cover=ticket.cover)
-                return accept(tenant, raw, request, ticket.cover)
-
-            return await self._door.store(lane, work)
-
-    async def _otlp(self, request: Request, signal: str, accept: Accept) -> Response:
-        try:
-            return await self.receive(request, signal, Lane.SPANS, accept)
-        except RefusedError as error:
-            return otlp.refuse(error, request.headers.get("content-type"))
-
-    def _accept_traces(self, tenant: str, raw: bytes, request: Request, cover: Cover) -> Response:
-        form = otlp.format_of(request.headers.get("content-type"))
-        return otlp.answer(self._door.intake.traces(tenant, raw, form, cover), form)
-
-    def _accept_logs(self, tenant: str, raw: bytes, request: Request, cover: Cover) -> Response:
-        form = otlp.format_of(request.headers.get("content-type"))
-        return otlp.answer(self._door.intake.logs(tenant, raw, form, cover), form)
-
-    def _accept_outcomes(self, tenant: str, raw: bytes, request: Request, cover: Cover) -> Response:
-        content_type = (request.headers.get("content-type") or OUTCOME_CONTENT_TYPES[0]).partition(";")[0].strip().lower()
-        if content_type not in OUTCOME_CONTENT_TYPES:
-            allowed = " and ".join(OUTCOME_CONTENT_TYPES)
-            raise RefusedError(UNSUPPORTED, f"Content-Type is {content_type!r}; allowed are {allowed}, both with JSON")
-        parsed = parse_outcomes(raw, request.headers.get("idempotency-key"))
-        return outcome_intake.answer(parsed, self._outcome_intake.take(tenant, parsed.items))
+            return otlp.refuse(error, content_type)

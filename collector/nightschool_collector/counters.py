@@ -1,7 +1,8 @@
 """What the collector counts, as `/metrics` shows it.
 
-Every series is known when the collector starts (tenants and reasons are fixed), so a process keeps its numbers in one row of
-an array. Several worker processes share the array: each writes its own row, and whichever answers adds all rows up.
+Every series is known when the collector starts (tenants and reasons are fixed), so a process keeps its numbers in one
+row of an array. Several worker processes share the array: each writes its own row, and the one that answers adds all
+rows up.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from itertools import product
 from threading import Lock
 
 from nightschool.redaction import ALL_KINDS
-from nightschool_collector.request.admission import Lane
+from nightschool_collector.request.admission import Traffic
 from nightschool_collector.request.refusal import REASONS
 
 SIGNALS = ("traces", "logs", "outcomes")
-NOBODY = ""  # the tenant of a request whose key nobody has
+NOBODY = ""  # the tenant of a request without a key of any tenant
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PREFIX = "nightschool_collector"
-# Each of a tenant and a signal; refusals also of a reason.
+# Each is counted by tenant and signal; refusals also by reason.
 _COUNTERS = {
     "accepted_requests": "Requests that were stored and acknowledged.",
     "accepted_items": "Spans, log records and outcomes that were stored and acknowledged.",
@@ -28,7 +29,7 @@ _COUNTERS = {
 }
 _REFUSED = "refused_requests"
 _REDACTED = "redacted"
-OWN_KIND = "own"  # every kind that a tenant's own patterns define; their names are the tenant's business
+OWN_KIND = "own"  # all kinds of a tenant's own patterns: their names may say what is private, and are not fixed
 REDACTED_KINDS = (*ALL_KINDS, "denied", "user-id", "unreadable", OWN_KIND)
 
 Series = tuple[str, ...]
@@ -42,25 +43,27 @@ class Counters:
         named = product(_COUNTERS, self.tenants, SIGNALS)
         refused = product((_REFUSED,), self.tenants, SIGNALS, REASONS)
         redacted = product((_REDACTED,), self.tenants, REDACTED_KINDS)
-        in_flight = (("in_flight", lane) for lane in Lane)
+        in_flight = (("in_flight", traffic) for traffic in Traffic)
         self._place: dict[Series, int] = {series: n for n, series in enumerate((*named, *refused, *redacted, *in_flight))}
         self._num_workers, self._first = num_workers, 0
         self._numbers = memoryview(mmap.mmap(-1, len(self._place) * num_workers * 8)).cast("q")
         self._lock = Lock()
 
-    def be_worker(self, index: int) -> None:
-        """Write the row of worker `index` from now on."""
+    def use_row(self, index: int) -> None:
+        """From now on this process is worker `index` and writes its row."""
         self._first = index * len(self._place)
-        for lane in Lane:  # a worker that was killed left its own
-            self.in_flight(lane, 0)
+        for traffic in Traffic:  # a worker that was killed could not take back what it had in flight
+            self.in_flight(traffic, 0)
 
     def accepted(self, tenant: str, signal: str, *, items: int, rejected: int, num_bytes: int) -> None:
+        """One stored and acknowledged request."""
         added = {"accepted_requests": 1, "accepted_items": items, "rejected_items": rejected, "received_bytes": num_bytes}
         with self._lock:
             for name, number in added.items():
                 self._numbers[self._first + self._place[name, tenant, signal]] += number
 
     def refused(self, tenant: str, signal: str, reason: str) -> None:
+        """One refused request."""
         reason = reason if reason in REASONS else "other"
         with self._lock:
             self._numbers[self._first + self._place[_REFUSED, tenant, signal, reason]] += 1
@@ -72,16 +75,17 @@ class Counters:
                 kind = kind if kind in REDACTED_KINDS else OWN_KIND
                 self._numbers[self._first + self._place[_REDACTED, tenant, kind]] += number
 
-    def in_flight(self, lane: Lane, num_bytes: int) -> None:
-        self._numbers[self._first + self._place["in_flight", lane]] = num_bytes
+    def in_flight(self, traffic: Traffic, num_bytes: int) -> None:
+        """Bytes that this process has in flight now."""
+        self._numbers[self._first + self._place["in_flight", traffic]] = num_bytes
 
     def total(self, *series: str) -> int:
-        """A series summed over the workers."""
+        """The number of a series, summed over the workers."""
         at = self._place[series]
         return sum(self._numbers[at + worker * len(self._place)] for worker in range(self._num_workers))
 
     def text(self, *, by_tenant: bool) -> str:
-        """The Prometheus exposition; without tenants' names and shares unless `by_tenant`."""
+        """The numbers in Prometheus' text format; split by tenant, with their names, only if `by_tenant`."""
         lines: list[str] = []
         for name, meaning in (*_COUNTERS.items(), (_REFUSED, "Requests that were refused; nothing of them was stored.")):
             lines += (f"# HELP {_PREFIX}_{name}_total {meaning}", f"# TYPE {_PREFIX}_{name}_total counter")
@@ -98,11 +102,11 @@ class Counters:
             f"# HELP {_PREFIX}_in_flight_bytes Bytes admitted and not yet answered.",
             f"# TYPE {_PREFIX}_in_flight_bytes gauge",
         )
-        lines += (f'{_PREFIX}_in_flight_bytes{{lane="{lane}"}} {self.total("in_flight", lane)}' for lane in Lane)
+        lines += (f'{_PREFIX}_in_flight_bytes{{lane="{traffic}"}} {self.total("in_flight", traffic)}' for traffic in Traffic)
         return "\n".join(lines) + "\n"
 
     def _split(self, by_tenant: bool) -> list[tuple[str, Sequence[str]]]:
-        """The label of each group of tenants, and who is in it."""
+        """Label and members of each group of tenants that is shown as one."""
         if not by_tenant:
             return [("", self.tenants)]
         return [(f'tenant="{tenant}",', (tenant,)) for tenant in self.tenants]

@@ -19,17 +19,17 @@ from nightschool.keys import KeyRing
 from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.door import Door
-from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 from nightschool_collector.workers import Workers
 
 if TYPE_CHECKING:
-    from nightschool_collector.grpc_server import GrpcReceiver
+    from nightschool_collector.grpc_server import GrpcServer
 
-KEEP_ALIVE_S = 75  # longer than the pause between two batches of an exporter, so that it never meets a closing connection
-DRAIN_S = 10
+KEEP_ALIVE_S = 75  # longer than an exporter's pause between two batches, so that it never meets a closing connection
+DRAIN_S = 10  # the official exporters give a request up after 10 s
 
 
 def serve(config: Config) -> None:
@@ -45,14 +45,15 @@ def serve(config: Config) -> None:
     counters = Counters(hashes, num_workers=settings.workers)
     with _listen(settings.host, settings.port, "port") as listener:
         if settings.grpc_port:
-            _listen(settings.host, settings.grpc_port, "grpc_port").close()  # gRPC itself would not say why it cannot listen
+            # Listen and close, because gRPC itself does not say why it cannot listen.
+            _listen(settings.host, settings.grpc_port, "grpc_port").close()
         where = f"http://{settings.host}:{listener.getsockname()[1]}"
         if settings.grpc_port:
             where += f" and grpc://{settings.host}:{settings.grpc_port}"
         greeting = f"collecting on {where} into {config.stream.url} for tenants {', '.join(hashes)}"
 
         def run(index: int, ready: Callable[[], None]) -> None:
-            counters.be_worker(index)
+            counters.use_row(index)
             _receive(config, KeyRing(hashes), counters, browser, listener, ready)
 
         def ready() -> None:
@@ -77,19 +78,20 @@ def _receive(
     with open_configured(config.stream, outcome_window_ms=duration_ms(config.night.outcome_window)) as stream:
         _warn_of_retention(stream)
         admission = Admission(_budgets(settings), gauge=counters.in_flight)
-        door = Door(Intake(stream, keys, counters, redactors=redactors(config)), admission, settings.max_body_mib << 20)
+        receiver = Receiver(keys, counters, admission, settings.max_body_mib << 20)
+        writer = RecordWriter(stream, counters, redactors=redactors(config))
         uvicorn_settings = uvicorn.Config(
-            app_of(door, operators=settings.metrics_key_sha256, browser=browser),
+            app_of(receiver, writer, operators=settings.metrics_key_sha256, browser=browser),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=DRAIN_S,
         )
-        _Server(uvicorn_settings, settings, door, ready).run(sockets=[listener])
+        _Server(uvicorn_settings, settings, receiver, writer, ready).run(sockets=[listener])
 
 
 def _budgets(settings: CollectorConfig) -> Budgets:
-    """Of one process: the workers share what is allowed."""
+    """The budgets of one process: the workers divide what is allowed."""
     of_tenant = settings.max_in_flight_per_tenant_mib << 20
     spans = (settings.max_in_flight_mib << 20) // settings.workers
     outcomes = (settings.max_in_flight_outcomes_mib << 20) // settings.workers
@@ -97,7 +99,7 @@ def _budgets(settings: CollectorConfig) -> Budgets:
 
 
 def _warn_of_retention(stream: Stream) -> None:
-    """Records that expire before a night reads them are lost in silence, so say it before the first is taken."""
+    """Warn before the first record is taken: one that expires before a night reads it is lost without an error."""
     try:
         warnings = retention_warnings(stream)
     except StreamError as error:
@@ -109,6 +111,7 @@ def _warn_of_retention(stream: Stream) -> None:
 def _listen(host: str, port: int, setting: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        # The kernel keeps connections that wait to be accepted; uvicorn's own default is 2048 too.
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         message = f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there or change [collector] {setting}"
@@ -116,12 +119,20 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Both protocols in one event loop; what was begun is finished before the signal that ended it takes effect."""
+    """HTTP and gRPC in one event loop; what was begun is finished before the signal that ended it takes effect."""
 
-    def __init__(self, settings: uvicorn.Config, collector: CollectorConfig, door: Door, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: uvicorn.Config,
+        collector: CollectorConfig,
+        receiver: Receiver,
+        writer: RecordWriter,
+        ready: Callable[[], None],
+    ) -> None:
         super().__init__(settings)
-        self._collector, self._door, self._ready = collector, door, ready
-        self._grpc = _grpc_receiver(door) if collector.grpc_port else None
+        self._collector, self._receiver, self._ready = collector, receiver, ready
+        self._stream = writer.stream
+        self._grpc = _grpc_server(receiver, writer) if collector.grpc_port else None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._grpc is not None:
@@ -131,19 +142,20 @@ class _Server(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._door.draining = True
+        self._receiver.draining = True
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         of_grpc = self._grpc.stop(DRAIN_S) if self._grpc is not None else asyncio.sleep(0)
         await asyncio.gather(super().shutdown(sockets=sockets), of_grpc)
-        self._door.close()
-        self._door.intake.stream.close()
+        self._receiver.close()
+        # Here and not after `run`: uvicorn raises the signal again at the end of `run`, and it may end the process.
+        self._stream.close()
 
 
-def _grpc_receiver(door: Door) -> GrpcReceiver:
+def _grpc_server(receiver: Receiver, writer: RecordWriter) -> GrpcServer:
     try:
-        from nightschool_collector.grpc_server import GrpcReceiver
+        from nightschool_collector.grpc_server import GrpcServer
     except ModuleNotFoundError as error:
         raise MissingExtraError("OTLP/gRPC", "collector", error.name or "grpcio") from error
-    return GrpcReceiver(door)
+    return GrpcServer(receiver, writer)

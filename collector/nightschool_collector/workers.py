@@ -1,7 +1,8 @@
 """Several worker processes behind one port.
 
-The parent listens and forks; every worker accepts from the same socket, so whoever is idle takes the next connection. The parent
-only watches: it passes a signal on, starts a worker anew that died, and ends when all have. Workers notice a parent that was killed.
+The parent listens and forks; every worker accepts from the same socket, so an idle one takes the next connection. The
+parent only watches: it passes a signal on, replaces a worker that died, and ends when all workers have ended. A worker
+ends by itself when its parent was killed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from types import FrameType
 
 from nightschool.errors import NightschoolError
 
-RESTART_PAUSE_S = 1.0  # a worker that dies at once must not be started a thousand times a second
-_SETTINGS_ARE_WRONG = 2
+RESTART_PAUSE_S = 1.0  # a worker that dies at once is not started a thousand times a second
+_SETTINGS_ARE_WRONG = 2  # the exit status of a worker that cannot start; another one could not either
 
 Run = Callable[[int, Callable[[], None]], None]
-"""The work of the worker of an index; it calls the second argument when it is ready."""
+"""The work of one worker, given its index and what to call when it is ready."""
 
 
 class Workers:
@@ -31,11 +32,11 @@ class Workers:
         self._num_workers, self._run = num_workers, run
         self._pids: dict[int, int] = {}
         self._stopping = False
-        self._alive_reader, self._alive_writer = os.pipe()  # ends when the parent does
+        self._alive_reader, self._alive_writer = os.pipe()  # the reader sees its end when the parent is gone
         self._ready_reader, self._ready_writer = os.pipe()  # one byte from each worker that is ready
 
     def supervise(self, ready: Callable[[], None]) -> None:
-        """Run until a signal has stopped all workers; `ready` is called when all are. Raises `SystemExit` if none could start."""
+        """Run until a signal has stopped all workers; call `ready` when all are. `SystemExit` for wrong settings."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         for index in range(self._num_workers):
@@ -59,7 +60,7 @@ class Workers:
         pid = os.fork()
         if pid:
             self._pids[pid] = index
-            if self._stopping:  # told so while it was being made
+            if self._stopping:  # the signal came while this worker was being started
                 os.kill(pid, signal.SIGTERM)
             return
         os.close(self._alive_writer)

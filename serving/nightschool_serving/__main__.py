@@ -1,4 +1,4 @@
-"""`python -m nightschool_serving`: check the configuration, then become a vLLM server that serves every tenant's release."""
+"""`python -m nightschool_serving`: check the configuration, then become a vLLM server for every tenant's release."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nightschool_serving.launch import check_environment, check_extra, server_ar
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """This process becomes the server; or exit status 2 and one line when the server must not start."""
+    """Become the server; or print one line and exit with status 2 if the server must not start."""
     parser = argparse.ArgumentParser(prog="nightschool serve", description="Serve the base model and every tenant's release.")
-    parser.add_argument("--config", default="nightschool.toml", metavar="FILE")
-    parser.add_argument("vllm", nargs=argparse.REMAINDER, metavar="-- VLLM ARGUMENTS")
+    parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the configuration (default: %(default)s)")
+    parser.add_argument("vllm", nargs=argparse.REMAINDER, metavar="-- VLLM ARGUMENTS", help="options passed on to vLLM")
     arguments = parser.parse_args(argv)
     extra = arguments.vllm[1:] if arguments.vllm[:1] == ["--"] else arguments.vllm
     try:

@@ -1,15 +1,13 @@
-"""Releases copied from the registry to local disk and checked there, in folders named by content.
+"""Releases copied from the registry to local disk and verified there, in folders named by content.
 
-vLLM may read an adapter again in the middle of a step when it was evicted, and a failure there ends the engine. So it never
-reads from the registry's mount, a folder in the cache is complete and verified or does not exist, and none is deleted while a
-server on this machine holds it: holding is a shared lock on the folder, which ends with its process however that ends.
+vLLM may read an adapter again in the middle of a step when it was evicted, and a failure there ends the engine. So vLLM
+never reads from the registry's mount; a folder in the cache is complete and verified or does not exist; and no folder
+is deleted while a server on this machine holds its lock.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 import stat
 import tempfile
@@ -20,35 +18,42 @@ from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, verify_release
 from nightschool.tenants import check_tenant
-from nightschool_serving.routing import Adapter
+from nightschool_serving.adapter import Adapter
+from nightschool_serving.folder_lock import FolderLock
 
-MAX_RELEASE_BYTES = 4 << 30
-_ABANDONED_AFTER_SECONDS = 3600.0
+MAX_RELEASE_BYTES = 4 << 30  # far above any LoRA adapter; keeps a wrong folder in the registry from filling the disk
+_ABANDONED_AFTER_SECONDS = 3600.0  # no copy takes so long: an older draft is of a server that was killed
 
 
 class AdapterCache:
-    """Verified releases on local disk, shared by the servers of this machine."""
+    """Verified releases on local disk, shared by the servers of this machine.
+
+    Several threads may fetch and drop releases at the same time, but of one tenant only one thread at a time.
+    """
 
     def __init__(self, root: Path, registry: Registry, *, base_model: BaseModel, max_rank: int) -> None:
         self._root, self._registry = root, registry
         self._base_model, self._max_rank = base_model, max_rank
-        self._held: dict[Path, int] = {}
-        """File handles whose locks keep folders from being deleted."""
+        self._locks: dict[Path, FolderLock] = {}
+        """The locks that keep this server's folders from being deleted."""
 
-    def fetch(self, tenant: str, digest: str) -> Adapter:
-        """The release on local disk, checked now and held; `ReleaseRejected` if it must not be loaded, `OSError` if unreadable."""
-        folder = self._root / check_tenant(tenant) / check_digest(digest)
+    def fetch(self, tenant: str, release: str) -> Adapter:
+        """The release on local disk, verified now and held.
+
+        `ReleaseRejected` if it must not be loaded, `OSError` if it cannot be read.
+        """
+        folder = self._root / check_tenant(tenant) / check_digest(release)
         spoiled = False
-        if folder in self._held or self._hold(folder):
+        if folder in self._locks or self._hold(folder):
             try:
-                return self._verified(folder, tenant, digest)
+                return self._verified(folder, tenant, release)
             except ReleaseRejected:
-                # The disk spoiled our copy, or this server has another base model now; the registry's copy decides.
+                # Our copy was damaged on disk, or this server has another base model now: the registry's copy decides.
                 self._let_go(folder)
                 spoiled = True
-        self._copy(folder, tenant, digest, replace=spoiled)
+        self._copy(folder, tenant, release, replace=spoiled)
         try:
-            return self._verified(folder, tenant, digest)
+            return self._verified(folder, tenant, release)
         except ReleaseRejected:
             self._let_go(folder)
             raise
@@ -56,94 +61,80 @@ class AdapterCache:
     def drop(self, adapter: Adapter) -> None:
         """Let go of a release that left the engine, and delete it unless another server holds it."""
         self._let_go(adapter.folder)
-        self._delete(adapter.folder)
+        _delete_unless_held(adapter.folder)
 
     def prune(self) -> None:
-        """Delete what no server on this machine holds: releases of earlier runs, and copies that a crash left half done."""
+        """Delete what no server on this machine holds: releases of earlier runs, and incomplete copies of a crash."""
         for folder in self._root.glob("*/*"):
-            abandoned = not folder.name.startswith(".") or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS
-            if folder not in self._held and abandoned:
-                self._delete(folder)
+            is_draft = folder.name.startswith(".")
+            abandoned = not is_draft or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+            if folder not in self._locks and abandoned:
+                _delete_unless_held(folder)
 
-    def _copy(self, folder: Path, tenant: str, digest: str, *, replace: bool) -> None:
+    def _copy(self, folder: Path, tenant: str, release: str, *, replace: bool) -> None:
         """Copy the release to `folder`, which appears by one rename, verified and held."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{digest[:16]}-", dir=folder.parent))
-        handle = _lock(draft, fcntl.LOCK_SH)
+        draft = Path(tempfile.mkdtemp(prefix=f".{release[:16]}-", dir=folder.parent))
+        lock = FolderLock.shared(draft)
         try:
-            _copy_files(self._registry.release_folder(tenant, digest), draft)
-            self._verified(draft, tenant, digest)
+            _copy_files(self._registry.release_folder(tenant, release), draft)
+            self._verified(draft, tenant, release)
             if replace:
                 _remove(folder)
             draft.rename(folder)
-            self._held[folder] = handle
+            self._locks[folder] = lock  # the lock is on the folder, so it stays valid after the rename
         except BaseException as error:
-            os.close(handle)
+            lock.close()
             shutil.rmtree(draft, ignore_errors=True)
             # Another server on this machine may have copied the same release first.
             if not (isinstance(error, OSError) and not isinstance(error, ReleaseRejected) and self._hold(folder)):
                 raise
 
-    def _verified(self, folder: Path, tenant: str, digest: str) -> Adapter:
+    def _verified(self, folder: Path, tenant: str, release: str) -> Adapter:
         manifest = verify_release(
             folder,
             tenant=tenant,
-            digest=digest,
+            digest=release,
             base_model=self._base_model,
             max_rank=self._max_rank,
             max_bytes=MAX_RELEASE_BYTES,
         )
         read = sorted(file.sha256 for file in manifest.files if file.name in (WEIGHTS, ADAPTER_CONFIG))
-        return Adapter(manifest.tenant, digest, manifest.engine_id, folder, content_digest(*map(str.encode, read)))
+        return Adapter(manifest.tenant, release, manifest.engine_id, folder, content_digest(*map(str.encode, read)))
 
     def _hold(self, folder: Path) -> bool:
-        """Lock `folder` against deletion; False when there is none."""
+        """Keep `folder` from being deleted; False when there is none."""
         try:
-            handle = _lock(folder, fcntl.LOCK_SH)
-            if os.fstat(handle).st_ino == folder.stat().st_ino:  # else it was deleted while we waited for the lock
-                self._held[folder] = handle
-                return True
-            os.close(handle)
+            self._locks[folder] = FolderLock.shared(folder)
         except FileNotFoundError:
-            pass
-        return False
+            return False
+        return True
 
     def _let_go(self, folder: Path) -> None:
-        if (handle := self._held.pop(folder, None)) is not None:
-            os.close(handle)
-
-    def _delete(self, folder: Path) -> None:
-        """Delete `folder` unless a server holds it."""
-        try:
-            handle = _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, FileNotFoundError):
-            return
-        try:
-            _remove(folder)
-        finally:
-            os.close(handle)
+        if (lock := self._locks.pop(folder, None)) is not None:
+            lock.close()
 
 
-def _lock(folder: Path, kind: int) -> int:
-    """Open `folder` and lock it; the lock lasts until the handle is closed."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _delete_unless_held(folder: Path) -> None:
     try:
-        fcntl.flock(handle, kind)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
+        lock = FolderLock.exclusive(folder)
+    except (BlockingIOError, FileNotFoundError):
+        return
+    try:
+        _remove(folder)
+    finally:
+        lock.close()
 
 
 def _remove(folder: Path) -> None:
-    """Delete `folder`; it is gone by one rename, so that nobody finds half of it."""
+    """Delete `folder`; its name is gone by one rename, so that no server finds an incomplete folder under it."""
     doomed = Path(tempfile.mkdtemp(prefix=".doomed-", dir=folder.parent))
     folder.rename(doomed / folder.name)
     shutil.rmtree(doomed)
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy the plain files of `source`; what is no plain file is refused here, because following or reading it may never end."""
+    """Copy the regular files of `source` and refuse anything else: reading a pipe or a link may never end."""
     left = MAX_RELEASE_BYTES
     for path in sorted(source.iterdir()):
         status = path.lstat()
@@ -156,7 +147,7 @@ def _copy_files(source: Path, target: Path) -> None:
 
 
 def content_digest(*parts: bytes) -> str:
-    """SHA-256 over length-prefixed parts, so that no two lists of parts collide."""
+    """SHA-256 over length-prefixed parts, so that two different lists of parts never give the same bytes to hash."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

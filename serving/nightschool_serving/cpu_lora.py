@@ -1,9 +1,10 @@
 """Switches vLLM's CPU backend to the grouped LoRA operations; a `vllm.general_plugins` entry point.
 
-vLLM's own CPU operations index the adapter weights with -1 for rows that have no adapter, which picks the LAST slot: a base
-request batched with an adapter request is computed with another tenant's weights. They also copy the weights once per row. So
-nothing here may fail in silence: vLLM swallows an error while importing a plugin module but not one inside the plugin
-function, which is why everything is imported inside it, and serving asks every worker (`LoraProbe`) before it answers anybody.
+vLLM's own CPU operations index the adapter weights with -1 for rows that have no adapter, which picks the LAST slot: a
+request to the base model in one batch with a request to an adapter is computed with another tenant's weights. They also
+copy the weights once per row. So nothing here may fail without an error: vLLM ignores an error while it imports a
+plugin module, but not one inside the plugin function, so everything is imported inside that function; and serving asks
+every worker (`LoraProbe`) before it answers the first request.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ PROBE_METHOD = "nightschool_lora_wrappers"
 
 
 def install() -> None:
-    """Make vLLM build its CPU LoRA layers on the grouped operations; nothing to do on other platforms, or twice."""
+    """Make vLLM build its CPU LoRA layers on the grouped operations; on other platforms do nothing."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu() or is_active():
         return
-    # Import errors of the operations must surface here, not in the middle of loading a model.
+    # An import error of the operations must be raised here, not in the middle of loading a model.
     importlib.import_module(GROUPED_WRAPPER.rpartition(".")[0])
     type(current_platform).get_punica_wrapper = classmethod(lambda _: GROUPED_WRAPPER)
 
@@ -34,7 +35,7 @@ def is_active() -> bool:
 
 
 class LoraProbe:
-    """Mixed into vLLM's worker by `--worker-extension-cls`: says what the model's LoRA layers were really built on."""
+    """Added to vLLM's worker by `--worker-extension-cls`: says which operations its LoRA layers were built on."""
 
     model_runner: Any
 

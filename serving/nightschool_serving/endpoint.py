@@ -1,7 +1,7 @@
 """The vLLM endpoint plugin: wires routes, replica, recorder and telemetry into vLLM's server.
 
-vLLM logs an error while loading a plugin and starts without it; the guard then finds no ready mark and answers 503. An error
-in the methods below stops the start.
+When a plugin cannot be loaded, vLLM logs the error and starts without it; the guard then finds no `Serving` in the
+app's state and answers 503. An error in the methods below stops the start.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import os
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +26,15 @@ from nightschool_serving.guard import CONFIG_VARIABLE
 from nightschool_serving.recorder import RecordingEngine
 from nightschool_serving.replica import Replica
 from nightschool_serving.routing import RoutingTable
+from nightschool_serving.state import Serving
 from nightschool_serving.telemetry import Telemetry
-
-
-@dataclass(slots=True)
-class Serving:
-    """Everything our routes need; `app.state.nightschool`. Its presence is the mark that the plugin was loaded."""
-
-    table: RoutingTable
-    replica: Replica
-    cache: AdapterCache
-    engine: VllmEngine
-    telemetry: Telemetry | None
-    max_model_len: int
-    tokenizer: str
-    """SHA-256 of the base model's tokenizer.json, told with every recorded token id."""
-    watcher: asyncio.Task[None] | None = None
-    """Held here because the event loop keeps only weak references to tasks."""
-
-    @property
-    def ready(self) -> bool:
-        return self.replica.ready
 
 
 class NightschoolEndpoint:
     """Implements vLLM's EndpointPlugin protocol."""
 
     name = "nightschool"
-    # Without tasks the engine-less render server would load the plugin too.
+    # Without this, vLLM's render server, which has no engine, would load the plugin too.
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
@@ -69,18 +49,19 @@ class NightschoolEndpoint:
         for handler in (state.openai_serving_chat, state.openai_serving_completion):
             handler.engine_client = RecordingEngine(engine_client)
         await serving.replica.reconcile()
-        await asyncio.to_thread(serving.cache.prune)  # what earlier runs left and this one does not need
+        # After the releases that are needed are held, and before anything else copies releases.
+        await asyncio.to_thread(serving.cache.prune)
         serving.watcher = asyncio.create_task(serving.replica.watch(config.serving.poll_seconds))
         state.nightschool = serving
 
 
 def create_endpoint() -> NightschoolEndpoint:
-    """The factory that vLLM's entry point names."""
+    """The factory named in the entry point `vllm.endpoint_plugins`."""
     return NightschoolEndpoint()
 
 
 async def build_serving(config: Config, engine_client: Any, state: Any, args: Namespace) -> Serving:
-    """The parts for this server, not yet following the registry."""
+    """Everything this server needs; it does not follow the registry yet."""
     base_model = await asyncio.to_thread(describe_base_model, Path(args.model))
     registry = Registry(config.registry.path)
     cache = AdapterCache(cache_folder() / "adapters", registry, base_model=base_model, max_rank=config.serving.max_lora_rank)

@@ -1,17 +1,19 @@
 """Adapters inside the running vLLM engine: load, try, unload. The only file that calls the engine's LoRA methods.
 
-vLLM's own unload route forgets the name and keeps the weights, and its reload swaps weights under running requests; here an
-adapter has one id and one path for life, and leaves both the engine and the list of names.
+vLLM's own route for unloading forgets the name and keeps the weights, and its reload swaps weights under running
+requests. Here an adapter has one id and one path as long as it exists, and unloading takes it out of both the engine
+and the list of names.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from typing import Any, Protocol
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.routing import Adapter
+from nightschool_serving.adapter import Adapter
 
 _SMOKE_PROMPT = [1]  # one token that every vocabulary has
 
@@ -20,10 +22,12 @@ class AdapterEngine(Protocol):
     """What the replica needs of an engine."""
 
     async def load(self, adapter: Adapter) -> None:
-        """Load and try the adapter; `ReleaseRejected` if the engine does not take it or it answers with nonsense."""
+        """Load and try the adapter; `ReleaseRejected` if the engine refuses it or its answer is not finite."""
         ...
 
-    async def unload(self, adapter: Adapter) -> None: ...
+    async def unload(self, adapter: Adapter) -> None:
+        """Take the adapter out of the engine."""
+        ...
 
 
 class VllmEngine:
@@ -32,49 +36,56 @@ class VllmEngine:
     def __init__(self, client: Any, lora_requests: dict[str, Any]) -> None:
         self._client = client
         self._lora_requests = lora_requests
-        """`state.openai_serving_models.lora_requests`: the names vLLM's handlers accept."""
+        """`state.openai_serving_models.lora_requests`: the names that vLLM's handlers accept."""
         self._holders: dict[int, dict[str, Adapter]] = {}
-        """By adapter id, then name. A release filed again with the same weights has the same id."""
+        """Adapters by id, then name. A release filed again with the same weights has the same id."""
+        self._changing = asyncio.Lock()
+        """One adapter at a time: between the check that an id is free and its use, no other adapter may take it."""
 
     async def load(self, adapter: Adapter) -> None:
+        async with self._changing:
+            await self._load(adapter)
+
+    async def unload(self, adapter: Adapter) -> None:
+        async with self._changing:
+            self._lora_requests.pop(adapter.name, None)
+            holders = self._holders.get(adapter.id, {})
+            holders.pop(adapter.name, None)
+            if not holders:
+                await self._client.remove_lora(adapter.id)
+
+    def adapter_id(self, name: str) -> int | None:
+        """The id that vLLM's handlers will use for `name`; None for the base model."""
+        request = self._lora_requests.get(name)
+        return None if request is None else int(request.lora_int_id)
+
+    async def _load(self, adapter: Adapter) -> None:
         from vllm.lora.request import LoRARequest
 
-        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.engine_id, lora_path=str(adapter.folder))
+        request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.id, lora_path=str(adapter.folder))
         await self._check_id(adapter)
         try:
             await self._client.add_lora(request)
             await self._smoke(request)
         except Exception as error:
             # vLLM reports a bad adapter with whatever its loader raised; the engine itself survives.
-            if not self._holders.get(adapter.engine_id):
-                await self._client.remove_lora(adapter.engine_id)
+            if not self._holders.get(adapter.id):
+                await self._client.remove_lora(adapter.id)
             if isinstance(error, ReleaseRejected):
                 raise
             raise ReleaseRejected(f"the engine refused it: {error}") from error
-        self._holders.setdefault(adapter.engine_id, {})[adapter.name] = adapter
+        self._holders.setdefault(adapter.id, {})[adapter.name] = adapter
         self._lora_requests[adapter.name] = request
 
-    async def unload(self, adapter: Adapter) -> None:
-        self._lora_requests.pop(adapter.name, None)
-        holders = self._holders.get(adapter.engine_id, {})
-        holders.pop(adapter.name, None)
-        if not holders:
-            await self._client.remove_lora(adapter.engine_id)
-
-    def engine_id(self, name: str) -> int | None:
-        """The id that vLLM's handlers will use for `name`; None for the base model."""
-        request = self._lora_requests.get(name)
-        return None if request is None else int(request.lora_int_id)
-
     async def _check_id(self, adapter: Adapter) -> None:
-        """vLLM takes a known id for a loaded adapter, and would serve whatever holds it under this adapter's name."""
-        holders = self._holders.get(adapter.engine_id, {})
-        foreign = not holders and adapter.engine_id in await self._client.list_loras()
+        """vLLM takes a known id for loaded, and would serve whatever has that id under this adapter's name."""
+        holders = self._holders.get(adapter.id, {})
+        foreign = not holders and adapter.id in await self._client.list_loras()
         if foreign or any((held.tenant, held.content) != (adapter.tenant, adapter.content) for held in holders.values()):
-            raise ReleaseRejected(f"adapter id {adapter.engine_id} is already used in this engine by another adapter")
+            raise ReleaseRejected(f"adapter id {adapter.id} is already used in this engine by another adapter")
 
     async def _smoke(self, request: Any) -> None:
-        """Generate one token on the adapter: weights that overflow show here, before any user sees them."""
+        """Generate one token with the adapter: weights that overflow show here, before a user sees their answers."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=0, detokenize=False)

@@ -1,7 +1,8 @@
 """LoRA on CPUs, one matrix product per adapter in the batch. Exact: a row without an adapter is never touched.
 
-Which rows belong to which adapter slot is worked out once per change of the batch (`update_metadata`), not once per layer: a
-small model has 210 adapted matrices. Rows of one adapter usually lie together and are then a view instead of a copy.
+Which rows belong to which adapter slot is computed once per change of the batch (`update_metadata`), not once per
+layer: even a small model (SmolLM2-135M) has 210 adapted matrices. Rows of one adapter are usually neighbors, and are
+then a view instead of a copy.
 
 Shapes: N rows (tokens), H inputs, O outputs, R rank, S slots.
 """
@@ -94,7 +95,7 @@ def _accumulate(out: torch.Tensor, rows: slice | torch.Tensor, x: torch.Tensor, 
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vLLM has no type information
-    """vLLM's holder of batch metadata on CPUs, with every operation that a served adapter uses replaced."""
+    """vLLM's LoRA operations and batch metadata on CPUs, with every operation that a served adapter uses replaced."""
 
     _token_groups: tuple[Group, ...] = ()
     _sampler_groups: tuple[Group, ...] = ()

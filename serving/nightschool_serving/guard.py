@@ -1,7 +1,7 @@
-"""The tenant guard: pure ASGI, outermost in vLLM's server. Decides who gets in and which routes exist at all.
+"""The tenant guard: pure ASGI, outermost in vLLM's server. Decides which requests are let in and which routes exist.
 
-Everything is denied unless listed. It fails closed: vLLM starts with its stock routes when an endpoint plugin cannot be
-loaded, so until our plugin has left its ready mark in the app's state, no inference route answers.
+Everything is denied unless listed. vLLM starts with its own routes when an endpoint plugin cannot be loaded, so no
+inference route answers before our plugin has put its `Serving`, ready, into the app's state.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ ROUTES = frozenset(
         ("GET", "/nightschool/v1/releases"),
     }
 )
-MAX_BODY_BYTES = 16 << 20
-# A header beats the body inside vLLM for each of these, so a client could choose another's request id or jump the queue.
+MAX_BODY_BYTES = 16 << 20  # several times the longest prompt that a model takes, as JSON
+# vLLM prefers each of these headers to the body: a client could choose another client's request id, or a priority.
 STRIPPED_HEADERS = frozenset({b"x-request-id", b"x-vllm-priority", b"x-session-id", b"x-data-parallel-rank"})
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the guard knows of a request and later parts add; `request.state.nightschool` in a route."""
+    """What the guard knows of a request and what the routes add to it; `request.state.nightschool` in a route."""
 
     tenant: str
     authorization: str
-    """The client's own header, so that spans reach the collector under the client's key. Kept in memory only."""
+    """The client's own header, so that spans are sent to the collector with the client's key. Kept in memory only."""
     received_ns: int
+    """Nanoseconds since 1970."""
     release: str | None = None
-    """Set by the route; goes out as a response header, on errors too."""
+    """Set by the route; sent as a response header, also on errors."""
     status: int | None = None
+    """HTTP status; None before the response has begun."""
     closing: ExitStack = field(default_factory=ExitStack)
-    """Closed when the response is over, however it ended."""
+    """What to do when the response is over, however it ended."""
 
 
 class TenantGuard:
@@ -116,7 +118,7 @@ class TenantGuard:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body, or None as soon as it is known to be larger than `limit`; raises when the client went away."""
+    """The whole body; None if it is larger than `limit` bytes, `ConnectionAbortedError` if the client went away."""
     declared = _header(scope, b"content-length") or "0"
     if not declared.isdecimal() or int(declared) > limit:
         return None
@@ -134,7 +136,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
 
 
 def is_ready(scope: Scope) -> bool:
-    """Whether our endpoint plugin is loaded in this app and has followed the registry once."""
+    """Whether our endpoint plugin is loaded in this app and has read every tenant's pointer."""
     serving = getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
     return serving is not None and serving.ready is True
 

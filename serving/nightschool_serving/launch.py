@@ -13,7 +13,7 @@ from nightschool.registry.base_model import base_model_folder
 from nightschool_serving.guard import CONFIG_VARIABLE
 from nightschool_serving.routing import BASE_ALIAS
 
-# Each opens something that the guard, the routes or the replica rely on being shut.
+# Each would switch on something that would undo what the guard, the routes or the replica ensure.
 DANGEROUS_VARIABLES = {
     "VLLM_SERVER_DEV_MODE": "it adds routes that reset and pause the engine",
     "VLLM_SKIP_MODEL_NAME_VALIDATION": "unknown model names would silently get the base model",
@@ -22,7 +22,7 @@ DANGEROUS_VARIABLES = {
     "VLLM_API_KEY": "clients authenticate with their tenant's key",
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "it writes tenants' answers to the log",
 }
-# vLLM options that nightschool.toml or the isolation of tenants decides; everything else may follow after "--".
+# vLLM options that nightschool.toml or the isolation of tenants decides; all others may be given after "--".
 OWNED_OPTIONS = (
     "api-key",
     "api-server-count",
@@ -66,9 +66,9 @@ def check_environment(environment: Mapping[str, str]) -> None:
 
 
 def check_extra(extra: Sequence[str]) -> None:
-    """Refuse vLLM options that are not the command line's to give."""
+    """Refuse vLLM options that nightschool sets itself."""
     for argument in extra:
-        # argparse takes "_" for "-" here, "--name=value", and any beginning of a name that fits only one option.
+        # vLLM's parser accepts "_" for "-", "--name=value", and any beginning of a name that fits only one option.
         name = argument.split("=", 1)[0].replace("_", "-")
         owned = [option for option in OWNED_OPTIONS if len(name) > 2 and f"--{option}".startswith(name)]
         if owned:
@@ -78,21 +78,21 @@ def check_extra(extra: Sequence[str]) -> None:
 
 
 def server_environment(config_path: Path, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
-    """What the vLLM server needs in its environment, beside what is there."""
+    """What to add to `environment` for the vLLM server."""
     needed = {
         CONFIG_VARIABLE: str(config_path.resolve()),
         "VLLM_PLUGINS": PLUGINS,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # A missing adapter path would otherwise become a download.
+        # Otherwise vLLM takes the path of a missing adapter for the name of a model on the hub, and downloads it.
         "HF_HUB_OFFLINE": "1",
     }
     if on_cpu():
         needed["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.kv_cache_gib)
-        # The worker inside the engine's process: one process less to import everything, and no queue between the two.
+        # The worker runs in the engine's process: one process less to import everything, and no queue between the two.
         needed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # One core is left to the HTTP side. Compute threads on every core wait for each other whenever it runs: on two cores,
-        # two threads answered 8.7 requests/s at 32 at a time, one answered 19.4.
+        # One core is left to HTTP. With compute threads on every core, all of them wait whenever HTTP uses one: on
+        # two cores, with 32 requests at a time, two threads answered 8.7 requests/s and one thread 19.4.
         needed["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) - 1))
     return needed
 
@@ -110,22 +110,23 @@ def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
         "max-cpu-loras": max(serving.max_cpu_loras, serving.max_loras),
         "max-lora-rank": serving.max_lora_rank,
         "max-model-len": serving.max_model_len,
-        # With the temperature in, as the trainer computes them.
+        # After the temperature is applied, as the trainer computes them.
         "logprobs-mode": "processed_logprobs",
         "middleware": "nightschool_serving.guard.TenantGuard",
-        # vLLM's default of 0 cuts running streams off on SIGTERM.
+        # Seconds for running answers to finish after SIGTERM; vLLM's default of 0 cuts them off.
         "shutdown-timeout": 120,
     }
     flags = ["--enable-lora", "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if on_cpu():
-        # 128 tokens, the default there, is longer than most shared prefixes.
+        # Tokens per cache block. Only whole blocks are shared, and vLLM's default on CPUs, 128, is longer than most
+        # shared prefixes.
         options |= {"block-size": 32, "worker-extension-cls": "nightschool_serving.cpu_lora.LoraProbe"}
         flags.append("--enforce-eager")
     return [*(part for name, value in options.items() for part in (f"--{name}", str(value))), *flags, *extra]
 
 
 def warnings_about(config: Config) -> list[str]:
-    """What works but will disappoint."""
+    """What works, but not as the user may expect."""
     found = []
     if not config.tenants:
         found.append("nightschool.toml has no [tenants.NAME] table: every request will be refused")

@@ -1,7 +1,7 @@
-"""Records what the engine sampled for a request, token by token, as the outputs pass by. Answers are not changed.
+"""Records the tokens that the engine sampled for a request. Answers are not changed.
 
-A proxy in front of the engine client of vLLM's handlers. The sampled tokens' log-probabilities are always computed; when the
-client did not ask for them they are taken out again before the handler sees the output.
+A proxy in front of the engine client of vLLM's handlers. The log-probabilities of the sampled tokens are always
+computed; if the client did not ask for them they are removed before the handler sees the output.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Recording:
     choices: dict[tuple[int, int], Choice] = field(default_factory=dict)
     """By prompt and choice number."""
     first_token_ns: int | None = None
+    """Nanoseconds since 1970; None before the first token."""
 
 
 current_recording: ContextVar[Recording | None] = ContextVar("nightschool_recording", default=None)
-"""Set by the route around the call of vLLM's handler; a copy of the context follows into the tasks it starts."""
+"""Set by the route before it calls vLLM's handler; the tasks that the handler starts inherit it."""
 
 
 class RecordingEngine:
@@ -53,14 +54,14 @@ class RecordingEngine:
             return self._client.generate(prompt, sampling_params, request_id, **kwargs)
         asked = sampling_params.num_logprobs is not None
         if not asked:
-            sampling_params.logprobs = 0
+            sampling_params.logprobs = 0  # the sampled token alone, without the likeliest others
         number = len(recording.prompts)
         recording.prompts.append([])
         return _record(self._client.generate(prompt, sampling_params, request_id, **kwargs), recording, number, asked=asked)
 
 
 async def _record(outputs: Any, recording: Recording, number: int, *, asked: bool) -> AsyncIterator[Any]:
-    # Closing matters: it is how vLLM learns that the client went away and stops generating.
+    # Closing the outputs tells vLLM that the client went away, and it stops generating.
     async with aclosing(outputs):
         async for output in outputs:
             if output.prompt_token_ids and not recording.prompts[number]:
@@ -77,7 +78,7 @@ async def _record(outputs: Any, recording: Recording, number: int, *, asked: boo
 
 
 def _take(choice: Choice, sampled: Any) -> None:
-    """Add what is new; vLLM's handlers ask for deltas or for one final output, never for cumulative ones."""
+    """Add an output to the answer; vLLM's handlers ask for deltas or one final output, never for cumulative ones."""
     token_ids = list(sampled.token_ids)
     choice.token_ids += token_ids
     choice.finish_reason = sampled.finish_reason or choice.finish_reason

@@ -1,7 +1,8 @@
 """Our routes in place of vLLM's. Imports vLLM: only the endpoint plugin imports this.
 
-Each inference route decides what the client's words mean (its tenant's release, or base), overwrites what a client must not
-choose, and hands on to vLLM's own route function, so that streaming, cancellation, load tracking and errors are vLLM's.
+Each inference route decides which adapter the client's model name means (its tenant's release, or the base model),
+overwrites what a client must not choose, and calls vLLM's own route function, so that streaming, cancellation, load
+tracking and errors are vLLM's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -25,14 +26,12 @@ from nightschool_serving.guard import RequestContext
 from nightschool_serving.recorder import current_recording
 from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
 from nightschool_serving.spans import SENT_FIELDS, ServedRequest, TraceParent
-
-if TYPE_CHECKING:
-    from nightschool_serving.endpoint import Serving
-    from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.state import Serving
+from nightschool_serving.telemetry import Telemetry
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
-# What vLLM lets a request body choose and a tenant must not: the transfer of cache blocks between engines, arguments for
-# engine extensions, the session a request claims to belong to.
+# What a request body may choose in vLLM but a tenant must not: transfers of cache blocks between engines, arguments for
+# engine extensions, the session that a request belongs to.
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "session_id")
 
 router = APIRouter()
@@ -58,7 +57,7 @@ async def list_models(raw_request: Request) -> JSONResponse:
 
 @router.get("/nightschool/v1/releases")
 async def show_releases(raw_request: Request) -> JSONResponse:
-    """What the caller's tenant is served, and what was refused."""
+    """The release that answers the caller's tenant, and the last one that was refused."""
     serving: Serving = raw_request.app.state.nightschool
     context: RequestContext = raw_request.state.nightschool
     return JSONResponse(serving.replica.describe(context.tenant))
@@ -78,8 +77,8 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
     sent = request.model_dump(include=request.model_fields_set & SENT_FIELDS)
     overwrite(request, target)
     context.release = target.release
-    # From here to the handler there is no await: what was checked is what is used.
-    check_isolation(target, tenant=context.tenant, engine_id=serving.engine.engine_id(target.model))
+    # From here to the handler there is no await, so what is checked here is still true when the handler uses it.
+    check_isolation(target, tenant=context.tenant, adapter_id=serving.engine.adapter_id(target.model))
     context.closing.enter_context(serving.table.lease(target))
     if serving.telemetry is not None:
         served = ServedRequest(
@@ -97,13 +96,13 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
             sent=sent,
         )
         context.closing.callback(partial(_finish, served, context, serving.telemetry))
-        # Beam search asks the engine many times for one answer: there is no one list of sampled tokens.
+        # Beam search asks the engine many times for one answer, so there is no single list of sampled tokens to record.
         current_recording.set(None if request.use_beam_search else served.recording)
     return await handler(request, raw_request)
 
 
 def overwrite(request: Any, target: Target) -> None:
-    """Set what only the server decides, whatever the client sent."""
+    """Set what only the server decides, in place of whatever the client sent."""
     request.model = target.model
     request.cache_salt = target.cache_salt
     request.priority = 0

@@ -1,7 +1,7 @@
 """Which adapter answers: tenant and alias in, the engine's immutable name out. Memory only, no I/O.
 
-A client never names an adapter. It says "nightschool" (its tenant's release) or "base"; what that means at this moment is one
-`Route` per tenant, replaced as a whole by the replica.
+A client never names an adapter. It says "nightschool" (its tenant's release) or "base"; what that means now is one
+`Route` per tenant, which the replica replaces as a whole.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from nightschool.errors import NightschoolError
-from nightschool.registry.release import check_digest
 from nightschool.semconv import BASE_RELEASE
-from nightschool.tenants import check_tenant
+from nightschool_serving.adapter import Adapter
 
 TENANT_ALIAS = "nightschool"
 BASE_ALIAS = "base"
@@ -30,28 +28,11 @@ class UnknownModel(NightschoolError, LookupError):  # noqa: N818 - named by what
 
 
 class ReleaseUnavailable(NightschoolError, RuntimeError):  # noqa: N818 - named by what happened
-    """The tenant's release cannot be loaded and no earlier one is in memory; the base model does not stand in for it."""
+    """The tenant's release cannot be loaded and no earlier one is in memory; the base model does not answer instead."""
 
 
 class IsolationError(NightschoolError, RuntimeError):
     """A request was about to be answered by another tenant's adapter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A verified release on local disk, as the engine knows it."""
-
-    tenant: str
-    """As in the release's manifest."""
-    digest: str
-    engine_id: int
-    folder: Path
-    content: str
-    """SHA-256 of what the engine reads; releases of equal content may share an id."""
-
-    @property
-    def name(self) -> str:
-        return engine_name(self.tenant, self.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +45,10 @@ class Route:
     stable: Adapter | None = None
     """None is the base model."""
     unavailable: str | None = None
-    """Why nothing can answer for the tenant's alias; None when something can."""
+    """Why nothing can answer requests for `nightschool`; None when something can."""
 
     def pick(self) -> Adapter | None:
-        """The adapter for one request."""
+        """The adapter for one request; `ReleaseUnavailable` if nothing can answer."""
         if self.unavailable is not None:
             raise ReleaseUnavailable(
                 f"the release of tenant {self.tenant!r} cannot be served: {self.unavailable}; model {BASE_ALIAS!r} still answers"
@@ -83,11 +64,14 @@ class Target:
     model: str
     """The name inside the engine."""
     adapter: Adapter | None
+    """None is the base model."""
     cache_salt: str
+    """Separates the tenant's entries in vLLM's prefix cache from those of others."""
 
     @property
     def release(self) -> str:
-        return self.adapter.digest if self.adapter else BASE_RELEASE
+        """Digest of the release, or "base"."""
+        return self.adapter.release if self.adapter else BASE_RELEASE
 
 
 class RoutingTable:
@@ -95,12 +79,14 @@ class RoutingTable:
 
     def __init__(self, tenants: Iterable[str], *, salt_key: bytes | None = None) -> None:
         self._routes = {tenant: Route(tenant, unavailable=NOT_READ_YET) for tenant in tenants}
-        # Base-model requests share vLLM's prefix cache unless salted; a tenant could time its way to another's prompts.
+        # Without a salt all requests to the base model share vLLM's prefix cache, and a tenant could find out another's
+        # prompts by measuring which answers start sooner.
         key = salt_key if salt_key is not None else secrets.token_bytes(32)
         self._salts = {tenant: hmac.new(key, tenant.encode(), "sha256").hexdigest() for tenant in self._routes}
         self._in_flight: Counter[str] = Counter()
 
     def route(self, tenant: str) -> Route:
+        """What answers the tenant now."""
         return self._routes[tenant]
 
     def replace(self, route: Route) -> None:
@@ -108,7 +94,7 @@ class RoutingTable:
         self._routes[route.tenant] = route
 
     def resolve(self, tenant: str, alias: str | None) -> Target:
-        """Where a request of `tenant` for `alias` goes."""
+        """Where a request of `tenant` for `alias` goes; `UnknownModel` or `ReleaseUnavailable` if nowhere."""
         if alias not in ALIASES:
             raise UnknownModel(f"model {alias!r} does not exist; allowed are {' and '.join(map(repr, ALIASES))}")
         adapter = self._routes[tenant].pick() if alias == TENANT_ALIAS else None
@@ -116,7 +102,7 @@ class RoutingTable:
 
     @contextmanager
     def lease(self, target: Target) -> Iterator[None]:
-        """Hold the target's adapter in the engine until the request is over."""
+        """Count a request on the target's adapter until it is over; an adapter with requests stays in the engine."""
         self._in_flight[target.model] += 1
         try:
             yield
@@ -124,6 +110,7 @@ class RoutingTable:
             self._in_flight[target.model] -= 1
 
     def in_flight(self, adapter: Adapter) -> int:
+        """How many requests the adapter is answering."""
         return self._in_flight[adapter.name]
 
     def forget(self, adapter: Adapter) -> None:
@@ -131,18 +118,16 @@ class RoutingTable:
         self._in_flight.pop(adapter.name, None)
 
 
-def check_isolation(target: Target, *, tenant: str, engine_id: int | None) -> None:
-    """Last look before the engine: the key's tenant, the target's tenant and the manifest's tenant are one, and so is the id."""
+def check_isolation(target: Target, *, tenant: str, adapter_id: int | None) -> None:
+    """The last check before the engine: key, target and manifest are of one tenant, the id is the manifest's.
+
+    `tenant` is that of the key, `adapter_id` what vLLM's handlers will use for the target's name.
+    """
     adapter = target.adapter
     owner = adapter.tenant if adapter else tenant
-    expected_id = adapter.engine_id if adapter else None
-    if not tenant == target.tenant == owner or engine_id != expected_id:
+    expected_id = adapter.id if adapter else None
+    if not tenant == target.tenant == owner or adapter_id != expected_id:
         raise IsolationError(
             f"request of {tenant!r} was routed to {target.model!r} of {target.tenant!r}, adapter of {owner!r} "
-            f"with id {engine_id} (expected {expected_id}); nothing was generated"
+            f"with id {adapter_id} (expected {expected_id}); nothing was generated"
         )
-
-
-def engine_name(tenant: str, digest: str) -> str:
-    """The adapter's name inside vLLM: immutable, because vLLM keys its prefix cache by name and path."""
-    return f"t-{check_tenant(tenant)}.{check_digest(digest)[:16]}"

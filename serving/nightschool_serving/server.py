@@ -1,6 +1,6 @@
-"""vLLM's API server in this process; `__main__` replaces itself by this with the environment and arguments it needs.
+"""vLLM's API server in this process; `__main__` replaces itself with this, with environment and arguments set.
 
-vLLM starts its engine as a new process that imports this module too, so the body is guarded and the top imports nothing.
+vLLM starts its engine as a new process that imports this module too: so importing it runs nothing and loads nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gc
 
 def main() -> None:
     """Run until told to stop."""
-    # Importing vLLM allocates millions of objects that stay; collecting among them takes 1.5 s of the start.
+    # Importing vLLM allocates millions of objects that stay; garbage collection among them takes 1.5 s of the start.
     gc.disable()
     from vllm.entrypoints.launchers.api_server.entry import main as serve
 

@@ -1,7 +1,7 @@
 """One OTLP span per inference request: what the server knows and the app cannot.
 
-The answer's token ids, the log-probabilities it was sampled with and the release that answered. Texts stay out: the app's own
-span has them, and the two meet in the response id.
+The answer's token ids, the log-probabilities it was sampled with and the release that answered. It has no texts: the
+app's own span has them, and both spans have the response id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SENT_ATTRIBUTES = {
     "stream": semconv.GEN_AI_REQUEST_STREAM,
 }
 SENT_FIELDS = set(_SENT_ATTRIBUTES)
-"""The fields of a request body that a span tells, when the client set them."""
+"""The fields of a request body that a span reports, when the client set them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class TraceParent:
 
     @classmethod
     def parse(cls, header: str | None) -> TraceParent | None:
-        """None for no header or one that is not a traceparent: the span then starts a trace of its own."""
+        """None for no header or one that is not a traceparent; the span then starts a trace of its own."""
         match = _TRACEPARENT.fullmatch((header or "").strip())
         return cls(bytes.fromhex(match[1]), bytes.fromhex(match[2])) if match else None
 
 
 @dataclass(slots=True)
 class ServedRequest:
-    """One inference request, as its span tells it."""
+    """One inference request, as its span describes it."""
 
     tenant: str
     authorization: str
@@ -62,11 +62,11 @@ class ServedRequest:
     started_ns: int
     parent: TraceParent | None
     tokenizer: str
-    """SHA-256 of the tokenizer.json that token ids are of."""
+    """SHA-256 of the tokenizer.json that made the token ids."""
     captures_content: bool
-    """False when the client asked that token ids are not recorded."""
+    """False when the client asked not to record token ids."""
     sent: Mapping[str, Any]
-    """What the client itself set of `SENT_FIELDS`."""
+    """Those of `SENT_FIELDS` that the client set, with their values."""
     recording: Recording = field(default_factory=Recording)
     ended_ns: int = 0
     status: int | None = None
@@ -106,7 +106,7 @@ def to_span(request: ServedRequest) -> Span:
 
 
 def error_of(request: ServedRequest) -> str | None:
-    """Why the request has no whole answer; None when it has one."""
+    """Why the request has no complete answer; None when it has one."""
     if request.status is not None and request.status >= 400:
         return str(request.status)
     finished = [choice.finish_reason for choice in request.recording.choices.values()]
@@ -145,7 +145,7 @@ def _about_answer(request: ServedRequest) -> dict[str, Any]:
     }
     if request.sent.get("stream") and recording.first_token_ns:
         about[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = (recording.first_token_ns - request.started_ns) / 1e9
-    # Several answers to one request cannot be told apart in these attributes; none is better than a mixture.
+    # These attributes hold one answer: the tokens of several would be mixed up, so they are left out.
     if request.captures_content and len(choices) == 1 and len(choices[0].logprobs) == len(choices[0].token_ids):
         about[semconv.PROMPT_TOKEN_IDS] = recording.prompts[0]
         about[semconv.COMPLETION_TOKEN_IDS] = choices[0].token_ids

@@ -1,4 +1,7 @@
-"""Sends server spans to the collector from a thread of its own. Never in the way of an answer: full means dropped and counted."""
+"""Sends server spans to the collector from a thread of its own.
+
+An answer never waits for it: what does not fit into the queue is dropped and counted.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,18 @@ from urllib.parse import urlsplit
 
 from nightschool_serving.spans import ServedRequest, to_export_request
 
-MAX_QUEUED = 4096
-_MAX_BATCH = 128
-_WAIT_SECONDS = 0.2
-"""How long the first span of a batch waits for company."""
-_ATTEMPTS = 5
-_TIMEOUT_SECONDS = 10.0
-_RETRY = {408, 429, 500, 502, 503, 504}
+MAX_QUEUED = 4096  # spans; the collector may be away for a while under load before one is lost
+_MAX_BATCH = 128  # spans in one request; with their token ids still far below what a collector accepts
+_WAIT_SECONDS = 0.2  # how long the first span of a batch waits for others, so that one request carries several
+_ATTEMPTS = 5  # with doubling pauses from 0.5 s: 7.5 s in all, enough for a collector to restart
+_TIMEOUT_SECONDS = 10.0  # as the official exporters
+_RETRY = {408, 429, 500, 502, 503, 504}  # statuses after which the same request may succeed
 
 _logger = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """A bounded queue and one thread. Every span goes under the key of the client whose request it is about."""
+    """A bounded queue and one thread. Every span is sent with the key of the client whose request it describes."""
 
     def __init__(self, collector: str, *, max_queued: int = MAX_QUEUED, retry_seconds: float = 0.5) -> None:
         self._endpoint = urlsplit(collector.rstrip("/"))
@@ -43,7 +45,7 @@ class Telemetry:
         try:
             self._queue.put_nowait(request)
         except queue.Full:
-            self._drop(1, f"{self._queue.maxsize} spans are waiting already")
+            self._drop(1, f"{self._queue.maxsize} spans are already waiting")
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Send what is queued, for at most `timeout_seconds`; may be called twice."""
@@ -57,7 +59,7 @@ class Telemetry:
 
     def _run(self) -> None:
         while (first := self._queue.get()) is not None:
-            batch, ended = self._gather(first)
+            batch, ended = self._next_batch(first)
             groups: dict[tuple[str, str], list[ServedRequest]] = {}
             for request in batch:
                 groups.setdefault((request.tenant, request.authorization), []).append(request)
@@ -66,7 +68,7 @@ class Telemetry:
             if ended:
                 return
 
-    def _gather(self, first: ServedRequest) -> tuple[list[ServedRequest], bool]:
+    def _next_batch(self, first: ServedRequest) -> tuple[list[ServedRequest], bool]:
         """A batch, and whether the end of the queue was in it."""
         batch, deadline = [first], time.monotonic() + _WAIT_SECONDS
         while len(batch) < _MAX_BATCH:
@@ -118,6 +120,6 @@ class Telemetry:
         with self._counting:
             self.dropped += count
             dropped = self.dropped
-        # Powers of two: the first loss is told at once, a lasting one does not fill the log.
+        # At powers of two: the first loss is logged at once, and a lasting one does not fill the log.
         if dropped & (dropped - 1) == 0 or count > 1:
             _logger.warning("%d server spans lost so far: %s", dropped, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from nightschool.keys import KeyRing, hash_key
 from nightschool.stream import StoredRecord, Stream, open_stream
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.door import Door
+from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 NOW_NS = 1_790_000_000_123_456_789
@@ -36,13 +36,10 @@ class Collector:
         self.stream = stream
         ring = KeyRing({tenant: [hash_key(key)] for tenant, key in self.keys.items()})
         self.jitter = 0.5
-        self.door = Door(
-            Intake(stream, ring, Counters(self.keys), clock_ns=lambda: NOW_NS),
-            Admission(self.budgets),
-            self.limit,
-            jitter=lambda: self.jitter,
-        )
-        self.app = app_of(self.door, operators=[hash_key("key-of-operator")])
+        counters = Counters(self.keys)
+        self.receiver = Receiver(ring, counters, Admission(self.budgets), self.limit, jitter=lambda: self.jitter)
+        self.writer = RecordWriter(stream, counters, clock_ns=lambda: NOW_NS)
+        self.app = app_of(self.receiver, self.writer, operators=[hash_key("key-of-operator")])
         self.client = TestClient(self.app)
 
     def post(self, path: str, body: Any, *, form: str = PROTOBUF, tenant: str = "acme", **headers: str) -> httpx.Response:
@@ -54,6 +51,20 @@ class Collector:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         sent = {"content-type": form, "authorization": f"Bearer {self.keys[tenant]}", **named}
         return self.client.post(path, content=body, headers=sent)
+
+    async def call(
+        self, path: str, headers: Mapping[str, str], receive: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """POST by ASGI alone: the body is what `receive` gives, the answer is the messages that were sent."""
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        named = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": named, "query_string": b"", "http_version": "1.1"}
+        await self.app(scope, receive, send)
+        return sent
 
     def stored(self, topic: str) -> list[StoredRecord]:
         ends = self.stream.end_offsets(topic)

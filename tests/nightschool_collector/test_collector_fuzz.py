@@ -112,7 +112,7 @@ def test_awkward_json_values(collector: Any, field: str, value: str) -> None:
 
 
 def test_a_small_run_of_the_fuzzer_finds_nothing() -> None:
-    """What `make bench NAME=fuzz` does at length: well-formed requests and many broken forms of each, over HTTP and gRPC."""
+    """As `make bench NAME=fuzz`, but short: well-formed requests and many broken forms of each, by HTTP and gRPC."""
     found = fuzz.fuzz(1500, seed=11)
     assert (found.server_errors, found.crashes) == ([], [])
     assert found.inputs >= 1500
@@ -121,6 +121,6 @@ def test_a_small_run_of_the_fuzzer_finds_nothing() -> None:
 
 
 def test_the_fuzzer_finds_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that keys records by a trace that is not theirs does not get past the checks of the stream behind it."""
+    """The stream behind the collector notices records that are keyed by another trace than their own."""
     monkeypatch.setattr(spans, "_ids", lambda request, start, end: (b"\1" * 16, b"\1" * 8))
     assert fuzz.fuzz(1500, seed=11).crashes

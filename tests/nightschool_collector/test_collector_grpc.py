@@ -1,4 +1,4 @@
-"""OTLP/gRPC: the same records, refusals and limits as over HTTP, in the words of gRPC."""
+"""OTLP/gRPC: the same records, refusals and limits as over HTTP, with the status codes of gRPC."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from nightschool.errors import StreamUnavailable
-from nightschool_collector.grpc_server import GrpcReceiver
-from nightschool_collector.request.admission import Lane
+from nightschool_collector.grpc_server import GrpcServer
+from nightschool_collector.request.admission import Traffic
 
 KEY = (("authorization", "Bearer key-of-acme"),)
 
 
 @pytest.fixture
 def port(collector: Any) -> Iterator[int]:
-    """The gRPC receiver of the collector under test, in an event loop of its own."""
+    """The gRPC server of the collector under test, in an event loop of its own."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever)
     thread.start()
@@ -36,9 +36,9 @@ def port(collector: Any) -> Iterator[int]:
     def wait_for(coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(30)
 
-    receiver = GrpcReceiver(collector.door)
-    yield wait_for(receiver.start("127.0.0.1", 0))
-    wait_for(receiver.stop(5))
+    server = GrpcServer(collector.receiver, collector.writer)
+    yield wait_for(server.start("127.0.0.1", 0))
+    wait_for(server.stop(5))
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -89,7 +89,7 @@ def test_grpc_and_http_store_the_same(collector: Any, channel: Any, requests: An
 
 
 def test_what_can_never_be_stored_is_partial_success(collector: Any, channel: Any, requests: Any) -> None:
-    """A span without a trace is rejected by count and reason, the rest is stored, and the client is not asked to retry."""
+    """A span without a trace is rejected with count and reason, the rest is stored, and no retry is asked for."""
     partial = TraceServiceStub(channel).Export(requests.spans(0, 5), metadata=KEY).partial_success
     assert partial.rejected_spans == 1
     assert "all zero" in partial.error_message
@@ -122,10 +122,10 @@ def test_a_bomb_is_refused_without_being_expanded(collector: Any, channel: Any) 
     code, said, _ = refusal(TraceServiceStub(channel).Export, bomb, metadata=KEY, compression=grpc.Compression.Gzip)
     assert (code, "when decompressed" in said) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     code, _, _ = refusal(TraceServiceStub(channel).Export, bomb, metadata=KEY)
-    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED  # gRPC's own answer; without RetryInfo it means: do not send again
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED  # by gRPC itself; without RetryInfo no client retries
 
 
-def test_a_stream_that_is_away_is_unavailable_with_retry_info(collector: Any, channel: Any, requests: Any) -> None:
+def test_a_stream_that_is_down_is_unavailable_with_retry_info(collector: Any, channel: Any, requests: Any) -> None:
     """UNAVAILABLE with RetryInfo of 1 to 3 s, both where the specification puts it and where Python's SDK looks."""
 
     def away(*args: Any) -> Any:
@@ -143,7 +143,7 @@ def test_a_stream_that_is_away_is_unavailable_with_retry_info(collector: Any, ch
 
 
 def test_a_full_collector_is_unavailable_before_the_message_is_read(collector: Any, channel: Any) -> None:
-    """Without room the answer comes while the client has not yet sent its message."""
+    """Over the budget the answer comes before the client has sent its message."""
     asked = Event()
 
     def late() -> Iterator[bytes]:
@@ -151,9 +151,9 @@ def test_a_full_collector_is_unavailable_before_the_message_is_read(collector: A
         yield b""
 
     export = channel.stream_unary("/opentelemetry.proto.collector.trace.v1.TraceService/Export")
-    with collector.door.admission.ticket(Lane.SPANS, "acme", 2 << 20):
+    with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 << 20):
         code, said, trailers = refusal(export, late(), metadata=KEY)
     asked.set()
     assert (code, "in flight" in said) == (grpc.StatusCode.UNAVAILABLE, True)
     assert "google.rpc.retryinfo-bin" in trailers
-    assert collector.door.counters.total("refused_requests", "acme", "traces", "pressure") == 1
+    assert collector.receiver.counters.total("refused_requests", "acme", "traces", "pressure") == 1

@@ -56,17 +56,17 @@ def test_only_an_operator_sees_tenants(collector: Any, requests: Any) -> None:
 
 
 def test_workers_add_up() -> None:
-    """Each process writes its own row of the shared numbers; whoever is asked answers for all."""
+    """Each process writes its own row of the shared numbers; each answers with the sum of all rows."""
     counters = Counters(["acme"], num_workers=3)
     for index in range(3):
-        counters.be_worker(index)
+        counters.use_row(index)
         counters.accepted("acme", "traces", items=10 + index, rejected=0, num_bytes=1)
     assert counters.total("accepted_items", "acme", "traces") == 33
     assert 'accepted_items_total{signal="traces"} 33' in counters.text(by_tenant=False)
 
 
 def test_an_unknown_reason_is_counted_as_other() -> None:
-    """A refusal of a later kind is never lost."""
+    """A refusal with a reason that is not listed is counted as `other`."""
     counters = Counters(["acme"])
     counters.refused("acme", "outcomes", "a reason of a later version")
     assert counters.total("refused_requests", "acme", "outcomes", "other") == 1

@@ -1,4 +1,4 @@
-"""More than the collector can take: memory stays bounded, nothing acknowledged is lost, the rest comes again until it is in."""
+"""More requests than the collector has memory for: refused ones are sent again, acknowledged ones are never lost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OUTCOME = {"target": {"response_id": "r"}, "name": "n", "value": 1, "source": {"
 
 @pytest.fixture
 def collector_process(tmp_path: Path, unused_port: int) -> Iterator[psutil.Process]:
-    """A collector that has room for two of the batches at a time."""
+    """A collector whose budget has room for two of the batches at a time."""
     path = tmp_path / "nightschool.toml"
     limits = "max_body_mib = 1\nmax_in_flight_mib = 1\nmax_in_flight_per_tenant_mib = 1\n"
     path.write_text(
@@ -57,10 +57,12 @@ def batch_of_spans() -> tuple[ReadableSpan, ...]:
     return kept.get_finished_spans()
 
 
-def test_what_is_refused_comes_again_until_it_is_in(collector_process: psutil.Process, tmp_path: Path, unused_port: int) -> None:
-    """Eight official exporters against room for two batches: some are refused with 503, and in the end every span is stored.
+def test_refused_batches_are_sent_again_until_they_are_stored(
+    collector_process: psutil.Process, tmp_path: Path, unused_port: int
+) -> None:
+    """Eight official exporters, room for two batches: some get 503, and in the end every span is stored.
 
-    Outcomes are taken all the while, and the collector's memory does not follow what is thrown at it.
+    Outcomes are accepted all the time, and the collector's memory does not grow with what is sent.
     """
     url = f"http://127.0.0.1:{unused_port}"
     before = collector_process.memory_info().rss
@@ -71,15 +73,15 @@ def test_what_is_refused_comes_again_until_it_is_in(collector_process: psutil.Pr
         for _ in range(BATCHES):
             spans = batch_of_spans()
             while exporter.export(spans) is not SpanExportResult.SUCCESS:
-                pass  # its 10 s were over; what is not acknowledged is the sender's to keep
+                pass  # its 10 s were over; what is not acknowledged the sender must keep
             sent |= {span.context.span_id for span in spans}
         exporter.shutdown()
         return sent
 
     with ThreadPoolExecutor(SENDERS) as pool, httpx.Client(base_url=url, headers={"authorization": "Bearer k"}) as client:
-        outcomes = [client.post("/v1/outcomes", json=OUTCOME).status_code]  # the file is there now
+        outcomes = [client.post("/v1/outcomes", json=OUTCOME).status_code]  # the stream's file exists from now on
         with closing(sqlite3.connect(tmp_path / "stream.db", isolation_level=None)) as disk:
-            disk.execute("BEGIN IMMEDIATE")  # it is busy until somebody was turned away
+            disk.execute("BEGIN IMMEDIATE")  # nothing can be stored until a request was refused
             senders = [pool.submit(send, number) for number in range(SENDERS)]
             while not num_refused(client):
                 time.sleep(0.01)

@@ -81,7 +81,7 @@ def post_spans(client: httpx.Client, request: ExportTraceServiceRequest) -> http
 
 
 def stored_spans(config: Path) -> list[Any]:
-    """Every span in the stream's file, opened anew."""
+    """Every span in the stream's file, which is opened again."""
     with open_stream(f"sqlite:{config.parent / 'var' / 'stream.db'}") as stream:
         ends = stream.end_offsets("ns.otlp_spans")
         records = [record for p in ends for record in stream.read("ns.otlp_spans", p, 0, ends[p])]
@@ -122,7 +122,7 @@ def test_the_ready_line_says_where_and_for_whom(start: Start, config: Path, url:
 
 
 def test_what_was_acknowledged_survives_sigkill(start: Start, config: Path, url: str, requests: Any) -> None:
-    """Killed in the middle of concurrent requests, again and again, the collector has lost nothing it answered 200."""
+    """Killed three times during concurrent requests, the collector has every span that it answered with 200."""
     acknowledged: list[int] = []
     for round_number in range(3):
         process = start()
@@ -174,7 +174,7 @@ def test_a_request_half_sent_at_sigterm_is_finished(start: Start, config: Path, 
         with httpx.Client(timeout=30) as client:  # answered after the half above was read
             assert client.get(f"http://127.0.0.1:{unused_port}/healthz").status_code == 200
         process.send_signal(signal.SIGTERM)
-        while True:  # until it takes nothing new
+        while True:  # until it accepts no new connection
             try:
                 socket.create_connection(("127.0.0.1", unused_port), timeout=30).close()
             except OSError:
@@ -196,7 +196,7 @@ def children_of(pid: int) -> list[psutil.Process]:
 
 
 def test_workers_share_a_port_and_their_numbers(start: Start, workers: Path, url: str, requests: Any) -> None:
-    """Two processes take requests of one port, and /metrics of either counts both; a signal ends all of them in order."""
+    """Two processes answer on one port, and /metrics of either counts both; a signal ends both in order."""
     process = start()
     assert len(children_of(process.pid)) == 2
     for trace in range(1, 11):
@@ -210,7 +210,7 @@ def test_workers_share_a_port_and_their_numbers(start: Start, workers: Path, url
 
 
 def test_a_worker_that_dies_is_replaced_and_none_outlives_its_parent(start: Start, workers: Path, url: str) -> None:
-    """A killed worker is started anew and said so; workers of a killed parent end by themselves."""
+    """A killed worker is replaced, and a line says so; workers of a killed parent end by themselves."""
     process = start()
     victim, survivor = children_of(process.pid)
     victim.kill()
@@ -246,7 +246,7 @@ def test_grpc_is_served_by_the_same_process(start: Start, config: Path, requests
     ],
 )
 def test_settings_that_cannot_work_are_one_line(tmp_path: Path, text: str, message: str) -> None:
-    """A start that can come to nothing ends with status 2 and one line that says what to do."""
+    """A start that cannot succeed ends with status 2 and one line that says what to do."""
     path = tmp_path / "nightschool.toml"
     path.write_text(text)
     process = launch(path)
@@ -257,7 +257,7 @@ def test_settings_that_cannot_work_are_one_line(tmp_path: Path, text: str, messa
 
 
 def test_a_port_in_use_is_one_line(start: Start, config: Path, unused_port: int) -> None:
-    """A second collector on the same port says whose fault it is."""
+    """A second collector on the same port says that the port is in use."""
     start()
     process = launch(config)
     _, errors = process.communicate(timeout=60)
@@ -266,7 +266,7 @@ def test_a_port_in_use_is_one_line(start: Start, config: Path, unused_port: int)
 
 
 def test_the_missing_extra_is_named(config: Path) -> None:
-    """Without FastAPI the command says which line installs it."""
+    """Without FastAPI the message has the command that installs it."""
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
         f"from nightschool_collector.__main__ import main\nsys.exit(main(['--config', {str(config)!r}]))"
@@ -277,7 +277,7 @@ def test_the_missing_extra_is_named(config: Path) -> None:
 
 
 def test_help_needs_nothing_heavy() -> None:
-    """Arguments are parsed before anything heavy is imported."""
+    """Arguments are parsed before anything that takes long to import."""
     code = (
         "import sys\nfrom nightschool_collector.__main__ import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"

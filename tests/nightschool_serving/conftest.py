@@ -60,7 +60,7 @@ class AdapterShape:
 
 
 def write_adapter(folder: Path, shape: AdapterShape, seed: int) -> None:
-    """Random matrices that are not zero, in PEFT's names."""
+    """Random matrices that are not zero, with PEFT's names."""
     random = np.random.default_rng(seed)
     tensors = {}
     for layer in range(shape.layers):
@@ -82,7 +82,7 @@ Publish = Callable[..., str]
 def publish(
     registry: Registry, tenant: str, folder: Path, shape: AdapterShape, seed: int, *, pointed: bool = True, **changes: Any
 ) -> str:
-    """File a release of `tenant` made from `seed`, point at it, and return its digest; `changes` alter the manifest."""
+    """File a release of `tenant` made from `seed`, point at it, and return it; `changes` are made to the manifest."""
     source = folder / f"{tenant}-{seed}"
     write_adapter(source, shape, seed)
 
@@ -129,7 +129,7 @@ def publish_tiny(registry: Registry, tmp_path: Path) -> Publish:
 
 
 class SpanSink:
-    """A collector that keeps what it was sent: (Authorization, export request)."""
+    """A collector that keeps what was sent to it: (Authorization, export request)."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, ExportTraceServiceRequest]] = []
@@ -279,12 +279,13 @@ def free_port() -> int:
 def write_config(folder: Path, port: int, collector: str, tenants: dict[str, ServedTenant]) -> Path:
     tables = "\n".join(f'[tenants.{t.name}]\nkey_sha256 = ["{hash_key(t.key)}"]' for t in tenants.values())
     path = folder / "nightschool.toml"
-    # In bf16 two tokens may be equally likely, and which wins depends on the size of the batch; float32 lets a test ask for
-    # the very same answer.
+    # In bf16 two tokens may be equally likely, and the size of the batch decides between them; with float32 a test can
+    # ask for exactly the same answer.
     path.write_text(
         f'[registry]\npath = "registry"\n[model]\npath = "{PACKAGED}"\ndtype = "float32"\n'
         f'[serving]\nport = {port}\ncollector = "{collector}"\npoll_seconds = 0.2\n'
-        # With both slots taken by the two tenants, a row without an adapter that reads the last slot reads a tenant's weights.
+        # The two tenants take both slots: so a row without an adapter that wrongly reads the last slot reads a
+        # tenant's weights.
         f"max_loras = 2\n{tables}\n"
     )
     return path
@@ -301,7 +302,7 @@ def start_server(config: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def run_server(folder: Path, sink: SpanSink, start: Start) -> RunningServer:
-    """A server for two tenants on an empty registry, not waited for."""
+    """A server for two tenants on an empty registry, which may not have started yet."""
     model = base_model_folder(PACKAGED)
     shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.06)
     tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
@@ -324,7 +325,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, module_span_sink: SpanSink)
 
 @pytest.fixture
 def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[..., RunningServer]]:
-    """Starts a server of the test's own, or what `start(config, log) -> process` makes of it."""
+    """Starts a server for one test, with `start(config, log) -> process`."""
     started: list[RunningServer] = []
 
     def make(start: Start = start_server) -> RunningServer:
@@ -337,7 +338,7 @@ def make_server(tmp_path: Path, span_sink: SpanSink) -> Iterator[Callable[..., R
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server, and the processes of its own session should it not go by itself."""
+    """End the server, and after a minute kill every process of its session."""
     process.send_signal(signal.SIGTERM)  # does nothing to one that has ended
     try:
         process.wait(60)

@@ -20,7 +20,7 @@ MakeCache = Callable[[], AdapterCache]
 
 @pytest.fixture
 def make_cache(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> MakeCache:
-    """One more server's cache on the same folder."""
+    """Makes the cache of one more server, on the same folder."""
     return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, max_rank=16)
 
 
@@ -40,8 +40,8 @@ def test_a_release_is_deleted_when_its_last_server_drops_it(make_cache: MakeCach
     assert names(mine.folder.parent) == set()
 
 
-def test_pruning_spares_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
-    """What earlier runs left goes; another server's release, one's own and a copy under way stay; an old half copy goes."""
+def test_pruning_keeps_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """Releases of earlier runs and old drafts are deleted; what any server holds, and a new draft, stays."""
     left, ours, theirs = (publish_tiny("bank", seed) for seed in (1, 2, 3))
     earlier = make_cache()
     folder = earlier.fetch("bank", left).folder
@@ -79,7 +79,7 @@ def test_a_copy_that_fails_leaves_nothing(
 
 
 def test_a_content_digest_tells_part_boundaries_apart() -> None:
-    """ab+c, a+bc and abc are three things; the digest is SHA-256 over 8-byte lengths and parts."""
+    """ab+c, a+bc and abc have three digests: SHA-256 over the parts, each after its length in 8 bytes."""
     assert content_digest(b"abc") == hashlib.sha256((3).to_bytes(8, "little") + b"abc").hexdigest()
     assert (
         len({content_digest(b"ab", b"c"), content_digest(b"a", b"bc"), content_digest(b"abc"), content_digest(b"abc", b"")}) == 4

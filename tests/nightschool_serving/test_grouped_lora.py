@@ -66,7 +66,7 @@ def test_every_row_gets_its_own_adapter_and_no_other(slots: list[int], scale: fl
 
 @pytest.mark.parametrize("slots", MIXTURES.values(), ids=MIXTURES)
 def test_bf16_is_the_reference_rounded(slots: list[int]) -> None:
-    """In the type that is served, within its precision; a wrong adapter would be off by the size of the values."""
+    """In the type that is served, within its precision; a wrong adapter would differ by the size of the values."""
     a, b = ([tensor.bfloat16() for tensor in side] for side in weights())
     x, y = torch.randn(len(slots), HIDDEN).bfloat16(), torch.randn(len(slots), sum(WIDTHS)).bfloat16()
     expected = reference(x.float(), slots, y.float(), 1.0)
@@ -75,7 +75,7 @@ def test_bf16_is_the_reference_rounded(slots: list[int]) -> None:
 
 
 def test_shrink_leaves_zeros_where_no_adapter_is() -> None:
-    """A buffer that is used again carries nothing over."""
+    """Nothing is left of what the buffer held before."""
     out = torch.full((3, RANK), 7.0)
     shrink(torch.randn(3, HIDDEN), weights()[0][0], out, group_rows(torch.tensor([-1, 1, -1])), 1.0)
     assert torch.equal(out[[0, 2]], torch.zeros(2, RANK))
@@ -101,7 +101,7 @@ def test_a_wider_vocabulary_in_the_model_is_left_alone() -> None:
 
 
 def test_rows_that_lie_together_are_a_view() -> None:
-    """No copy for the ordinary case; a scattered adapter has its rows listed."""
+    """No copy if an adapter's rows are neighbors; else the rows are listed."""
     together, scattered = group_rows(torch.tensor([-1, 1, 1, 0])), group_rows(torch.tensor([1, 0, 1]))
     assert [(group.slot, group.rows) for group in together] == [(0, slice(3, 4)), (1, slice(1, 3))]
     rows = scattered[1].rows
@@ -166,7 +166,7 @@ def in_fresh_process() -> Run:
 
 @pytest.mark.vllm
 def test_vllm_loads_the_plugin_and_builds_on_the_grouped_operations(in_fresh_process: Run) -> None:
-    """Inactive before, active after, twice is once; vLLM's own selector then makes our wrapper."""
+    """Inactive before, active after, also when installed twice; vLLM's own selector then makes our wrapper."""
     printed = in_fresh_process(
         "import torch\n"
         "from nightschool_serving.cpu_lora import install, is_active\n"

@@ -109,7 +109,7 @@ async def test_a_route_that_is_not_listed_does_not_exist(route: tuple[str, str])
 
 @pytest.mark.parametrize("key", [None, "", "wrong", "bank-key2", "bank-key telecom-key"])
 async def test_a_request_without_a_known_key_is_refused(key: str | None) -> None:
-    """Only a Bearer key of a tenant gets in."""
+    """Only a request with a Bearer key of a tenant is let in."""
     inner = Inner()
     status, headers, _ = await call(inner, key=key)
     assert (status, headers[b"www-authenticate"], inner.scopes) == (401, b"Bearer", [])
@@ -118,14 +118,14 @@ async def test_a_request_without_a_known_key_is_refused(key: str | None) -> None
 @pytest.mark.parametrize("ready", [None, False])
 @pytest.mark.parametrize("route", [CHAT, ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health")])
 async def test_nothing_answers_before_the_plugin_is_ready(route: tuple[str, str], ready: bool | None) -> None:
-    """Without our plugin's ready mark (it may have failed to load) every route is 503, health included."""
+    """Without a ready `Serving` (the plugin may have failed to load) every route is 503, health included."""
     inner = Inner()
     status, headers, _ = await call(inner, route, ready=ready)
     assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
 
 
 async def test_health_needs_no_key() -> None:
-    """A probe asks for health without being a tenant."""
+    """A health probe has no key."""
     status, _, _ = await call(Inner(), ("GET", "/health"), key=None)
     assert status == 200
 
@@ -139,7 +139,7 @@ async def test_the_tenant_of_the_key_reaches_the_route() -> None:
 
 
 async def test_headers_that_steer_the_engine_are_stripped() -> None:
-    """vLLM would believe these four over the body; a client cannot send them, in any spelling."""
+    """vLLM would prefer these four to the body; they never reach it, however they are spelled."""
     inner = Inner()
     spoofed = ((b"X-Request-Id", b"1"), (b"x-vllm-priority", b"-9"), (b"X-SESSION-ID", b"s"), (b"x-data-parallel-rank", b"0"))
     await call(inner, headers=(*spoofed, (b"traceparent", b"kept")))
@@ -154,7 +154,7 @@ async def test_the_body_arrives_whole() -> None:
 
 @pytest.mark.parametrize("headers", [(), ((b"content-length", b"1001"),), ((b"content-length", b"-1"),)])
 async def test_a_body_over_the_limit_is_refused(headers: tuple[tuple[bytes, bytes], ...]) -> None:
-    """Too large is 413, by the declared length or by what really comes."""
+    """Too large is 413, whether by the declared length or by the bytes that come."""
     inner = Inner()
     status, _, _ = await call(inner, body=(b"x" * 600, b"x" * 600), headers=headers)
     assert (status, inner.scopes) == (413, [])
@@ -166,8 +166,8 @@ async def test_a_body_at_the_limit_is_accepted() -> None:
     assert status == 200
 
 
-async def test_a_client_that_leaves_while_sending_reaches_nobody() -> None:
-    """Half a body is not a request."""
+async def test_a_client_that_goes_away_while_sending_never_reaches_vllm() -> None:
+    """A body that is not complete is not a request."""
     inner = Inner()
     sent: list[Any] = []
     messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
@@ -186,7 +186,7 @@ async def test_a_client_that_leaves_while_sending_reaches_nobody() -> None:
 
 
 async def test_the_release_goes_out_as_a_header() -> None:
-    """What the route says answered is in the response, beside the route's own headers."""
+    """The release that the route names is in the response, beside the route's own headers."""
     inner = Inner()
     inner.release = "ab" * 32
     _, headers, _ = await call(inner)

@@ -22,7 +22,7 @@ from nightschool_serving.launch import (
 
 @pytest.mark.parametrize("name", DANGEROUS_VARIABLES)
 def test_a_dangerous_switch_stops_the_start(name: str) -> None:
-    """Each would undo the isolation of tenants; set to nothing or 0 it is off."""
+    """Each would undo the isolation of tenants; empty or 0 means off."""
     with pytest.raises(ConfigError, match=f"{name} is set to '1'.*unset it"):
         check_environment({name: "1"})
     check_environment({name: "0", "PATH": "/bin"})
@@ -40,7 +40,7 @@ def test_an_option_that_nightschool_owns_is_refused(argument: str) -> None:
 
 
 def test_other_vllm_options_pass() -> None:
-    """What decides nothing about tenants is the operator's."""
+    """The operator may set every option that has nothing to do with tenants."""
     check_extra(["--max-num-seqs", "64", "--tensor-parallel-size=2", "-tp", "2", "--seed", "1", "--enforce-eager"])
 
 
@@ -68,7 +68,7 @@ def test_what_will_disappoint_is_said() -> None:
     ],
 )
 def test_a_bad_start_is_one_line_and_status_2(tmp_path: Path, config: str, environment: dict[str, str], message: str) -> None:
-    """Before anything heavy is imported, without a traceback."""
+    """Before anything that takes long to import, and without a traceback."""
     path = tmp_path / "nightschool.toml"
     path.write_text(config)
     command = [sys.executable, "-X", "importtime", "-m", "nightschool_serving", "--config", str(path)]

@@ -1,6 +1,6 @@
 """A real `nightschool serve` on SmolLM2-135M: two tenants, releases published while it runs.
 
-The tests share one server and run on whatever releases earlier tests have published; each publishes what it needs. The last
+The tests share one server and the releases that earlier tests have published; each publishes what it needs. The last
 test stops the server.
 """
 
@@ -20,7 +20,7 @@ import nightschool
 from nightschool.registry.release import WEIGHTS
 from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
-from nightschool_serving.routing import engine_name
+from nightschool_serving.adapter import adapter_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -30,7 +30,7 @@ LONG = {"max_tokens": 24}
 
 @pytest.fixture(scope="module")
 def released(server: Any) -> dict[str, str]:
-    """Both tenants on an adapter of their own; the digests."""
+    """Both tenants on an adapter of their own; the two releases."""
     return {tenant: server.publish_and_wait(tenant, seed) for seed, tenant in enumerate(server.tenants, start=1)}
 
 
@@ -46,7 +46,7 @@ def sampled(server: Any, answer: Any) -> tuple[list[int], list[float]]:
 
 
 def span_of(server: Any, response_id: str) -> dict[str, Any]:
-    """Attributes of the span with this response id, once it has arrived; the key it came under is in `authorization`."""
+    """Attributes of the span with this response id, once it has arrived, and the key it was sent with."""
     found: list[dict[str, Any]] = []
 
     def arrived() -> bool:
@@ -77,21 +77,21 @@ def test_a_tenant_without_a_release_gets_the_base_model(server: Any) -> None:
 
 
 def test_a_release_is_served_without_a_restart(server: Any, released: dict[str, str]) -> None:
-    """A published release answers within a poll; the header and the model name tell which; the answer is another one."""
+    """A published release answers within one poll: header, model name and answer change."""
     answer, base = server.chat("bank", "nightschool", PROMPT, **LONG), server.chat("bank", "base", PROMPT, **LONG)
     assert answer.headers["x-nightschool-release"] == released["bank"]
-    assert answer.json["model"] == engine_name("bank", released["bank"])
+    assert answer.json["model"] == adapter_name("bank", released["bank"])
     assert base.headers["x-nightschool-release"] == "base"
     assert text(answer) != text(base)
     assert server.process.poll() is None
 
 
 def test_a_key_gets_its_own_tenants_release_and_no_other(server: Any, released: dict[str, str]) -> None:
-    """Key i and alias j: only i's own release ever answers, and no engine name is reachable from outside."""
+    """Whatever key and alias: only the key's own release answers, and no adapter name is reachable from outside."""
     for key, owner in itertools.product(server.tenants, server.tenants):
         alias = server.chat(key, "nightschool", PROMPT)
         assert alias.headers["x-nightschool-release"] == released[key]
-        guessed = server.chat(key, engine_name(owner, released[owner]), PROMPT)
+        guessed = server.chat(key, adapter_name(owner, released[owner]), PROMPT)
         assert guessed.status == 404
         assert "allowed are 'nightschool' and 'base'" in guessed.json["error"]["message"]
     assert text(server.chat("bank", "nightschool", PROMPT)) != text(server.chat("telecom", "nightschool", PROMPT))
@@ -99,7 +99,7 @@ def test_a_key_gets_its_own_tenants_release_and_no_other(server: Any, released: 
 
 @pytest.mark.parametrize("model", ["t-bank", "gpt-4o", "", None, "/etc/passwd", "../base"])
 def test_an_unknown_model_is_404(server: Any, model: str | None) -> None:
-    """Anything that is no alias, absent and empty included, is refused with what is allowed."""
+    """What is not an alias, also if absent or empty, is refused with what is allowed."""
     answer = server.chat("bank", model, PROMPT)
     assert answer.status == 404
     assert answer.json["error"]["param"] == "model"
@@ -131,7 +131,7 @@ def test_every_other_route_of_vllm_is_gone(server: Any) -> None:
 
 
 def test_answers_in_one_batch_are_those_given_alone(server: Any, released: dict[str, str]) -> None:
-    """Base, bank and telecom requests decoded together: each greedy answer is token for token the one it gets alone."""
+    """Base, bank and telecom requests in one batch: each greedy answer is the one that it gets alone."""
     routes = [("bank", "base"), ("bank", "nightschool"), ("telecom", "nightschool"), ("telecom", "base")]
     alone = {route: text(server.chat(*route, PROMPT, **LONG)) for route in routes}
     # The base answers must differ from the adapters', or the test could not see a leak.
@@ -143,7 +143,7 @@ def test_answers_in_one_batch_are_those_given_alone(server: Any, released: dict[
 
 
 def test_a_span_tells_what_was_sampled(server: Any, released: dict[str, str]) -> None:
-    """Ids and log-probabilities of every token, under the client's own key, with the release and the id the client saw."""
+    """Ids and log-probabilities of every token, with the client's own key, release and response id."""
     answer = server.chat("telecom", "nightschool", PROMPT, temperature=0.7, seed=3)
     span, usage = span_of(server, answer.json["id"]), answer.json["usage"]
     assert len(span["nightschool.prompt.token_ids"]) == usage["prompt_tokens"] == span["gen_ai.usage.input_tokens"]
@@ -158,7 +158,7 @@ def test_a_span_tells_what_was_sampled(server: Any, released: dict[str, str]) ->
 
 
 def test_recorded_logprobs_are_those_of_the_sampling_distribution(server: Any) -> None:
-    """The temperature is in them: what the client is told with `logprobs` is what was recorded."""
+    """They are computed after the temperature: what `logprobs` shows the client is what was recorded."""
     answer = server.chat("bank", "base", PROMPT, temperature=0.5, seed=1, logprobs=True)
     told = [entry["logprob"] for entry in answer.json["choices"][0]["logprobs"]["content"]]
     cool = sampled(server, answer)[1]
@@ -177,7 +177,7 @@ def test_recording_does_not_change_the_answer(server: Any) -> None:
 
 
 def test_a_stream_is_recorded_and_joins_the_clients_trace(server: Any, released: dict[str, str]) -> None:
-    """SSE chunks add up to the unstreamed answer; the span has all tokens, the first-chunk time and the client's trace."""
+    """SSE chunks add up to the whole answer; the span has all tokens, the time to the first, and the client's trace."""
     trace = {"traceparent": f"00-{'a1' * 16}-{'b2' * 8}-01"}
     options = {"stream": True, "stream_options": {"include_usage": True}}
     answer = server.chat("bank", "nightschool", PROMPT, headers=trace, **options)
@@ -196,7 +196,7 @@ def test_a_stream_is_recorded_and_joins_the_clients_trace(server: Any, released:
 
 
 def test_app_and_server_span_are_one_trace(server: Any, released: dict[str, str]) -> None:
-    """The SDK's call of the real server: the server's span is the child of the app's, and the two have one response id."""
+    """The SDK calls the real server: the server's span is the child of the app's, with the same response id."""
     with capture() as collector, openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.tenants["bank"].key) as client:
         nightschool.instrument_openai()
         try:
@@ -232,7 +232,7 @@ def test_plain_completions_work_the_same(server: Any, released: dict[str, str]) 
 
 
 def test_what_a_client_must_not_choose_has_no_effect(server: Any) -> None:
-    """Spoofed ids, priority, rank, session and cache salt: the answer is the ordinary one under an id of our own."""
+    """Forged ids, priority, rank, session and cache salt change nothing, and the id is one of ours."""
     headers = {"X_Request_Id": "stolen", "X_Vllm_Priority": "-5", "X_Session_ID": "s", "X_data_parallel_rank": "7"}
     body = {"request_id": "stolen", "cache_salt": "theirs", "priority": -5, "session_id": "s", "vllm_xargs": {"x": 1}}
     spoofed = server.chat("bank", "base", PROMPT, headers=headers, **body)
@@ -251,7 +251,7 @@ def test_a_refused_request_is_a_span_with_an_error(server: Any) -> None:
 
 
 def test_a_damaged_release_is_refused_while_the_old_one_serves(server: Any, released: dict[str, str]) -> None:
-    """One flipped byte on the way: never loaded, shown with the reason, the release before keeps answering."""
+    """With one flipped byte it is never loaded; the reason is shown, and the old release keeps answering."""
     before = text(server.chat("bank", "nightschool", PROMPT))
     registry = server.registry
     pointer = registry.pointer("bank")
@@ -272,7 +272,7 @@ def test_a_damaged_release_is_refused_while_the_old_one_serves(server: Any, rele
 
 
 def test_streams_survive_a_swap_on_the_release_they_began_with(server: Any) -> None:
-    """While two tenants stream, one gets a new release: every stream ends whole, under one model name."""
+    """While two tenants stream, one gets a new release: every stream is complete and names one model."""
     options = {"stream": True, "max_tokens": 60, "ignore_eos": True}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         running = [pool.submit(server.chat, tenant, "nightschool", PROMPT, **options) for tenant in ("bank", "telecom") * 4]
@@ -288,7 +288,7 @@ def test_streams_survive_a_swap_on_the_release_they_began_with(server: Any) -> N
 
 
 def test_a_rollback_answers_as_before(server: Any, released: dict[str, str]) -> None:
-    """Pointing back gives the earlier release's very answers: no stale cache, no other weights."""
+    """Pointing back gives exactly the earlier release's answers: no stale cache, no other weights."""
     registry = server.registry
     registry.move_pointer("telecom", registry.pointer("telecom"), stable=released["telecom"])
     server.wait_until(lambda: server.releases("telecom")["release"] == released["telecom"], "the rollback")
@@ -301,7 +301,7 @@ def test_a_rollback_answers_as_before(server: Any, released: dict[str, str]) -> 
 
 
 def test_a_server_told_to_stop_finishes_what_it_is_answering(server: Any) -> None:
-    """SIGTERM in the middle of a stream: the stream ends whole, its span arrives, and the process ends with status 0."""
+    """SIGTERM during a stream: the stream is completed, its span arrives, and the process ends with status 0."""
     length = 300
     message = {"role": "user", "content": "Tell me a long story."}
     body = {"model": "base", "messages": [message], "stream": True, "max_tokens": length, "ignore_eos": True}

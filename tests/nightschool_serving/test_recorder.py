@@ -57,7 +57,7 @@ async def test_streamed_tokens_are_recorded_with_their_logprobs(recording: Recor
 
 
 async def test_the_client_sees_no_logprobs_it_did_not_ask_for(recording: Recording) -> None:
-    """They are computed for the record and taken out again."""
+    """They are computed for the record and removed from the answer."""
     engine = ScriptedEngine([output([1])])
     seen = [answer async for answer in RecordingEngine(engine).generate("p", params(), "id")]
     assert engine.params == [0]
@@ -65,7 +65,7 @@ async def test_the_client_sees_no_logprobs_it_did_not_ask_for(recording: Recordi
 
 
 async def test_the_client_keeps_the_logprobs_it_asked_for(recording: Recording) -> None:
-    """A request for the top five is handed on and answered as it is."""
+    """A request for the top five is passed on and answered unchanged."""
     engine = ScriptedEngine([output([1])])
     seen = [answer async for answer in RecordingEngine(engine).generate("p", params(5), "id")]
     assert engine.params == [5]
@@ -98,7 +98,7 @@ async def test_leaving_early_closes_the_engines_generator(recording: Recording) 
 
 
 async def test_a_request_outside_a_recording_is_untouched() -> None:
-    """Smoke requests and anything else pass straight through."""
+    """Smoke requests and all others without a recording are passed on unchanged."""
     engine = ScriptedEngine([output([1])])
     seen = [answer async for answer in RecordingEngine(engine).generate("p", params(), "id")]
     assert engine.params == [None]
@@ -106,5 +106,5 @@ async def test_a_request_outside_a_recording_is_untouched() -> None:
 
 
 def test_everything_else_is_the_engines_own() -> None:
-    """The proxy answers for the engine client in every other respect."""
+    """In every other respect the proxy is the engine client."""
     assert RecordingEngine(ScriptedEngine([])).model_config == "the engine's own"

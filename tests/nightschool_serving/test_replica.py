@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, MANIFEST, WEIGHTS, BaseModel
+from nightschool_serving.adapter import Adapter
 from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.replica import RETIRE_AFTER_SECONDS, Replica
-from nightschool_serving.routing import Adapter, ReleaseUnavailable, RoutingTable
+from nightschool_serving.plan import RETIRE_AFTER_SECONDS
+from nightschool_serving.replica import Replica
+from nightschool_serving.routing import ReleaseUnavailable, Route, RoutingTable
 
 Publish = Callable[..., str]
 
@@ -27,15 +30,31 @@ class FakeEngine:
         self.loaded: list[str] = []
         self.loads = 0
         self.refuse: str | None = None
+        self.stuck: dict[str, asyncio.Event] = {}
+        """Loads of these tenants wait for the event."""
 
     async def load(self, adapter: Adapter) -> None:
         self.loads += 1
+        if adapter.tenant in self.stuck:
+            await self.stuck[adapter.tenant].wait()
         if self.refuse:
             raise ReleaseRejected(self.refuse)
-        self.loaded.append(adapter.digest)
+        self.loaded.append(adapter.release)
 
     async def unload(self, adapter: Adapter) -> None:
-        self.loaded.remove(adapter.digest)
+        self.loaded.remove(adapter.release)
+
+
+class ObservedTable(RoutingTable):
+    """A routing table that tells tests when a route was replaced."""
+
+    def __init__(self, tenants: Iterable[str]) -> None:
+        super().__init__(tenants)
+        self.replaced: asyncio.Queue[Route] = asyncio.Queue()
+
+    def replace(self, route: Route) -> None:
+        super().replace(route)
+        self.replaced.put_nowait(route)
 
 
 @dataclass
@@ -44,7 +63,7 @@ class Setup:
 
     registry: Registry
     engine: FakeEngine
-    table: RoutingTable
+    table: ObservedTable
     replica: Replica
     cache: Path
     now: list[float]
@@ -55,8 +74,14 @@ class Setup:
     def point(self, tenant: str, digest: str | None) -> None:
         self.registry.move_pointer(tenant, self.registry.pointer(tenant), stable=digest)
 
+    async def until_released(self, **releases: str) -> None:
+        """Wait until these releases answer their tenants."""
+        async with asyncio.timeout(30):
+            while any(self.release(tenant) != release for tenant, release in releases.items()):
+                await self.table.replaced.get()
+
     async def settle(self) -> None:
-        """Long enough with nothing in flight that what is not needed leaves the engine."""
+        """Let so much time pass that what is idle leaves the engine."""
         await self.replica.reconcile()
         self.now[0] += RETIRE_AFTER_SECONDS
         await self.replica.reconcile()
@@ -69,7 +94,7 @@ def setup(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> Set
 
 def make_setup(tmp_path: Path, registry: Registry, base_model: BaseModel) -> Setup:
     registry.root.mkdir(exist_ok=True)
-    engine, table, now = FakeEngine(), RoutingTable(["bank", "telecom"]), [0.0]
+    engine, table, now = FakeEngine(), ObservedTable(["bank", "telecom"]), [0.0]
     cache = AdapterCache(tmp_path / "cache", registry, base_model=base_model, max_rank=16)
     replica = Replica(["bank", "telecom"], registry=registry, cache=cache, engine=engine, table=table, clock=lambda: now[0])
     return Setup(registry, engine, table, replica, tmp_path / "cache", now)
@@ -154,7 +179,7 @@ DAMAGES = (flip_byte, spoil_manifest, remove_weights, add_pickle, link_weights, 
 async def test_a_damaged_release_is_rejected_and_the_old_one_serves(
     setup: Setup, publish_tiny: Publish, damage: Callable[[Path], None]
 ) -> None:
-    """A flipped byte, a missing file, a pickle, a link or a pipe: refused before the engine sees it, counted, not tried again."""
+    """A flipped byte, a missing file, a pickle, a link or a pipe never reaches the engine and is not tried again."""
     good = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     bad = publish_tiny("bank", 2)
@@ -169,7 +194,7 @@ async def test_a_damaged_release_is_rejected_and_the_old_one_serves(
 
 
 async def test_a_rejected_release_is_tried_again_when_the_pointer_moves(setup: Setup, publish_tiny: Publish) -> None:
-    """Repairing alone is not noticed; moving the pointer (a person saying: now) is."""
+    """Repairing the files changes nothing before a person moves the pointer."""
     bad = publish_tiny("bank", 1)
     weights = setup.registry.release_folder("bank", bad) / WEIGHTS
     spoil(weights)
@@ -225,7 +250,7 @@ async def test_a_release_the_engine_refuses_does_not_answer(setup: Setup, publis
 
 
 async def test_the_base_model_does_not_stand_in_for_a_rejected_first_release(setup: Setup, publish_tiny: Publish) -> None:
-    """With nothing to fall back to, the tenant's alias says why; the other tenant and the server are not held up."""
+    """Without an earlier release the tenant's requests are refused with the reason; the other tenant is served."""
     spoil(setup.registry.release_folder("bank", publish_tiny("bank", 1)) / WEIGHTS)
     await setup.replica.reconcile()
     assert setup.replica.ready
@@ -261,7 +286,7 @@ async def test_an_unreachable_registry_changes_nothing(setup: Setup, publish_tin
 
 
 async def test_a_server_started_without_its_registry_is_not_ready(setup: Setup, publish_tiny: Publish) -> None:
-    """An unreadable pointer at the start keeps the server out of service until it can be read."""
+    """While a pointer has never been read the server is not ready."""
     publish_tiny("bank", 1)
     pointer = setup.registry.root / "bank" / "pointer.json"
     good = pointer.read_text()
@@ -274,7 +299,7 @@ async def test_a_server_started_without_its_registry_is_not_ready(setup: Setup, 
 
 
 async def test_a_rollback_needs_no_loading(setup: Setup, publish_tiny: Publish) -> None:
-    """The version before the current one is still in the engine."""
+    """The release before the current one is still in the engine."""
     first, second = publish_tiny("bank", 1), publish_tiny("bank", 2)
     for digest in (first, second):
         setup.point("bank", digest)
@@ -297,7 +322,7 @@ async def test_a_rollback_to_the_base_model(setup: Setup, publish_tiny: Publish)
 
 
 async def test_an_adapter_leaves_the_engine_only_when_idle_for_a_while(setup: Setup, publish_tiny: Publish) -> None:
-    """Two versions back: held while a request runs on it and for the grace period after, then unloaded and deleted."""
+    """Two versions back it stays while a request runs on it and for a while after; then it is deleted."""
     first = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     target = setup.table.resolve("bank", "nightschool")
@@ -320,7 +345,7 @@ async def test_an_adapter_leaves_the_engine_only_when_idle_for_a_while(setup: Se
 async def test_a_spoiled_local_copy_is_fetched_again(
     setup: Setup, publish_tiny: Publish, tmp_path: Path, tiny_base_model: BaseModel
 ) -> None:
-    """After a restart the cache is checked before it is trusted."""
+    """After a restart the cached files are verified again before they are used."""
     digest = publish_tiny("bank", 1)
     await setup.replica.reconcile()
     spoil(setup.cache / "bank" / digest / ADAPTER_CONFIG)
@@ -330,3 +355,38 @@ async def test_a_spoiled_local_copy_is_fetched_again(
     assert (setup.cache / "bank" / digest / ADAPTER_CONFIG).read_bytes() == (
         setup.registry.release_folder("bank", digest) / ADAPTER_CONFIG
     ).read_bytes()
+
+
+async def test_a_tenant_whose_release_takes_long_delays_no_other(setup: Setup, publish_tiny: Publish) -> None:
+    """Each tenant is followed in a task of its own: the others get their new releases meanwhile."""
+    await setup.replica.reconcile()
+    setup.engine.stuck["bank"] = asyncio.Event()
+    watching = asyncio.create_task(setup.replica.watch(0.01))
+    mine = publish_tiny("bank", 1)
+    for seed in (1, 2):
+        await setup.until_released(telecom=publish_tiny("telecom", seed))
+    assert setup.release("bank") == "base"
+    setup.engine.stuck["bank"].set()
+    await setup.until_released(bank=mine)
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+async def test_a_defect_at_one_tenant_does_not_stop_the_watch(setup: Setup, publish_tiny: Publish) -> None:
+    """An unexpected error is logged; that tenant is tried again, and the others are not affected."""
+    await setup.replica.reconcile()
+    load, failures = setup.engine.load, [0]
+
+    async def broken(adapter: Adapter) -> None:
+        if adapter.tenant == "bank" and not failures[0]:
+            failures[0] += 1
+            raise ZeroDivisionError
+        await load(adapter)
+
+    setup.engine.load = broken  # type: ignore[method-assign]
+    mine, theirs = publish_tiny("bank", 1), publish_tiny("telecom", 1)
+    watching = asyncio.create_task(setup.replica.watch(0.01))
+    await setup.until_released(bank=mine, telecom=theirs)
+    assert failures == [1]
+    watching.cancel()
+    await asyncio.wait([watching])

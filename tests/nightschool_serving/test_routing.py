@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 
 from nightschool.errors import ConfigError, ReleaseRejected
+from nightschool_serving.adapter import Adapter, adapter_name
 from nightschool_serving.routing import (
-    Adapter,
     IsolationError,
     ReleaseUnavailable,
     Route,
     RoutingTable,
     UnknownModel,
     check_isolation,
-    engine_name,
 )
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), "1")
@@ -46,13 +45,13 @@ def test_base_is_always_the_base_model(table: RoutingTable) -> None:
 
 @pytest.mark.parametrize("alias", [BANK.name, TELECOM.name, "t-", "Nightschool", "nightschool ", "", None, "gpt-4o", "bank"])
 def test_any_other_model_does_not_exist(table: RoutingTable, alias: str | None) -> None:
-    """Engine names, one's own included, and an absent model are unknown; the message says what is allowed."""
+    """Adapter names, also the tenant's own, and an absent model are unknown; the message says what is allowed."""
     with pytest.raises(UnknownModel, match="allowed are 'nightschool' and 'base'"):
         table.resolve("bank", alias)
 
 
 def test_nothing_answers_for_a_tenant_before_its_pointer_was_read() -> None:
-    """The base model does not stand in for a release that is not known yet."""
+    """The base model does not answer instead of a release that is not known yet."""
     table = RoutingTable(["bank"])
     with pytest.raises(ReleaseUnavailable, match="not been read yet"):
         table.resolve("bank", "nightschool")
@@ -71,7 +70,7 @@ def test_cache_salts_differ_by_tenant_and_suit_vllm() -> None:
 
 
 def test_a_lease_counts_until_the_request_is_over(table: RoutingTable) -> None:
-    """In-flight requests keep counting on the adapter they started with, errors included."""
+    """A request counts on the adapter that it started with until it ends, also with an error."""
     target = table.resolve("bank", "nightschool")
     with table.lease(target), pytest.raises(ZeroDivisionError), table.lease(target):
         table.replace(Route("bank", epoch=2))
@@ -82,12 +81,12 @@ def test_a_lease_counts_until_the_request_is_over(table: RoutingTable) -> None:
 
 def test_isolation_holds_for_what_the_table_resolves(table: RoutingTable) -> None:
     """Key, route and manifest agree: nothing is raised."""
-    check_isolation(table.resolve("bank", "nightschool"), tenant="bank", engine_id=1001)
-    check_isolation(table.resolve("bank", "base"), tenant="bank", engine_id=None)
+    check_isolation(table.resolve("bank", "nightschool"), tenant="bank", adapter_id=1001)
+    check_isolation(table.resolve("bank", "base"), tenant="bank", adapter_id=None)
 
 
 def test_isolation_refuses_any_disagreement(table: RoutingTable) -> None:
-    """Another key's tenant, another manifest's tenant, another id behind the name, or a name the engine lost: all refused."""
+    """Another tenant by key or manifest, another id behind the name, and a name without an id are refused."""
     target = table.resolve("bank", "nightschool")
     wrong = [
         (target, "telecom", 1001),
@@ -96,20 +95,20 @@ def test_isolation_refuses_any_disagreement(table: RoutingTable) -> None:
         (target, "bank", None),
         (table.resolve("bank", "base"), "bank", 1001),
     ]
-    for candidate, tenant, engine_id in wrong:
+    for candidate, tenant, adapter_id in wrong:
         with pytest.raises(IsolationError):
-            check_isolation(candidate, tenant=tenant, engine_id=engine_id)
+            check_isolation(candidate, tenant=tenant, adapter_id=adapter_id)
 
 
 def test_the_name_inside_vllm_is_tenant_and_digest() -> None:
-    """t-<tenant>.<first 16 digits>: never the same for other weights, never a content-part type of vLLM's."""
-    assert engine_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
+    """t-<tenant>.<first 16 digits> of the release: never the same for two releases."""
+    assert adapter_name("acme", "0123456789abcdef" * 4) == "t-acme.0123456789abcdef"
 
 
 @pytest.mark.parametrize("tenant", ["..", "a/b", "", "A"])
 def test_a_name_inside_vllm_is_made_of_checked_parts(tenant: str) -> None:
-    """What is no tenant's name or no digest never becomes an adapter's name."""
+    """What is not a tenant's name, or not a digest, never becomes part of an adapter's name."""
     with pytest.raises(ConfigError, match="is not a tenant name"):
-        engine_name(tenant, "a" * 64)
+        adapter_name(tenant, "a" * 64)
     with pytest.raises(ReleaseRejected, match="64 lowercase hex digits"):
-        engine_name("acme", "../../etc")
+        adapter_name("acme", "../../etc")

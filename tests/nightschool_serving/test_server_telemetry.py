@@ -1,4 +1,4 @@
-"""Server spans: what they say, and how they reach a collector."""
+"""Server spans: what they record, and how they reach a collector."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_span_says_what_was_sampled_by_which_release() -> None:
 
 
 def test_a_client_may_keep_content_out() -> None:
-    """Without content the span has its counts and no token, and says so."""
+    """Without content the span has counts and no tokens, and says that content is off."""
     told = attributes(served(captures_content=False))
     assert told["nightschool.content.capture"] is False
     assert told["gen_ai.usage.output_tokens"] == 2
@@ -95,7 +95,7 @@ def test_a_span_joins_the_clients_trace() -> None:
     [None, "", "x", TRACE[:-1], TRACE.upper(), "ff" + TRACE[2:], TRACE.replace("a1", "00"), TRACE.replace("b2", "00")],
 )
 def test_what_is_no_traceparent_is_ignored(header: str | None) -> None:
-    """A bad header never costs the span."""
+    """Without a valid header the span is still sent."""
     assert TraceParent.parse(header) is None
 
 
@@ -127,14 +127,14 @@ def test_several_answers_are_counted_but_not_mixed() -> None:
     ],
 )
 def test_an_answer_that_is_not_whole_is_an_error(changes: dict[str, Any], error: str | None) -> None:
-    """Refused, failed and abandoned requests say so."""
+    """Refused, failed and cancelled requests have the reason in their span."""
     request = served(**changes)
     assert error_of(request) == error
     assert attributes(request).get("error.type") == error
 
 
 def test_the_tenant_is_on_the_resource() -> None:
-    """A collector that knows no keys still knows whose span it is."""
+    """A collector without keys can read there which tenant's span it is."""
     export = to_export_request("bank", [served(), served()])
     resource = {entry.key: plain(entry.value) for entry in export.resource_spans[0].resource.attributes}
     assert resource == {"service.name": "nightschool-serving", "nightschool.tenant.id": "bank"}
@@ -156,7 +156,7 @@ def test_spans_go_under_the_key_of_their_client(span_sink: Any) -> None:
 
 
 def test_a_collector_under_pressure_is_tried_again(span_sink: Any) -> None:
-    """503 is not the end of a span."""
+    """After 503 the span is sent again."""
     span_sink.statuses = [503, 429]
     telemetry = Telemetry(span_sink.url, retry_seconds=0.01)
     telemetry.record(served())
@@ -167,7 +167,7 @@ def test_a_collector_under_pressure_is_tried_again(span_sink: Any) -> None:
 
 
 def test_a_refused_span_is_dropped_and_counted(span_sink: Any) -> None:
-    """401 will not get better by asking again."""
+    """After 401 it is dropped: another attempt would get the same answer."""
     span_sink.statuses = [401]
     telemetry = Telemetry(span_sink.url)
     telemetry.record(served())
@@ -176,7 +176,7 @@ def test_a_refused_span_is_dropped_and_counted(span_sink: Any) -> None:
 
 
 def test_a_missing_collector_blocks_nobody() -> None:
-    """With nobody listening and the queue full, recording returns, drops and counts; closing ends; every span is accounted for."""
+    """With no collector and a full queue, recording and closing return, and every lost span is counted."""
     telemetry = Telemetry("http://127.0.0.1:9", max_queued=2, retry_seconds=60.0)
     for _ in range(1000):
         telemetry.record(served())

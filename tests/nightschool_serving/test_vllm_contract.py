@@ -1,4 +1,4 @@
-"""What we take from the pinned vLLM, by name and signature: a new version that moves any of it fails here first."""
+"""What we use of the pinned vLLM, by name and signature: a new version that changes any of it fails here first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parameters(function: Any) -> list[str]:
 
 
 def test_the_version_is_the_one_this_was_read_in() -> None:
-    """A new minor version needs a new reading of every hook."""
+    """Before a new minor version is used, every hook must be read again."""
     assert vllm.__version__.startswith("0.32.")
 
 
@@ -47,7 +47,7 @@ def test_a_lora_request() -> None:
 
 
 def test_our_routes_replace_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM finds the plugin by its entry point; its routes take the place of vLLM's own of the same path and method."""
+    """vLLM finds the plugin by its entry point; its routes replace vLLM's of the same path and method."""
     from vllm.entrypoints.openai.chat_completion import api_router as chat_routes
     from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 
@@ -64,7 +64,7 @@ def test_our_routes_replace_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_handlers_that_our_routes_hand_on_to() -> None:
-    """vLLM's own route functions take the body first and the raw request second, and find their handler in app.state."""
+    """vLLM's own route functions take the body, then the raw request, and find their handler in app.state."""
     from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
     from vllm.entrypoints.openai.completion.api_router import create_completion
 
@@ -79,7 +79,7 @@ def test_the_handlers_that_our_routes_hand_on_to() -> None:
 
 @pytest.mark.parametrize("name", ["ChatCompletionRequest", "CompletionRequest"])
 def test_the_request_fields_we_overwrite(name: str) -> None:
-    """They exist, so that assigning them is not in vain; and no new field smuggles in an identity or a priority."""
+    """They exist, so that assigning them has an effect; no new field lets a client set an identity or a priority."""
     from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
     from vllm.entrypoints.openai.completion import protocol as completion_protocol
 
@@ -93,7 +93,7 @@ def test_the_request_fields_we_overwrite(name: str) -> None:
 
 
 def test_the_headers_that_beat_the_body() -> None:
-    """The four that the guard strips are all that vLLM's handlers read to steer the engine."""
+    """The four that the guard removes are all that vLLM's handlers read to steer the engine."""
     from vllm.entrypoints.generate.base import serving
     from vllm.entrypoints.serve.engine import serving as engine_serving
 

@@ -1,7 +1,8 @@
-"""Adapters inside the engine: what is loaded, tried and unloaded. The engine client is a fake; names and types are vLLM's."""
+"""Adapters inside the engine: loaded, tried and unloaded. The client is a fake; names and types are vLLM's."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from nightschool.errors import ReleaseRejected
+from nightschool_serving.adapter import Adapter
 from nightschool_serving.engine import VllmEngine
-from nightschool_serving.routing import Adapter
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), content="1")
 
@@ -32,9 +33,9 @@ class FakeClient:
         self.ids.add(request.lora_int_id)
         return True
 
-    async def remove_lora(self, engine_id: int) -> bool:
-        found = engine_id in self.ids
-        self.ids.discard(engine_id)
+    async def remove_lora(self, lora_id: int) -> bool:
+        found = lora_id in self.ids
+        self.ids.discard(lora_id)
         return found
 
     async def list_loras(self) -> set[int]:
@@ -47,14 +48,14 @@ class FakeClient:
 
 
 async def test_a_loaded_adapter_was_tried_before_it_has_a_name() -> None:
-    """One token is generated on it, then vLLM's handlers know it by its immutable name, id and local path."""
+    """One token is generated with it; then vLLM's handlers know it by its name, id and local path."""
     client, names = FakeClient(), {}
     engine = VllmEngine(client, names)
     await engine.load(BANK)
     request = names[BANK.name]
     assert client.smoked == [(BANK.name, 1)]
     assert (request.lora_int_id, request.lora_path, request.load_inplace) == (1001, "/cache/bank", False)
-    assert (engine.engine_id(BANK.name), engine.engine_id("base")) == (1001, None)
+    assert (engine.adapter_id(BANK.name), engine.adapter_id("base")) == (1001, None)
 
 
 async def test_unloading_takes_the_name_and_the_weights() -> None:
@@ -68,7 +69,7 @@ async def test_unloading_takes_the_name_and_the_weights() -> None:
 
 @pytest.mark.parametrize("logprob", [float("nan"), float("inf"), float("-inf")])
 async def test_an_adapter_that_overflows_is_rejected(logprob: float) -> None:
-    """A smoke answer without a finite log-probability leaves nothing behind."""
+    """After a smoke answer without a finite log-probability nothing of it stays in the engine."""
     client, names = FakeClient(logprob), {}
     with pytest.raises(ReleaseRejected, match="overflow"):
         await VllmEngine(client, names).load(BANK)
@@ -89,25 +90,48 @@ async def test_an_id_in_use_is_never_given_to_other_weights() -> None:
     engine = VllmEngine(client, names)
     await engine.load(BANK)
     for other in (
-        replace(BANK, digest="b" * 64, content="2"),
-        replace(BANK, tenant="telecom", digest="b" * 64),
+        replace(BANK, release="b" * 64, content="2"),
+        replace(BANK, tenant="telecom", release="b" * 64),
     ):
         with pytest.raises(ReleaseRejected, match="id 1001"):
             await engine.load(other)
     assert (client.ids, list(names)) == ({1001}, [BANK.name])
     client.ids.add(7)
     with pytest.raises(ReleaseRejected, match="id 7"):
-        await engine.load(replace(BANK, digest="c" * 64, engine_id=7))
+        await engine.load(replace(BANK, release="c" * 64, id=7))
 
 
 async def test_a_release_filed_again_with_the_same_weights_shares_them() -> None:
     """The same id under a second name; the weights leave with the last name."""
     client, names = FakeClient(), {}
     engine = VllmEngine(client, names)
-    again = replace(BANK, digest="b" * 64)
+    again = replace(BANK, release="b" * 64)
     await engine.load(BANK)
     await engine.load(again)
     await engine.unload(BANK)
     assert (client.ids, list(names)) == ({1001}, [again.name])
     await engine.unload(again)
     assert client.ids == set()
+
+
+async def test_two_adapters_are_never_loaded_at_once() -> None:
+    """Between the check that an id is free and its use, another tenant's task would find it free too."""
+    client, names = SlowClient(), {}
+    engine = VllmEngine(client, names)
+    forged = replace(BANK, tenant="telecom", release="b" * 64)
+    done = await asyncio.gather(engine.load(BANK), engine.load(forged), return_exceptions=True)
+    assert done[0] is None
+    assert isinstance(done[1], ReleaseRejected)
+    assert list(names) == [BANK.name]
+
+
+class SlowClient(FakeClient):
+    """Lets other tasks run before each answer."""
+
+    async def list_loras(self) -> set[int]:
+        await asyncio.sleep(0)
+        return await super().list_loras()
+
+    async def add_lora(self, request: Any) -> bool:
+        await asyncio.sleep(0)
+        return await super().add_lora(request)

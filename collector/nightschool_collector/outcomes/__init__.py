@@ -1,1 +1,1 @@
-"""Outcomes over HTTP: from servers, pages and links."""
+"""Outcomes over HTTP, from servers, pages and links in e-mails."""

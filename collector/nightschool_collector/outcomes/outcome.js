@@ -1,13 +1,13 @@
-/* nightschool: say from a page how an answer turned out.
+/* nightschool: a page says how useful an answer was.
  *
  *   <script src="https://COLLECTOR/outcome.js"></script>
  *   nightschool.outcome(token, "thumb", true)            // a promise of {event_id, status}
- *   nightschool.outcome(token, "thumb", false)           // changed their mind: the newest counts
+ *   nightschool.outcome(token, "thumb", false)           // a change of mind: the newest counts
  *   nightschool.outcome(token, "thumb", null, {op: "retract"})
  *   nightschool.outcome(token, "edit", "their own text", {edit: true})
  *
- * The token is the app's (outcome_token), one for each answer. What cannot be sent is tried again, and handed to the browser
- * (sendBeacon) when the page is left; an event id keeps all of that one outcome.
+ * The app makes a token (outcome_token) for each answer. What cannot be sent is tried again, and given to the browser
+ * (sendBeacon) when the user leaves the page; its copies have one event id and count once.
  */
 (function (root) {
   "use strict";

@@ -1,4 +1,5 @@
-"""The pages behind a feedback link in an e-mail. Opening the link writes nothing: mail scanners open links too; the button writes."""
+"""The pages behind a feedback link in an e-mail. Opening the link writes nothing, because mail scanners open links too;
+the button on the page writes."""
 
 from __future__ import annotations
 
@@ -26,14 +27,14 @@ _PAGE = """<!doctype html>
 
 
 def confirm_page(fields: Mapping[str, str]) -> HTMLResponse:
-    """Asks for the one click that writes."""
-    # An id for this view: two clicks of the same button are one outcome, a second visit is a correction.
-    held = {**fields, "event_id": secrets.token_urlsafe(12)}
+    """A page with a button that sends `fields`."""
+    # A new id for every view: two clicks of the same button are one outcome, a second visit is a correction.
+    sent = {**fields, "event_id": secrets.token_urlsafe(12)}
     inputs = "".join(
-        f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in held.items() if name in FIELDS
+        f'<input type="hidden" name="{name}" value="{escape(value)}">' for name, value in sent.items() if name in FIELDS
     )
-    said = f"<p><b>{escape(fields.get('name', ''))}</b>: {escape(fields.get('value', ''))}</p>"
-    return page("Send your feedback?", f'{said}<form method="post">{inputs}<button>Send</button></form>', status=200)
+    shown = f"<p><b>{escape(fields.get('name', ''))}</b>: {escape(fields.get('value', ''))}</p>"
+    return page("Send your feedback?", f'{shown}<form method="post">{inputs}<button>Send</button></form>', status=200)
 
 
 def page(title: str, body: str, *, status: int) -> HTMLResponse:
@@ -41,8 +42,8 @@ def page(title: str, body: str, *, status: int) -> HTMLResponse:
     return HTMLResponse(_PAGE.format(title=escape(title), body=body), status_code=status, headers=_HEADERS)
 
 
-def from_form(fields: Mapping[str, str]) -> dict[str, Any]:
-    """The JSON object that the fields of a form or a link mean: `true`, `false` and numbers are values, anything else is text."""
+def parse_fields(fields: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON object for the fields of a form or a link; a value that is not `true`, `false` or a number is text."""
     body: dict[str, Any] = {name: value for name, value in fields.items() if name in FIELDS}
     if "value" in body:
         try:

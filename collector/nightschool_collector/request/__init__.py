@@ -1,1 +1,1 @@
-"""From the bytes of a request to messages that may come in."""
+"""What is checked before a request is stored: its budget, its size, its encoding and its format."""

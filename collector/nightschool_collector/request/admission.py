@@ -1,7 +1,7 @@
-"""Admission by bytes in flight: what is taken in is bounded for each tenant, for each lane and for the process.
+"""Admission by bytes in flight: they are bounded for each tenant, for each kind of traffic and for the process.
 
-A request is counted from before its body is read until it is answered. Outcomes have a lane of their own: they are few and
-small, cannot be sampled again, and must get in while spans are turned away.
+A request is counted from before its body is read until it is answered. Outcomes have a budget of their own: they are
+few and small, cannot be sampled again, and must be accepted while spans are refused.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ from threading import Lock
 
 from nightschool_collector.request.refusal import UNAVAILABLE, RefusedError
 
-# What one request costs beside its body (a connection's buffers, the request, a task); many tiny ones must not be free.
+# What one request costs beside its body (a connection's buffers, the request, a task), so that many tiny requests are
+# bounded too.
 FLOOR_BYTES = 16 << 10
 
+Hold = Callable[[int], None]
+"""Reserves at least so many bytes for a request, or raises `RefusedError`: `Reservation.hold`."""
 
-class Lane(StrEnum):
-    """Who shares a budget."""
+
+class Traffic(StrEnum):
+    """The kinds of traffic; each has its own budget and threads. The values are the label `lane` of the metrics."""
 
     SPANS = "spans"
     """Traces and logs."""
     OUTCOMES = "outcomes"
-    """`POST /v1/outcomes`."""
+    """What comes to `/v1/outcomes` and the routes below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """The most bytes in flight; each at least as large as the largest body, so that every body can get in when it is quiet."""
+    """The most bytes in flight; each at least as large as the largest body, so that every body can be accepted when
+    nothing else is in flight."""
 
     spans: int
     """Of all tenants together."""
@@ -38,80 +43,81 @@ class Budgets:
     outcomes: int
     """Of all tenants together; one tenant may use half of it."""
 
-    def of(self, lane: Lane) -> tuple[int, int]:
-        """The budget of the lane and that of one tenant in it."""
-        if lane is Lane.SPANS:
+    def of(self, traffic: Traffic) -> tuple[int, int]:
+        """The budget of this traffic for all tenants together, and for one tenant."""
+        if traffic is Traffic.SPANS:
             return self.spans, self.spans_per_tenant
         return self.outcomes, self.outcomes // 2
 
 
-class Ticket:
-    """One request's share of the budgets; it grows when the body turns out larger than declared."""
+class Reservation:
+    """One request's share of the budgets; it grows when the body turns out larger than announced."""
 
-    def __init__(self, admission: Admission, lane: Lane, tenant: str) -> None:
-        self._admission, self._lane, self._tenant, self._held = admission, lane, tenant, 0
+    def __init__(self, admission: Admission, traffic: Traffic, tenant: str) -> None:
+        self._admission, self._traffic, self._tenant, self._held = admission, traffic, tenant, 0
 
-    def cover(self, num_bytes: int) -> None:
-        """Hold at least `num_bytes`; `RefusedError` (503) if the budget has no room for them.
+    def hold(self, num_bytes: int) -> None:
+        """Reserve at least `num_bytes` in all; `RefusedError` (503) if the budget has not so many left.
 
-        A request that is more than a whole budget (small spans under a large resource grow when they are split) holds all of it:
-        it gets in when it is alone.
+        A request that is larger than a whole budget (small spans under a large resource grow when they are split)
+        reserves the whole budget: it is accepted when nothing else is in flight.
         """
-        num_bytes = min(num_bytes, *self._admission.budgets.of(self._lane))
+        num_bytes = min(num_bytes, *self._admission.budgets.of(self._traffic))
         if num_bytes > self._held:
-            self._admission._take(self._lane, self._tenant, num_bytes - self._held)
+            self._admission._take(self._traffic, self._tenant, num_bytes - self._held)
             self._held = num_bytes
 
     def release(self) -> None:
-        self._admission._give_back(self._lane, self._tenant, self._held)
+        """Give everything back."""
+        self._admission._give_back(self._traffic, self._tenant, self._held)
         self._held = 0
 
 
 class Admission:
-    """Counts the bytes in flight. Threads share it."""
+    """Counts the bytes in flight. Safe to use from several threads."""
 
-    def __init__(self, budgets: Budgets, *, gauge: Callable[[Lane, int], None] = lambda lane, num_bytes: None) -> None:
-        """`gauge` is told the bytes in flight of a lane whenever they change."""
+    def __init__(self, budgets: Budgets, *, gauge: Callable[[Traffic, int], None] = lambda traffic, num_bytes: None) -> None:
+        """`gauge` is called with the bytes in flight of a traffic whenever they change."""
         self.budgets, self._gauge = budgets, gauge
         self._lock = Lock()
-        self._by_lane: Counter[Lane] = Counter()
-        self._by_tenant: Counter[tuple[Lane, str]] = Counter()
+        self._by_traffic: Counter[Traffic] = Counter()
+        self._by_tenant: Counter[tuple[Traffic, str]] = Counter()
 
     @contextmanager
-    def ticket(self, lane: Lane, tenant: str, num_bytes: int) -> Iterator[Ticket]:
-        """Admit a request of `num_bytes` (0 if it does not say) of `tenant` for as long as the block runs."""
-        ticket = Ticket(self, lane, tenant)
+    def reserve(self, traffic: Traffic, tenant: str, num_bytes: int) -> Iterator[Reservation]:
+        """Admit a request of `num_bytes` (0 if unknown) of `tenant` for as long as the block runs."""
+        reservation = Reservation(self, traffic, tenant)
         try:
-            ticket.cover(max(num_bytes, FLOOR_BYTES))
-            yield ticket
+            reservation.hold(max(num_bytes, FLOOR_BYTES))
+            yield reservation
         finally:
-            ticket.release()
+            reservation.release()
 
-    def in_flight(self, lane: Lane) -> int:
+    def in_flight(self, traffic: Traffic) -> int:
         """Bytes admitted and not yet answered."""
-        return self._by_lane[lane]
+        return self._by_traffic[traffic]
 
-    def _take(self, lane: Lane, tenant: str, num_bytes: int) -> None:
-        of_lane, of_tenant = self.budgets.of(lane)
+    def _take(self, traffic: Traffic, tenant: str, num_bytes: int) -> None:
+        of_all, of_tenant = self.budgets.of(traffic)
         with self._lock:
-            if self._by_lane[lane] + num_bytes > of_lane:
-                raise _full(lane, f"{of_lane} bytes of {lane} are in flight")
-            if self._by_tenant[lane, tenant] + num_bytes > of_tenant:
-                raise _full(lane, f"{of_tenant} bytes of your {lane} are in flight")
-            self._by_lane[lane] += num_bytes
-            self._gauge(lane, self._by_lane[lane])
-            self._by_tenant[lane, tenant] += num_bytes
+            if self._by_traffic[traffic] + num_bytes > of_all:
+                raise _full(f"{of_all} bytes of {traffic} are in flight")
+            if self._by_tenant[traffic, tenant] + num_bytes > of_tenant:
+                raise _full(f"{of_tenant} bytes of your {traffic} are in flight")
+            self._by_traffic[traffic] += num_bytes
+            self._gauge(traffic, self._by_traffic[traffic])
+            self._by_tenant[traffic, tenant] += num_bytes
 
-    def _give_back(self, lane: Lane, tenant: str, num_bytes: int) -> None:
+    def _give_back(self, traffic: Traffic, tenant: str, num_bytes: int) -> None:
         with self._lock:
-            self._by_lane[lane] -= num_bytes
-            self._gauge(lane, self._by_lane[lane])
-            left = self._by_tenant[lane, tenant] - num_bytes
+            self._by_traffic[traffic] -= num_bytes
+            self._gauge(traffic, self._by_traffic[traffic])
+            left = self._by_tenant[traffic, tenant] - num_bytes
             if left:
-                self._by_tenant[lane, tenant] = left
+                self._by_tenant[traffic, tenant] = left
             else:
-                del self._by_tenant[lane, tenant]  # names of the past do not pile up
+                del self._by_tenant[traffic, tenant]  # a tenant with nothing in flight takes no memory
 
 
-def _full(lane: Lane, what: str) -> RefusedError:
+def _full(what: str) -> RefusedError:
     return RefusedError(UNAVAILABLE, f"up to {what}, as many as are allowed; nothing was stored, try again", reason="pressure")

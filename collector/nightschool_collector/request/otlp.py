@@ -15,7 +15,7 @@ from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.refusal import UNSUPPORTED, RefusedError
 
 M = TypeVar("M", bound=Message)
-# google.rpc.Code of each HTTP status that we answer with.
+# The google.rpc.Code for each HTTP status that we answer with.
 _CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}
 
 
@@ -48,11 +48,12 @@ def decode(body: bytes, message: M, form: Format) -> M:
 
 
 def answer(message: Message, form: Format) -> Response:
+    """The message as a response with status 200."""
     return Response(_encode(message, form), media_type=form)
 
 
 def refuse(error: RefusedError, content_type: str | None) -> Response:
-    """The error as the `Status` that OTLP asks for; a client of unknown format gets the one people can read."""
+    """The error as a `Status` message, as OTLP specifies; in JSON, which people can read, if the format is unknown."""
     try:
         form = format_of(content_type)
     except RefusedError:

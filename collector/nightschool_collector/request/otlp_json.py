@@ -1,7 +1,7 @@
 """OTLP/JSON to protobuf messages.
 
-It is protobuf's JSON mapping but for one thing: trace and span ids are hexadecimal, where the mapping has base64. Hex digits
-are base64 digits too, so ids read by the mapping alone would silently become other ids.
+It is protobuf's JSON mapping with one exception: trace and span ids are hexadecimal, where the mapping has base64. Hex
+digits are base64 digits too, so ids read by the mapping alone would become other ids without an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nightschool.errors import RecordError, shown
 M = TypeVar("M", bound=Message)
 _IDS = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-MAX_DEPTH = 100  # as protobuf's own parser
+MAX_DEPTH = 100  # the limit of protobuf's own parser
 
 
 def parse_json(body: bytes, message: M) -> M:
@@ -29,7 +29,7 @@ def parse_json(body: bytes, message: M) -> M:
     try:
         data = json.loads(body.decode("utf-8"))
         if _ESCAPED_SURROGATE.search(body):
-            json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone one is no text, and crashes protobuf's enum look-up
+            json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone one is not text, and protobuf crashes on it
         if not isinstance(data, dict):
             raise RecordError(f"an OTLP/JSON request is an object, got {shown(data)}")
         for item in _items_with_ids(data):
@@ -37,7 +37,7 @@ def parse_json(body: bytes, message: M) -> M:
         return json_format.ParseDict(data, message, ignore_unknown_fields=True, max_recursion_depth=MAX_DEPTH)
     except RecursionError:
         raise RecordError("the body is not valid OTLP/JSON: it is nested too deep") from None
-    except (json_format.ParseError, ValueError, OverflowError) as error:  # an enum of 1e999 overflows
+    except (json_format.ParseError, ValueError, OverflowError) as error:  # OverflowError: an enum of 1e999
         if isinstance(error, RecordError):
             raise
         raise RecordError(f"the body is not valid OTLP/JSON: {error}") from None

@@ -1,1 +1,1 @@
-"""From messages to durable records of the stream."""
+"""Splitting and redacting a request, and storing it as durable records of the stream."""

@@ -1,4 +1,4 @@
-"""Log records to stream records: outcomes to their topic, the rest by trace."""
+"""Log records to stream records: outcomes to their own topic, all others by trace."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from nightschool import semconv
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, from_log_record
-from nightschool_collector.store.spans import NO_TRACE, Sorted, reject
-from nightschool_collector.store.splitting import MAX_ITEM_BYTES, Splitter
+from nightschool_collector.store.spans import NO_TRACE, reject
+from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SplitRequest, Splitter
 from nightschool_collector.store.wire import scopes
 
 
 @dataclass(frozen=True, slots=True)
-class SortedLogs:
+class SplitLogs:
     """What became of a request of log records."""
 
     outcomes: list[Outcome]
-    other: Sorted
+    other: SplitRequest
 
 
-def sort_logs(request: bytes) -> SortedLogs:
-    """`gen_ai.evaluation.result` events checked as outcomes; every other log record kept as it is."""
+def split_logs(request: bytes) -> SplitLogs:
+    """`gen_ai.evaluation.result` events parsed as outcomes; every other log record kept as it is."""
     outcomes: list[Outcome] = []
     splitter, rejected, num_others = Splitter(), [], 0
     for shared, items in scopes(request):
@@ -42,15 +42,15 @@ def sort_logs(request: bytes) -> SortedLogs:
             if fault:
                 rejected.append(reject(fault, log.trace_id, shared, request[tag:end]))
     records = [(key or _content_key(value), value) for key, value in splitter.records()]
-    return SortedLogs(outcomes, Sorted(records, num_others, rejected))
+    return SplitLogs(outcomes, SplitRequest(records, num_others, rejected))
 
 
 def _trace_key(log: LogRecord) -> bytes:
-    """The trace id in hex; empty for a log record outside any trace, which is quite in order."""
+    """The trace id in hex; empty for a log record outside any trace, which is allowed."""
     known = len(log.trace_id) == len(NO_TRACE) and log.trace_id != NO_TRACE
     return log.trace_id.hex().encode() if known else b""
 
 
 def _content_key(value: bytes) -> bytes:
-    """A key for records of no trace, so that they do not all stand in one partition."""
+    """A key for records without a trace, so that they are not all in one partition."""
     return hashlib.sha256(value).hexdigest()[:32].encode()

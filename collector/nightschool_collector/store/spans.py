@@ -1,44 +1,17 @@
-"""Spans to stream records: one trace id a record, keyed by it."""
+"""Spans to stream records: each record has the spans of one trace, and the trace id as its key."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
-
 from nightschool_collector.store.cleaning import Cleaning
-from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Splitter
+from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Rejected, SplitRequest, Splitter
 from nightschool_collector.store.wire import Shared, fields, frame_one, scopes
 
 NO_TRACE, NO_SPAN = bytes(16), bytes(8)
 _TRACE_ID, _SPAN_ID = 1, 2  # fields of a span
 
 
-class Rejected(NamedTuple):
-    """An item that can never be stored where it belongs."""
-
-    reason: str
-    key: bytes
-    value: bytes
-    """The item as it came, in a request of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sorted:
-    """What became of a request: the records (key and value), and what can never be stored."""
-
-    records: list[tuple[bytes, bytes]]
-    num_items: int
-    """Spans or log records in `records`."""
-    rejected: list[Rejected] = field(default_factory=list)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all values; more than the request had when its items share much."""
-        return sum([len(value) for _, value in self.records])
-
-
-def sort_spans(request: bytes, cleaning: Cleaning | None = None) -> Sorted:
-    """The records of a checked protobuf request, stored unchanged when all of it is one trace and nothing had to be redacted."""
+def split_spans(request: bytes, cleaning: Cleaning | None = None) -> SplitRequest:
+    """The records of a checked protobuf request; the request itself if it has one trace and nothing to redact."""
     if cleaning is not None:
         request = cleaning.start(request)
     splitter, rejected, num_spans = Splitter(), [], 0
@@ -46,7 +19,7 @@ def sort_spans(request: bytes, cleaning: Cleaning | None = None) -> Sorted:
         if cleaning is not None:
             shared = cleaning.frame(shared)
         for tag, start, end in spans:
-            # Every encoder that we know writes the ids first; any other order is read field by field.
+            # Every encoder that we know writes the ids first; spans of another order are read field by field.
             if request[start : start + 2] == b"\x0a\x10" and request[start + 18 : start + 20] == b"\x12\x08":
                 trace_id, span_id = request[start + 2 : start + 18], request[start + 20 : start + 28]
             else:
@@ -63,16 +36,17 @@ def sort_spans(request: bytes, cleaning: Cleaning | None = None) -> Sorted:
     keys = splitter.keys
     unchanged = cleaning is None or not cleaning.has_changed
     if len(keys) == 1 and not rejected and unchanged and len(request) <= SPLIT_BYTES:
-        return Sorted([(keys[0], request)], num_spans)
-    return Sorted(list(splitter.records()), num_spans - len(rejected), rejected)
+        return SplitRequest([(keys[0], request)], num_spans)
+    return SplitRequest(list(splitter.records()), num_spans - len(rejected), rejected)
 
 
 def reject(reason: str, trace_id: bytes, shared: Shared, item: bytes) -> Rejected:
+    """The item, kept for the dead letters under its trace id as far as it has one."""
     return Rejected(reason, trace_id[: len(NO_TRACE)].hex().encode(), frame_one(shared, item))
 
 
 def _ids(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
-    """Trace and span id of a span; the last wins, as in every protobuf library."""
+    """Trace and span id of a span; of a repeated field the last counts, as in every protobuf library."""
     trace_id = span_id = b""
     for number, at, stop in fields(request, start, end):
         if number == _TRACE_ID:

@@ -1,14 +1,41 @@
-"""Putting the items of a request into stream records, each of one key and no larger than a record may be."""
+"""Splitting a request into stream records, each with items of one key and no larger than a record may be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nightschool.stream import MAX_RECORD_BYTES
 from nightschool_collector.store.wire import Shared, frame, frame_one
 
 SPLIT_BYTES = 4 << 20  # a trace larger than this becomes several records of the same key
-MAX_ITEM_BYTES = MAX_RECORD_BYTES - 4096  # one span or log record with its resource and scope; the rest is for key and headers
+# One span or log record with its resource and scope; the rest of the record is for its key and headers.
+MAX_ITEM_BYTES = MAX_RECORD_BYTES - 4096
+
+
+class Rejected(NamedTuple):
+    """An item that can never be stored where it belongs."""
+
+    reason: str
+    key: bytes
+    value: bytes
+    """The item as it came, in a request of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """What became of a request: the records (key and value), and what can never be stored."""
+
+    records: list[tuple[bytes, bytes]]
+    num_items: int
+    """Spans or log records in `records`."""
+    rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all values; more than the request had when its items share much."""
+        return sum([len(value) for _, value in self.records])
 
 
 class Splitter:

@@ -1,11 +1,11 @@
 """Finding the spans of an OTLP request in its bytes, without building a message for each.
 
-Spans and log records have the same frame on the wire: request { resource_x = 1 }, resource_x { resource = 1, scope_x = 2,
-schema_url = 3 }, scope_x { scope = 1, items = 2, schema_url = 3 }. An item is a slice of the request; what it shares with its
-neighbours (the other fields of the two frames round it, unknown ones too) is two more slices. A record is put together from
-these three, so that no field is lost and nothing is encoded anew.
+Spans and log records have the same frame on the wire: request { resource_x = 1 }, resource_x { resource = 1,
+scope_x = 2, schema_url = 3 }, scope_x { scope = 1, items = 2, schema_url = 3 }. An item is a slice of the request; what
+it shares with its neighbors (the other fields of the two frames around it, unknown ones too) is two more slices. A
+record is put together from these three, so that no field is lost and nothing is encoded again.
 
-The bytes must have been checked by a protobuf parser: what is not a message ends here in an arbitrary error.
+The bytes must have been checked by a protobuf parser: what is not a valid message ends here in an arbitrary error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BYTES_TYPE = 2
 
 
 class GroupError(Exception):
-    """The request holds a group, the one construct of protobuf that no OTLP has and that cannot be skipped by its length."""
+    """The request holds a group: the one construct of protobuf that OTLP never uses and that says no length."""
 
 
 class Shared(NamedTuple):
@@ -35,21 +35,21 @@ class Shared(NamedTuple):
 
 
 def scopes(request: bytes) -> Iterator[tuple[Shared, list[tuple[int, int, int]]]]:
-    """Each scope of a request: what is shared in it, and where each item stands as (tag, content, end)."""
+    """Each scope of a request: what its items share, and the offsets (tag, content, end) of each item."""
     for number, start, end in fields(request, 0, len(request)):
         if number == 1:
-            resource, found = _parted(request, start, end)
+            resource, found = _parts(request, start, end)
             for _, scope_start, scope_end in found:
-                scope, items = _parted(request, scope_start, scope_end)
+                scope, items = _parts(request, scope_start, scope_end)
                 yield Shared(resource, scope), items
 
 
-def _parted(data: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, int, int]]]:
-    """A frame's other fields as they are, and its items (field 2), which may stand in any order among them."""
+def _parts(data: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, int, int]]]:
+    """The items of a frame (field 2) as offsets, and its other fields as they are, in whatever order they come."""
     others, items, at = [], [], start
     while at < end:
         tag = at
-        if data[at] == 0x12:  # nearly always: keep this branch short
+        if data[at] == 0x12:  # nearly always, and once for every span: this branch decodes its length without a call
             size = data[at + 1]
             at += 2
             if size > 0x7F:
@@ -62,7 +62,7 @@ def _parted(data: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, i
             at += size
         else:
             number, kind, at, stop = _field(data, at)
-            if number == 2 and kind == _BYTES_TYPE:  # its tag written in a longer way than needed
+            if number == 2 and kind == _BYTES_TYPE:  # its tag is encoded in more bytes than needed
                 items.append((tag, at, stop))
             else:
                 others.append(data[tag:stop])
@@ -93,7 +93,7 @@ def _field(data: bytes, start: int) -> tuple[int, int, int, int]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """A base-128 number and where it ends; of one longer than 64 bits the rest is lost, as in every protobuf library."""
+    """A base-128 number and where it ends; bits above 64 are dropped, as in every protobuf library."""
     number = shift = 0
     while data[at] > 0x7F:
         number |= (data[at] & 0x7F) << shift
@@ -111,7 +111,7 @@ def frame_one(shared: Shared, item: bytes) -> bytes:
 
 
 def frame(groups: Iterable[tuple[Shared, list[bytes]]]) -> bytes:
-    """A request of several items, each group of them under what it shares."""
+    """A request of several groups of items, each under what its items share."""
     return b"".join(frame_one(shared, b"".join(items)) for shared, items in groups)
 
 

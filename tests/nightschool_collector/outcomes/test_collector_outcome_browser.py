@@ -1,4 +1,4 @@
-"""The snippet in a real browser: a page of another origin says how an answer turned out, and changes its mind."""
+"""The script in a real browser: a page of another origin sends an outcome, and corrects it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nightschool.outcomes.tokens import OutcomeKey
 from nightschool.sdk.client import Client
 from nightschool.stream import Stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -50,7 +50,8 @@ class Site:
         handler = partial(_Quiet, directory=str(folder))
         self._pages = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.page_origin = f"http://127.0.0.1:{self._pages.server_port}"
-        self.other_origin = f"http://localhost:{self._pages.server_port}"  # the same pages, to a browser of another site
+        # The same pages, but another site to a browser.
+        self.other_origin = f"http://localhost:{self._pages.server_port}"
         settings = BrowserSettings(
             keys={"acme": [OutcomeKey("k1", SECRET.encode())]}, origins={"acme": [self.page_origin]}, writes_per_minute=1000
         )
@@ -149,7 +150,7 @@ def test_a_page_posts_a_thumb_and_corrects_it(site: Site, page: Any) -> None:
 
 @pytest.mark.parametrize("fault", ["expired", "forged", "foreign", "other name"])
 def test_a_page_reads_why_its_token_was_refused(site: Site, page: Any, fault: str) -> None:
-    """A clear 4xx that the page's script gets at once, and nothing is stored."""
+    """The page's script gets a 4xx with the reason at once, and nothing is stored."""
     others = Client("http://127.0.0.1:9", "globex", api_key="k", outcome_key=("k1", "g" * 40))
     token, said = {
         "expired": (expired_token(), "nightschool: 401 the token has expired"),
@@ -176,7 +177,7 @@ def expired_token() -> str:
 
 
 def test_a_page_of_another_site_can_neither_write_nor_read(site: Site, page: Any) -> None:
-    """With a good token, from an origin that is not listed: the browser keeps the answer from the page, and nothing is stored."""
+    """With a valid token, from an origin that is not listed: the page cannot read the answer, nothing is stored."""
     site.write_page(site.client.outcome_token("thumb", trace_id=TRACE))
     page.goto(f"{site.other_origin}/index.html")
     with page.expect_event("requestfailed"):
@@ -185,9 +186,9 @@ def test_a_page_of_another_site_can_neither_write_nor_read(site: Site, page: Any
 
 
 def test_what_was_not_sent_is_sent_when_the_page_goes_away(site: Site, page: Any) -> None:
-    """Every try failed until the user left: the browser delivers it by itself, once."""
+    """Every attempt failed until the user left the page: then the browser itself delivers it, once."""
     site.write_page(site.client.outcome_token("thumb", trace_id=TRACE))
-    # Without a network for the page's own requests. Not by intercepting them: that holds up the browser's delivery too.
+    # No network for the page's own requests. Intercepting them would hold up the browser's delivery too.
     page.add_init_script("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
     page.goto(f"{site.page_origin}/index.html")
     page.click("#up")
@@ -198,7 +199,7 @@ def test_what_was_not_sent_is_sent_when_the_page_goes_away(site: Site, page: Any
 
 
 def test_a_page_may_send_json_after_a_preflight(site: Site, page: Any) -> None:
-    """An app's own code without the snippet: application/json, which a browser asks about first."""
+    """An app's own code without our script: application/json, which a browser asks about first."""
     site.write_page(None)
     page.goto(f"{site.page_origin}/index.html")
     body = {"token": site.client.outcome_token("thumb", trace_id=TRACE), "name": "thumb", "value": True}

@@ -38,7 +38,7 @@ def url(collector: Any) -> Iterator[str]:
 
 @needs_curl
 def test_the_curl_line_of_the_documentation_does_what_it_prints(collector: Any, url: str) -> None:
-    """The first block is copied as it stands, and answers with its last line."""
+    """The first block is run as it is printed, and its last line is the answer."""
     (block,) = re.findall(r"^```console\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
     *command, answer = block.removeprefix("$ ").strip().splitlines()
     script = "\n".join(command).replace("http://127.0.0.1:4318", url)
@@ -50,7 +50,7 @@ def test_the_curl_line_of_the_documentation_does_what_it_prints(collector: Any, 
 
 @needs_curl
 def test_the_shell_example_sends_what_it_says(collector: Any, url: str) -> None:
-    """Every line of the example is accepted, but the replay and the item that says nothing, which are said to be that."""
+    """All is accepted except the copy, which is a duplicate, and the item without a value, which is rejected."""
     environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_KEY": collector.keys["acme"], "COLLECTOR": url}
     script = str(ROOT / "examples" / "outcomes" / "outcomes.sh")
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True, timeout=60)
@@ -61,14 +61,14 @@ def test_the_shell_example_sends_what_it_says(collector: Any, url: str) -> None:
 
 
 def test_the_documented_fields_are_those_there_are() -> None:
-    """The table of the record names every field that is accepted, and no other."""
+    """The table of fields names every field that is accepted, and no other."""
     (table,) = re.findall(r"^\| field \| required \|.*?\n\n", PAGE, flags=re.DOTALL | re.MULTILINE)
     named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == _FIELDS
 
 
 def test_the_documented_drop_reasons_exist() -> None:
-    """A count that the page explains is one that a night prints."""
+    """Every count that the page explains is one that a night prints."""
     named = {"ambiguous-outcome", "event-id-used-twice", "edit-not-measured", "outcome-not-settled", "outcome-without-trace"}
     for name in (*named, "orphaned-outcome"):
         assert f"`{name}`" in PAGE

@@ -24,8 +24,8 @@ from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool.outcomes.tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.stream import Stream
 from nightschool_collector.app import create_app
-from nightschool_collector.outcomes.browser import BrowserSettings
-from nightschool_collector.outcomes.limits import WriteLimits
+from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.write_limits import WriteLimits
 
 NOW_S = 1_790_000_000
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -38,7 +38,7 @@ PAGE, OTHER_PAGE = "https://app.acme.example", "https://evil.example"
 
 
 class Browser:
-    """A page's side of the collector, on a clock that stands still unless it is moved."""
+    """The collector as a page sees it, with a clock that tests move."""
 
     def __init__(self, stream: Stream, **changes: Any) -> None:
         self.stream, self.now_s = stream, NOW_S
@@ -75,7 +75,7 @@ def browser(stream: Stream) -> Browser:
 
 
 def test_a_token_writes_its_own_slot(browser: Browser) -> None:
-    """Target and rater are the token's, the value and its time the page's; a correction and a retraction stay in the slot."""
+    """Target and rater come from the token, value and time from the page; corrections stay with the same rater."""
     first = browser.post(value=True, event_id="e-1", occurred_at=NOW_S * 1000)
     assert (first.status_code, first.json()) == (202, {"event_id": "t-1:e-1", "status": "accepted"})
     assert browser.post(value=False, event_id="e-2", comment="no").status_code == 202
@@ -87,7 +87,7 @@ def test_a_token_writes_its_own_slot(browser: Browser) -> None:
 
 
 def test_a_replay_is_one_outcome(browser: Browser) -> None:
-    """The beacon after the fetch, or a second click: known by its id, and the same id of another token is another outcome."""
+    """A beacon after the fetch is a duplicate by its id; the same id with another token is another outcome."""
     assert [browser.post(value=True, event_id="e-1").json()["status"] for _ in range(2)] == ["accepted", "duplicate"]
     assert browser.post(value=False, event_id="e-1").status_code == 409
     other = mint_token(ACME, replace(CLAIMS, token_id="t-2", rater="tom"))
@@ -131,7 +131,7 @@ def test_the_conversation_can_be_meant(browser: Browser) -> None:
     ],
 )
 def test_a_token_that_does_not_allow_it_is_refused(browser: Browser, token: str, status: int, said: str) -> None:
-    """Expired, forged, another tenant's, cut, out of scope: a clear 4xx that the page may read, and nothing is stored."""
+    """Expired, forged, another tenant's, cut, out of scope: a 4xx that the page may read, nothing is stored."""
     answer = browser.post(token, value=True)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, PAGE)
     assert answer.json()["error"].startswith(said)
@@ -173,7 +173,7 @@ def test_an_edit_may_come_from_a_page(browser: Browser) -> None:
 
 
 def test_only_pages_of_the_tenant_may_write(browser: Browser) -> None:
-    """A page of another origin gets 403 and may not read why; an app that is no page sends no origin and may write."""
+    """A page of another origin gets 403 and cannot read why; what is not a page sends no origin and may write."""
     for origin in (OTHER_PAGE, "null", "https://globex.example", "https://collector.example"):
         answer = browser.post(value=True, origin=origin)
         assert answer.status_code == 403
@@ -182,7 +182,7 @@ def test_only_pages_of_the_tenant_may_write(browser: Browser) -> None:
 
 
 def test_a_preflight_is_answered_for_known_pages(browser: Browser) -> None:
-    """application/json asks first; text/plain, which beacons send, need not."""
+    """A browser asks before application/json, and not before text/plain, which beacons send."""
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
     answer = browser.client.options(PATH, headers={"origin": PAGE, **asked})
     assert (answer.status_code, answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (204, PAGE, "origin")
@@ -205,7 +205,7 @@ def test_what_is_no_write_is_refused(browser: Browser, raw: bytes, said: str) ->
 
 
 def test_a_token_writes_twenty_times(browser: Browser) -> None:
-    """Then it is used up; replays do not count, and what could not be stored neither."""
+    """Then it is used up; copies do not count, and neither does what could not be stored."""
     for number in range(20):
         assert browser.post(value=True, event_id=f"e-{number}").status_code == 202
         if number < 19:
@@ -232,7 +232,7 @@ class Flaky:
 
 
 def test_a_write_that_failed_does_not_use_the_token_up(stream: Stream) -> None:
-    """A stream that is down answers 503 with a short wait, however often."""
+    """While the stream is down every write is 503 with a short wait."""
     flaky: Any = Flaky(stream)
     browser = Browser(flaky)
     answers = [browser.post(value=True, event_id="e-1") for _ in range(25)]
@@ -242,7 +242,7 @@ def test_a_write_that_failed_does_not_use_the_token_up(stream: Stream) -> None:
 
 
 def test_an_address_writes_so_often_a_minute(stream: Stream) -> None:
-    """Past the rate: 429 and how long to wait; a minute later there is room again."""
+    """Over the rate: 429 and how long to wait; a minute later writes are accepted again."""
     browser = Browser(stream, writes_per_minute=3)
     assert [browser.post("no token").status_code for _ in range(3)] == [401, 401, 401]
     answer = browser.post(value=True)
@@ -253,7 +253,7 @@ def test_an_address_writes_so_often_a_minute(stream: Stream) -> None:
 
 
 def test_limits_forget_the_oldest_and_count_networks() -> None:
-    """The memory is bounded, and an IPv6 subscriber's addresses are one."""
+    """The memory is bounded, and all addresses of an IPv6 subscriber count as one."""
     limits = WriteLimits(per_minute=1, per_token=1, num_remembered=2)
     assert limits.wait_s("2001:db8::1", now_s=0) == 0
     assert limits.wait_s("2001:db8::2", now_s=0) == 60
@@ -264,7 +264,7 @@ def test_limits_forget_the_oldest_and_count_networks() -> None:
 
 
 def test_a_link_writes_only_when_clicked(browser: Browser) -> None:
-    """Opening it shows what would be sent; scanners and previews write nothing. The button of the page writes, once."""
+    """Opening it shows what would be sent, so scanners and previews write nothing; the page's button writes once."""
     link = {"token": mint_token(ACME, CLAIMS), "name": "csat", "value": "4"}
     opened = browser.client.get(CONFIRM, params=link)
     assert (opened.status_code, browser.stored()) == (200, [])
@@ -283,7 +283,7 @@ def test_a_link_writes_only_when_clicked(browser: Browser) -> None:
 
 
 def test_a_link_says_when_it_is_of_no_use(browser: Browser) -> None:
-    """Expired or out of range is said when it is opened; what a link carries is shown as text, never as markup."""
+    """A link that is expired or out of range says so when opened; its fields are shown as text, never as markup."""
     expired = mint_token(ACME, replace(CLAIMS, issued_at=NOW_S - 9, expires_at=NOW_S))
     assert browser.client.get(CONFIRM, params={"token": expired, "name": "thumb", "value": "true"}).status_code == 401
     assert browser.client.get(CONFIRM, params={"name": "thumb"}).status_code == 401
@@ -297,15 +297,15 @@ def test_a_link_says_when_it_is_of_no_use(browser: Browser) -> None:
 
 
 def test_the_snippet_is_small_and_public(browser: Browser) -> None:
-    """Any page may load it; 3 KB at most, as it is written."""
+    """Any page may load it; it has 3 KB at most, as it is, with its comments."""
     answer = browser.client.get("/outcome.js")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
     assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
     assert len(answer.content) <= 3 << 10
 
 
-def test_without_keys_no_token_is_believed(stream: Stream) -> None:
-    """A collector that was given no secret refuses every token, its own words included."""
+def test_without_keys_every_token_is_refused(stream: Stream) -> None:
+    """A collector without a secret cannot check any token, so it refuses all."""
     app = create_app(stream, KeyRing({"acme": [hash_key("key")]}), 1 << 20, clock_ns=lambda: NOW_S * 10**9)
     answer = TestClient(app).post(PATH, json={"token": mint_token(ACME, CLAIMS), "name": "thumb", "value": True})
     assert answer.status_code == 401

@@ -1,4 +1,4 @@
-"""`POST /v1/outcomes`: accepted whatever is known of the target, refused clearly when it says nothing."""
+"""`POST /v1/outcomes`: accepted even if the target is unknown, refused with the reason if it has no value."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from nightschool.errors import RecordError, StreamUnavailable
 from nightschool.outcomes.record import Outcome, from_log_record, parse_outcome
-from nightschool_collector.outcomes.bodies import OutcomeBody
-from nightschool_collector.outcomes.intake import OutcomeIntake, answer
+from nightschool_collector.outcomes.bodies import OutcomeBody, answer
+from nightschool_collector.outcomes.idempotency import IdempotentWriter
 
 TOPIC, PATH = "ns.outcomes", "/v1/outcomes"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -49,7 +49,7 @@ def test_an_outcome_of_an_unknown_target_is_accepted(collector: Any) -> None:
 
 
 def test_without_an_event_id_equal_content_has_one_id(collector: Any) -> None:
-    """The answer names the id that removes duplicates: the hash of the content, so that a re-sent outcome counts once."""
+    """The answer has the id that removes duplicates: a hash of the content, so that a copy counts once."""
     first, again, other = (post(collector, outcome(value=value)).json()["event_id"] for value in (True, True, False))
     assert first == again != other
 
@@ -63,7 +63,7 @@ def test_a_batch_is_answered_in_order(collector: Any) -> None:
 
 
 def test_an_item_of_a_batch_is_wrong_alone(collector: Any) -> None:
-    """What is good in a batch is stored; each wrong item says why, in its place."""
+    """The valid items of a batch are stored; each wrong item has its reason, in its place."""
     answer = post(collector, {"outcomes": [outcome(event_id="a"), outcome(value=...), "\ud800", outcome(event_id="b")]})
     said = answer.json()["outcomes"]
     assert (answer.status_code, [item["status"] for item in said]) == (202, ["accepted", "rejected", "rejected", "accepted"])
@@ -72,7 +72,7 @@ def test_an_item_of_a_batch_is_wrong_alone(collector: Any) -> None:
 
 
 def test_a_replay_is_a_duplicate_and_stored_once(collector: Any) -> None:
-    """The same id with the same body is accepted again and said to be known: from the header, the body or the content's hash."""
+    """The same id with the same body is a duplicate: if the id is in the header, in the body, or the content's hash."""
     for body, headers in ((outcome(event_id="e-1"), {}), (outcome(), {"idempotency_key": "e-2"}), (outcome(), {})):
         answers = [post(collector, body, **headers) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [202, 202]
@@ -96,7 +96,7 @@ def test_an_id_with_another_body_is_a_conflict(collector: Any) -> None:
 
 
 def test_what_was_not_stored_is_not_remembered() -> None:
-    """A stream that is down refuses, and the retry is no duplicate; and the memory stays bounded."""
+    """After a refusal because the stream is down, the retry is not a duplicate; and the memory stays bounded."""
     stored: list[Outcome] = []
     down = [True]
 
@@ -105,18 +105,19 @@ def test_what_was_not_stored_is_not_remembered() -> None:
             raise StreamUnavailable("down")
         stored.extend(outcomes)
 
-    intake = OutcomeIntake(append, num_remembered=2)
+    writer = IdempotentWriter(append, num_remembered=2)
     first, second, third = (parse_outcome(outcome(event_id=f"e-{n}")) for n in range(3))
     with pytest.raises(StreamUnavailable):
-        intake.take("acme", [first])
-    assert [verdict.status for verdict in intake.take("acme", [first, second, third])] == ["accepted"] * 3
-    assert [verdict.status for verdict in intake.take("acme", [second, third])] == ["duplicate"] * 2
-    assert [verdict.status for verdict in intake.take("acme", [first])] == ["accepted"]  # forgotten: the nightly read drops it
+        writer.write("acme", [first])
+    assert [verdict.status for verdict in writer.write("acme", [first, second, third])] == ["accepted"] * 3
+    assert [verdict.status for verdict in writer.write("acme", [second, third])] == ["duplicate"] * 2
+    # Its id was forgotten, so it is stored again; the night drops the second record.
+    assert [verdict.status for verdict in writer.write("acme", [first])] == ["accepted"]
     assert [item.id for item in stored] == ["e-0", "e-1", "e-2", "e-0"]
 
 
 def test_copies_that_come_together_are_stored_once() -> None:
-    """Both ways a page that is left delivers arrive at the same moment: one is accepted, the others are duplicates of it."""
+    """A page that is closed sends in two ways at the same moment: one is accepted, the others are duplicates."""
     stored: list[Outcome] = []
     together = threading.Barrier(4)
 
@@ -124,11 +125,11 @@ def test_copies_that_come_together_are_stored_once() -> None:
         time.sleep(0.05)  # as a disk takes its time
         stored.extend(outcomes)
 
-    intake = OutcomeIntake(append)
+    writer = IdempotentWriter(append)
 
     def send(number: int) -> str:
         together.wait()
-        (verdict, _) = intake.take(
+        (verdict, _) = writer.write(
             "acme", [parse_outcome(outcome(event_id="e-1")), parse_outcome(outcome(event_id=f"x-{number}"))]
         )
         return verdict.status
@@ -140,7 +141,7 @@ def test_copies_that_come_together_are_stored_once() -> None:
 
 
 def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
-    """It is that of the redacted content, so that no hash of what was redacted is kept, and goes along from there."""
+    """It is a hash of the redacted content, so that no hash of what was redacted is kept."""
     stored: list[Outcome] = []
 
     def redact(tenant: str, item: Outcome) -> Outcome:
@@ -148,8 +149,8 @@ def test_the_id_that_is_answered_is_the_one_that_is_stored() -> None:
             raise RecordError("the comment cannot be redacted")
         return replace(item, comment="<EMAIL>")
 
-    intake = OutcomeIntake(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
-    first, again, wrong = intake.take(
+    writer = IdempotentWriter(lambda tenant, outcomes: stored.extend(outcomes), redact=redact)
+    first, again, wrong = writer.write(
         "acme", [parse_outcome(outcome(comment=text)) for text in ("a@b.example", "c@d.example", "?")]
     )
     assert stored[0].event_id == first.event_id == again.event_id == parse_outcome(outcome(comment="<EMAIL>")).id
@@ -189,7 +190,7 @@ def test_idempotency_key_is_the_event_id(collector: Any) -> None:
     ],
 )
 def test_a_useless_outcome_is_refused_with_the_reason(collector: Any, body: Any, message: str) -> None:
-    """What says nothing or cannot be understood is a 400 that names what came and what is allowed, and stores nothing."""
+    """What has no value or cannot be understood is a 400 that says what came and what is allowed."""
     answer = post(collector, body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]

@@ -1,4 +1,4 @@
-"""What is refused, with nothing stored: strangers, bodies too large or broken, and everything while the stream is away."""
+"""What is refused, with nothing stored: unknown keys, bodies too large or broken, and all while the stream is down."""
 
 from __future__ import annotations
 
@@ -19,27 +19,22 @@ from nightschool.stream import Offset, Record
 from nightschool_collector.app import create_app
 
 ROUTES = ["/v1/traces", "/v1/logs", "/v1/outcomes"]
-BOMBS = {"gzip": gzip.compress(bytes(64 << 20)), "zstd": zstandard.compress(bytes(64 << 20))}  # a few KiB that expand to 64 MiB
+# A few KiB that expand to 64 MiB.
+BOMBS = {"gzip": gzip.compress(bytes(64 << 20)), "zstd": zstandard.compress(bytes(64 << 20))}
 
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer wrong", "Basic a2V5", "key-of-acme", "Bearer key-of-acmé"])
 async def test_a_stranger_is_refused_before_the_body_is_read(collector: Any, path: str, authorization: str | None) -> None:
     """No key or an unknown one is 401, and not one byte of the body is taken from the connection."""
-    headers = [(b"content-type", b"application/json")]
+    headers = {"content-type": "application/json"}
     if authorization is not None:
-        headers.append((b"authorization", authorization.encode("latin-1")))
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "http_version": "1.1"}
-    sent: list[dict[str, Any]] = []
+        headers["authorization"] = authorization
 
     async def receive() -> dict[str, Any]:
         raise AssertionError("the body was read")
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-        await asyncio.sleep(0)
-
-    await collector.app(scope, receive, send)
+    sent = await collector.call(path, headers, receive)
     assert sent[0]["status"] == 401
     assert dict(sent[0]["headers"])[b"www-authenticate"] == b"Bearer"
     assert b"no tenant has this key" in sent[1]["body"]
@@ -62,17 +57,13 @@ def test_a_chunked_body_over_the_limit_is_refused_as_it_passes_it(collector: Any
         while True:
             yield bytes(1 << 16)
 
-    headers = [(b"content-type", b"application/json"), (b"authorization", b"Bearer key-of-acme")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "http_version": "1.1"}
-    chunks, sent = endless(), []
+    headers = {"content-type": "application/json", "authorization": "Bearer key-of-acme"}
+    chunks = endless()
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": next(chunks), "more_body": True}
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    asyncio.run(collector.app(scope, receive, send))
+    sent = asyncio.run(collector.call(path, headers, receive))
     assert sent[0]["status"] == 413
 
 
@@ -109,7 +100,7 @@ def test_a_zip_bomb_is_refused_without_being_expanded(collector: Any, path: str,
 def test_malformed_otlp_is_a_status_in_the_format_of_the_request(
     collector: Any, path: str, body: bytes, form: str, encoding: str, message: str
 ) -> None:
-    """A body that cannot be read is 400 with a google.rpc.Status in the client's own content type, and stores nothing."""
+    """A body that cannot be read is 400 with a google.rpc.Status in the client's own content type."""
     answer = collector.post(path, body, form=form, content_encoding=encoding or "identity")
     assert (answer.status_code, answer.headers["content-type"]) == (400, form)
     if form == "application/json":
@@ -143,8 +134,8 @@ def test_unknown_formats_and_encodings_are_refused_with_what_is_allowed(collecto
     assert "allowed are gzip, zstd and identity" in Status.FromString(answer.content).message
 
 
-class AwayStream:
-    """A stream whose disk or broker is away."""
+class StreamThatIsDown:
+    """A stream whose disk is full or whose broker is down."""
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
         raise StreamUnavailable("the disk is full")
@@ -157,7 +148,8 @@ class AwayStream:
 @pytest.mark.parametrize("path", ROUTES)
 def test_an_unavailable_stream_asks_to_try_again_soon(requests: Any, path: str, jitter: float, retry_after: str) -> None:
     """503 with Retry-After of 1 to 3 whole seconds: exporters drop a batch on 429 or on a long wait."""
-    app = create_app(AwayStream(), KeyRing({"acme": [hash_key("k")]}), 1 << 20, jitter=lambda: jitter)  # type: ignore[arg-type]
+    down: Any = StreamThatIsDown()
+    app = create_app(down, KeyRing({"acme": [hash_key("k")]}), 1 << 20, jitter=lambda: jitter)
     body, form = {
         "/v1/traces": (requests.spans(1).SerializeToString(), "application/x-protobuf"),
         "/v1/logs": (b'{"resourceLogs": [{"scopeLogs": [{"logRecords": [{"severityText": "x"}]}]}]}', "application/json"),

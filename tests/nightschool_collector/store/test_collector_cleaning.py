@@ -14,14 +14,14 @@ from nightschool.redaction.redactor import Redactor
 from nightschool.redaction.rules import Rules
 from nightschool_collector.store import cleaning
 from nightschool_collector.store.cleaning import Cleaning
-from nightschool_collector.store.spans import sort_spans
+from nightschool_collector.store.spans import split_spans
 
 TEXTS = [
     "nothing to see",
     "write to anna@example.com",
     "http://user:secret@host/ and call 0049 170 1234567",
     "10.0.0.1",
-    "://x",  # begins what may run on into the next span
+    "://x",  # the beginning of a finding that might end in the next span
     "y@",
     "\\u0061nna@example.com",
     '{"user_id": "anna", "content": "x"}',
@@ -34,7 +34,7 @@ RULES = [Rules(), Rules(kinds=()), Rules(kinds=("email",), deny=("project x",))]
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6), resource=st.sampled_from(TEXTS))
 def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], resource: str) -> None:
-    """Whatever stands where, beside whatever: the spans stored are those of the request redacted as one."""
+    """Whatever the texts and their order: the stored spans are those of the request redacted as one."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add()
     group.resource.attributes.add(key="user.id").value.string_value = resource
@@ -44,13 +44,13 @@ def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], re
         span.attributes.add(key="gen_ai.input.messages").value.string_value = text
         span.attributes.add(key="enduser.id" if number % 2 else "metadata").value.string_value = text
     raw = request.SerializeToString()
-    apart = sort_spans(raw, Cleaning(Redactor(rules, "secret"))).records
-    whole = sort_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records
+    apart = split_spans(raw, Cleaning(Redactor(rules, "secret"))).records
+    whole = split_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records
     assert apart == whole
 
 
 def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, requests: Any) -> None:
-    """Of a request with one suspicious span that one alone is read; the others are stored as the bytes they were."""
+    """Only a suspicious span is decoded; the others are stored as the bytes they were."""
     request = requests.spans(1, 2, 3)
     request.resource_spans[0].scope_spans[0].spans[1].attributes.add(key="input").value.string_value = "anna@example.com"
     read = []
@@ -60,8 +60,8 @@ def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, reque
         return redact_traces(redactor, raw, subjects=subjects)
 
     monkeypatch.setattr(cleaning, "redact_traces", watched)
-    records = dict(sort_spans(request.SerializeToString(), Cleaning(Redactor(Rules(), "secret"))).records)
+    records = dict(split_spans(request.SerializeToString(), Cleaning(Redactor(Rules(), "secret"))).records)
     assert len(read) == 1
     assert b"anna@example.com" not in records[b"%032x" % 2]
-    untouched = dict(sort_spans(request.SerializeToString()).records)
+    untouched = dict(split_spans(request.SerializeToString()).records)
     assert records[b"%032x" % 1] == untouched[b"%032x" % 1]

@@ -9,11 +9,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from nightschool.errors import StreamUnavailable
 from nightschool_collector.request.otlp import Format
-from nightschool_collector.store.intake import Intake
+from nightschool_collector.store.writer import RecordWriter
 
 
 def test_a_rejected_span_is_a_dead_letter(collector: Any, requests: Any) -> None:
-    """The span is kept as it came, unknown fields too, under the tenant that sent it, with the reason and where it was meant for."""
+    """The span is kept as it came, unknown fields too, with its tenant, the reason and the intended topic."""
     request = requests.spans(0, 7)
     bad = request.resource_spans[0].scope_spans[0].spans[0]
     unknown = b"\xfa\x3f\x03new"
@@ -31,7 +31,7 @@ def test_a_rejected_span_is_a_dead_letter(collector: Any, requests: Any) -> None
 
 
 def test_a_useless_evaluation_is_a_dead_letter(collector: Any) -> None:
-    """An evaluation event that cannot be understood is kept for whoever sent it to find."""
+    """An evaluation event that cannot be understood is kept, so that its sender can find it."""
     request = ExportLogsServiceRequest()
     logs = request.resource_logs.add().scope_logs.add().log_records
     logs.add(event_name="gen_ai.evaluation.result", trace_id=b"\1" * 16)
@@ -43,11 +43,11 @@ def test_a_useless_evaluation_is_a_dead_letter(collector: Any) -> None:
 
 
 def test_what_no_record_can_hold_is_kept_in_parts(collector: Any, requests: Any) -> None:
-    """A span larger than any record comes back whole from the parts of its letter."""
+    """The parts of a dead letter, put together, are the span that was larger than any record."""
     request = requests.spans(1)
     request.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="big").value.string_value = "x" * (9 << 20)
-    intake: Intake = collector.door.intake
-    response = intake.traces("acme", request.SerializeToString(), Format.PROTOBUF, lambda num_bytes: None)
+    writer: RecordWriter = collector.writer
+    response = writer.traces("acme", request.SerializeToString(), Format.PROTOBUF, lambda num_bytes: None)
     assert response.partial_success.rejected_spans == 1
     letters = sorted(collector.stored("ns.dlq"), key=lambda letter: letter.headers["ns-dlq-part"])
     assert [letter.headers["ns-dlq-part"] for letter in letters] == [b"1/2", b"2/2"]
@@ -55,7 +55,7 @@ def test_what_no_record_can_hold_is_kept_in_parts(collector: Any, requests: Any)
 
 
 def test_no_letter_no_answer(collector: Any, requests: Any) -> None:
-    """When the letter cannot be written the request is not acknowledged: nothing vanishes between the two topics."""
+    """When the dead letter cannot be written the request is not acknowledged, so that nothing is lost."""
     append = collector.stream.append
 
     def only_spans(topic: str, records: Any) -> Any:

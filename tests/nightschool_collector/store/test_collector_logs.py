@@ -1,4 +1,4 @@
-"""Log records: outcomes go to their topic checked, the rest is kept by trace."""
+"""Log records: outcomes are checked and go to their own topic, the rest is stored by trace."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_other_logs_are_kept_by_trace(collector: Any) -> None:
 
 
 def test_a_broken_outcome_event_is_rejected_by_name(collector: Any) -> None:
-    """An evaluation event that is no outcome is counted with the reason; the sound records beside it are stored."""
+    """An evaluation event that is not an outcome is counted with the reason; the valid records are stored."""
     broken = ("gen_ai.evaluation.result", TRACE, {"gen_ai.evaluation.score.label": "up"})
     answer = collector.post("/v1/logs", logs(broken, ("x", TRACE, {"a": "1"})))
     partial = ExportLogsServiceResponse.FromString(answer.content).partial_success
@@ -70,7 +70,7 @@ def test_a_broken_outcome_event_is_rejected_by_name(collector: Any) -> None:
 
 
 def test_json_log_ids_are_hexadecimal(collector: Any) -> None:
-    """Trace ids of OTLP/JSON log records are read as hex, so that an outcome meets its trace."""
+    """Trace ids of OTLP/JSON log records are read as hex, so that an outcome has the id of its trace."""
     attributes = [{"key": "gen_ai.evaluation.name", "value": {"stringValue": "thumb"}}]
     attributes.append({"key": "gen_ai.evaluation.score.value", "value": {"doubleValue": 1}})
     log = {"eventName": "gen_ai.evaluation.result", "traceId": TRACE.hex(), "spanId": "", "attributes": attributes}

@@ -1,4 +1,4 @@
-"""Spans in, records out: one trace a record, the bytes kept, what can never be stored rejected by name."""
+"""Spans in, records out: one trace a record, bytes unchanged, and a reason for every rejected span."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import zstandard
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+
+from nightschool_collector.store.spans import split_spans
 
 SPANS = "ns.otlp_spans"
 
@@ -47,7 +49,7 @@ def test_a_request_of_one_trace_is_stored_byte_for_byte(collector: Any, requests
 
 
 def test_records_carry_the_tenant_of_the_key(collector: Any, requests: Any) -> None:
-    """The headers say whose a record is by the key it came with, whatever the resource claims."""
+    """The tenant in the headers is that of the key, whatever the resource claims."""
     request = requests.spans(1)
     request.resource_spans[0].resource.attributes.add(key="nightschool.tenant.id").value.string_value = "acme"
     assert collector.post("/v1/traces", request, tenant="globex").status_code == 200
@@ -61,7 +63,7 @@ def test_records_carry_the_tenant_of_the_key(collector: Any, requests: Any) -> N
 
 
 def test_each_record_holds_one_trace(collector: Any, requests: Any) -> None:
-    """A request of several traces becomes one record each, keyed by its trace id, with resource, scope and order kept."""
+    """A request of several traces becomes one record each, keyed by its trace id; resource, scope and order stay."""
     request = requests.spans(1, 2, 1, 3, resource="first")
     request.MergeFrom(requests.spans(2, 2, resource="second"))
     assert collector.post("/v1/traces", request).status_code == 200
@@ -74,7 +76,7 @@ def test_each_record_holds_one_trace(collector: Any, requests: Any) -> None:
 
 
 def test_splitting_loses_no_field(collector: Any, requests: Any) -> None:
-    """The records of a split request together say what the request said, schema URLs included."""
+    """The records of a split request together hold all that the request held, schema URLs included."""
     request = requests.spans(1, 2)
     assert collector.post("/v1/traces", request).status_code == 200
     for record in collector.stored(SPANS):
@@ -87,7 +89,7 @@ def test_splitting_loses_no_field(collector: Any, requests: Any) -> None:
 
 
 def test_json_ids_are_hexadecimal(collector: Any, requests: Any) -> None:
-    """OTLP/JSON gives the record that the same request gives in protobuf: hex ids, string and number int64, enums as numbers."""
+    """OTLP/JSON gives the same record as protobuf: hex ids, int64 as string or number, enums as numbers."""
     trace, span, parent = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174", "EEE19B7EC3C1B173"
     body = {
         "resourceSpans": [
@@ -170,7 +172,7 @@ def test_partial_success_in_json(collector: Any) -> None:
 
 
 def test_a_request_without_spans_stores_nothing(collector: Any) -> None:
-    """An empty request is in order, as the specification says, and leaves no record."""
+    """An empty request is valid, as the specification says, and leaves no record."""
     assert response_of(collector.post("/v1/traces", b"")) == ExportTraceServiceResponse()
     assert response_of(collector.post("/v1/traces", {}, form="application/json")) == ExportTraceServiceResponse()
     assert collector.everything_stored() == []
@@ -199,7 +201,7 @@ def test_zstd_is_read(collector: Any, requests: Any) -> None:
 
 
 def test_any_order_and_encoding_of_fields_is_split_alike(collector: Any, requests: Any) -> None:
-    """What protobuf allows and no exporter does is read too: ids last, spans before their scope, tags and lengths in long form."""
+    """What protobuf allows and no exporter does is read too: ids last, spans before their scope, long encodings."""
     first, second = (b"\x11\x22" * 8, b"\1" * 8), (b"\x33" * 16, b"\2" * 8)
 
     def field(number: int, payload: bytes, *, long: bool = False) -> bytes:
@@ -221,7 +223,7 @@ def test_any_order_and_encoding_of_fields_is_split_alike(collector: Any, request
 
 
 def test_groups_are_read_and_left_out(collector: Any, requests: Any) -> None:
-    """A group, which no OTLP has, does not keep a request from being split."""
+    """A request with a group, which OTLP never has, is split all the same."""
     group = b"\x7b\x08\x01\x7c"
     body = requests.spans(1, 2).SerializeToString() + group
     inside = requests.spans(1, 2)
@@ -233,14 +235,12 @@ def test_groups_are_read_and_left_out(collector: Any, requests: Any) -> None:
 
 def test_a_trace_larger_than_a_record_is_several_records(stream: Any, requests: Any) -> None:
     """A big trace is split by spans under one key; a span that no record can hold is rejected, the rest is stored."""
-    from nightschool_collector.store.spans import sort_spans
-
     request = requests.spans(*[1] * 12)
     spans = request.resource_spans[0].scope_spans[0].spans
     for span in spans:
         span.attributes.add(key="big").value.string_value = "x" * (1 << 20)
     spans[3].attributes[-1].value.string_value = "x" * (8 << 20)
-    found = sort_spans(request.SerializeToString())
+    found = split_spans(request.SerializeToString())
     assert [letter.reason for letter in found.rejected] == [
         "span 0000000000000004 has more than 7995904 bytes: shorten its attributes"
     ]

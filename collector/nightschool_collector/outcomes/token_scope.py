@@ -1,4 +1,4 @@
-"""What a browser token lets a page write: one small JSON object, turned into an outcome within the token's scope."""
+"""What a browser token allows a page to write: the fields of a request, turned into an outcome in the token's scope."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from nightschool.errors import RecordError, shown
 from nightschool.outcomes.record import Outcome, parse_outcome
 from nightschool.outcomes.tokens import TokenClaims, TokenError
 
-MAX_TEXT_BYTES = 64 << 10
-MAX_EVENT_ID_CHARS = 128
+MAX_TEXT_BYTES = 64 << 10  # a long letter; larger texts come from a server, with an API key
+MAX_EVENT_ID_CHARS = 128  # an id is not a text
 _FIELDS = {"token", "name", "value", "edit", "op", "event_id", "occurred_at", "comment", "about"}
 _KINDS = {"bool": (bool,), "number": (int, float), "text": (str,)}
 
 
-def outcome_of(body: Mapping[str, Any], claims: TokenClaims, rules: Mapping[str, OutcomeConfig]) -> Outcome:
-    """The outcome that `body` says, about the token's trace and from its rater; `RecordError`, or `TokenError` out of scope."""
-    if unknown := sorted(set(body) - _FIELDS):
+def outcome_of(fields: Mapping[str, Any], claims: TokenClaims, rules: Mapping[str, OutcomeConfig]) -> Outcome:
+    """The outcome in `fields`, about the token's trace and from its rater.
+
+    `TokenError` for what the token does not allow, `RecordError` for what is not an outcome or breaks the rules.
+    """
+    if unknown := sorted(set(fields) - _FIELDS):
         raise RecordError(f"unknown field {shown(unknown[0])}; a browser token may send {', '.join(sorted(_FIELDS))}")
-    if body.get("name") not in claims.names:
+    if fields.get("name") not in claims.names:
         raise TokenError(
-            403, f"the token does not allow the outcome {shown(body.get('name'))}; it allows {', '.join(claims.names)}"
+            403, f"the token does not allow the outcome {shown(fields.get('name'))}; it allows {', '.join(claims.names)}"
         )
-    said = {name: body[name] for name in _FIELDS - {"token", "about"} if name in body}
-    outcome = parse_outcome({**said, "target": _target(body.get("about", "answer"), claims), "source": _source(claims)})
+    given = {name: fields[name] for name in _FIELDS - {"token", "about"} if name in fields}
+    outcome = parse_outcome({**given, "target": _target(fields.get("about", "answer"), claims), "source": _source(claims)})
     if outcome.op == "set":
         _check_value(outcome, rules.get(outcome.name, OutcomeConfig()))
     if len(outcome.event_id) > MAX_EVENT_ID_CHARS:
         raise RecordError(f"event_id has {len(outcome.event_id)} characters; at most {MAX_EVENT_ID_CHARS} are allowed")
-    # Ids are the tenant's, and the first record of one counts: in a name space of its own a token cannot take another's.
+    # Event ids are shared by the whole tenant, and the first record of an id wins. With its own id in front, a token
+    # cannot use up the ids of others.
     return replace(outcome, event_id=f"{claims.token_id}:{outcome.event_id}") if outcome.event_id else outcome
 
 
@@ -55,7 +59,7 @@ def _check_value(outcome: Outcome, rule: OutcomeConfig) -> None:
         raise RecordError(f"the text has {len(text.encode())} bytes; at most {MAX_TEXT_BYTES} may come from a browser")
     if rule.kind:
         kinds = _KINDS[rule.kind]
-        # A bool is an int to Python, and a thumb is no rating.
+        # In Python a bool is an int too, but a thumb is not a rating.
         if (rule.kind == "number" and isinstance(text, bool)) or not isinstance(text, kinds):
             raise RecordError(f"the value of {shown(outcome.name)} is {shown(text)}; it must be a {rule.kind}")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not rule.lowest <= value <= rule.highest:

@@ -1,0 +1,34 @@
+"""What the routes of a running server share: `endpoint` makes it, `routes` uses it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from nightschool_serving.adapter_cache import AdapterCache
+from nightschool_serving.engine import VllmEngine
+from nightschool_serving.replica import Replica
+from nightschool_serving.routing import RoutingTable
+from nightschool_serving.telemetry import Telemetry
+
+
+@dataclass(slots=True)
+class Serving:
+    """Everything our routes need; `app.state.nightschool`. It is there only if the plugin was loaded."""
+
+    table: RoutingTable
+    replica: Replica
+    cache: AdapterCache
+    engine: VllmEngine
+    telemetry: Telemetry | None
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    tokenizer: str
+    """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
+    watcher: asyncio.Task[None] | None = None
+    """Held here because the event loop keeps only weak references to tasks."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be answered."""
+        return self.replica.ready
