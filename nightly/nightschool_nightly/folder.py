@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from nightschool.errors import NightError
 from nightschool_nightly.freeze import manifest as night_manifest
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepFigures
 
 _STATE, _FIGURES = "state.safetensors", "figures.json"
 

@@ -40,9 +40,11 @@ from nightschool_nightly.publish.report import render_report
 from nightschool_nightly.rewards.load import load_rubrics
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import RolloutEngine
+from nightschool_nightly.rollouts.sampler import seed_of
 from nightschool_nightly.training.advantage import GroupFate
+from nightschool_nightly.training.metrics import StepFigures
 from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.trainer import StepFigures, Trainer, schedule, seed_of, with_kl
+from nightschool_nightly.training.trainer import Trainer, schedule, with_kl
 
 _CHECKPOINT_EVERY = 5
 _KL_EVERY = 10

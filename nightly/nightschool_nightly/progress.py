@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from nightschool_nightly.training.advantage import GroupFate
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepFigures
 
 _HEADING = "  step   reward  right  signal  entropy    KL  mismatch   tokens / padded"
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nightschool_nightly.rollouts.engine import Ask, RolloutEngine
+from nightschool_nightly.rollouts.engine import RolloutEngine
+from nightschool_nightly.rollouts.sampler import Ask
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample, pack_tree
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import Ask
-from nightschool_nightly.training.trainer import Sampler, seed_of
+from nightschool_nightly.rollouts.sampler import Ask, Sampler, seed_of
 
 
 @dataclass(frozen=True, slots=True)

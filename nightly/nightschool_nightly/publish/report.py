@@ -12,7 +12,7 @@ from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluate import Answers
 from nightschool_nightly.gate.gate import Decision
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepFigures
 
 _MAX_CHANGED = 10
 _WIDTH, _HEIGHT = 640, 180

@@ -9,36 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nightschool.errors import MissingExtraError, NightError
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One prompt to sample from."""
-
-    prompt_ids: tuple[int, ...]
-    num_samples: int
-    max_tokens: int
-    temperature: float
-    seed: int
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled answer."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """Of each token under the sampling distribution, temperature included."""
-    text: str
-    finished: bool
-    """False when the answer was cut at max_tokens."""
+from nightschool_nightly.rollouts.sampler import Ask, Rollout
 
 
 class RolloutEngine:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nightschool_nightly.training.metrics import LossFigures
+
 _TRUNCATE_AT = 2.0
 # A sampler log-probability this far off is no rounding: the engine used other weights. Such a member is left out and counted.
 _TOKEN_LIMIT = 10.0
@@ -31,19 +33,6 @@ class MemberTerms:
     advantage: float
     sampler_logprobs: tuple[float, ...] | None
     """One per completion token; None for a human's answer, which was not sampled."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossFigures:
-    """Figures of a loss, to add up over micro-batches."""
-
-    mismatch_sum: float
-    """Sum of |l - l_sampler| over sampled tokens."""
-    mismatch_tokens: int
-    truncated_tokens: int
-    """Sampled tokens whose importance weight was cut at 2."""
-    members_left_out: int
-    """Members left out because sampler and trainer disagree beyond rounding."""
 
 
 def policy_loss(

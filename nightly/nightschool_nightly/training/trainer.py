@@ -7,68 +7,28 @@ and on nothing else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
 
 import torch
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool_nightly.examples.select import Example
-from nightschool_nightly.rewards.reward import Group, score_group
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Ask, Sampler, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages
-from nightschool_nightly.training.loss import LossFigures, MemberTerms, policy_loss
+from nightschool_nightly.training.group import Group, score_group
+from nightschool_nightly.training.loss import MemberTerms, policy_loss
+from nightschool_nightly.training.metrics import StepFigures, StepSums
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample, pack_tree
 
 _MAX_TREE_TOKENS = 4096  # a larger batch is split into several trees, with the same gradient
 _CLIP_NORM = 1.0
-
-
-class Sampler(Protocol):
-    """What training needs of `rollouts.RolloutEngine`."""
-
-    def use(self, save: Callable[[Any], None] | None) -> None: ...
-
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepFigures:
-    """What one step did."""
-
-    step: int
-    reward_mean: float | None
-    """Mean reward of the scored rollouts, the human's answers not counted; None when nothing could be scored."""
-    success: float | None
-    """Share of scored rollouts with the full reward."""
-    num_rollouts: int
-    num_unscored: int
-    num_demonstrations: int
-    groups: Mapping[str, int]
-    """Groups by fate."""
-    entropy: float | None
-    """Mean entropy behind the trained tokens, nats."""
-    mismatch: float | None
-    """Mean |trainer - sampler| log-probability of sampled tokens, nats."""
-    truncated_weights: int
-    members_left_out: int
-    tree_tokens: int
-    """Tokens computed in the training forward."""
-    padded_tokens: int
-    """Tokens that padded rows would have taken for the same members."""
-    grad_norm: float | None
-    """Before clipping; None when the step changed nothing."""
-    kl: float | None
-    """Forward KL to the base on general prompts, where it was measured."""
 
 
 class Trainer:
@@ -106,7 +66,7 @@ class Trainer:
             for group, values, fate in zip(groups, advantages.values, advantages.fates, strict=True)
             if fate is GroupFate.KEPT
         ]
-        learnt = self._learn(number, kept) if len(kept) >= self.settings.min_groups else _Learnt()
+        learnt = self._learn(number, kept) if len(kept) >= self.settings.min_groups else StepSums()
         return _figures(number, groups, advantages.fates, learnt)
 
     def _ask(self, number: int, example: Example) -> Ask:
@@ -125,10 +85,10 @@ class Trainer:
         ids = self._demonstrate(example.demonstration)
         return ids if len(ids) <= example.max_tokens else None
 
-    def _learn(self, number: int, kept: Sequence[tuple[Group, Sequence[float | None]]]) -> _Learnt:
+    def _learn(self, number: int, kept: Sequence[tuple[Group, Sequence[float | None]]]) -> StepSums:
         batches = list(_batches(kept))
         total = sum(len(sample.completion_ids) for samples, _ in batches for sample in samples)
-        learnt = _Learnt()
+        learnt = StepSums()
         if not total:
             return learnt
         for samples, terms in batches:
@@ -169,31 +129,6 @@ class Trainer:
                 self.optimizer.state[parameter] = {key: tensors[f"adam/{key}/{name}"].clone() for key in keys}
 
 
-@dataclass(slots=True)
-class _Learnt:
-    """Sums over the trees of one step."""
-
-    mismatch: float = 0.0
-    sampled_tokens: int = 0
-    truncated: int = 0
-    left_out: int = 0
-    entropy: float = 0.0
-    tokens: int = 0
-    tree_tokens: int = 0
-    padded_tokens: int = 0
-    grad_norm: float | None = None
-
-    def add(self, figures: LossFigures, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
-        self.mismatch += figures.mismatch_sum
-        self.sampled_tokens += figures.mismatch_tokens
-        self.truncated += figures.truncated_tokens
-        self.left_out += figures.members_left_out
-        self.entropy += entropy
-        self.tokens += tokens
-        self.tree_tokens += tree_tokens
-        self.padded_tokens += padded_tokens
-
-
 def _batches(kept: Sequence[tuple[Group, Sequence[float | None]]]) -> Iterator[tuple[list[Sample], list[MemberTerms]]]:
     """Members that take part, in trees of bounded size; a group is never split."""
     samples: list[Sample] = []
@@ -212,7 +147,7 @@ def _batches(kept: Sequence[tuple[Group, Sequence[float | None]]]) -> Iterator[t
         yield samples, terms
 
 
-def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], learnt: _Learnt) -> StepFigures:
+def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], learnt: StepSums) -> StepFigures:
     rollouts = [member for group in groups for member in group.rollouts]
     rewards = [member.reward for member in rollouts if member.reward is not None]
     counts = Counter(fates)
@@ -233,11 +168,6 @@ def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], l
         grad_norm=learnt.grad_norm,
         kl=None,
     )
-
-
-def seed_of(*parts: str) -> int:
-    """A 31-bit seed out of names."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
 
 
 def schedule(examples: Sequence[Example], *, night: str, steps: int, prompts_per_step: int) -> list[list[Example]]:

@@ -8,7 +8,7 @@ from typing import Any
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.gate.evaluate import answer_holdout
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Ask, Rollout
 
 RUBRICS = {"triage": parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')}
 

@@ -14,7 +14,7 @@ from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluate import Answers
 from nightschool_nightly.gate.gate import Comparison, Decision
 from nightschool_nightly.publish.report import changed_answers, draw_curve, render_report
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepFigures
 
 EVIL = '<script>alert("1")</script>'
 GAIN = Comparison("base", 40, 30, 0, 0.31, 0.82, 0.51, 0.4, (0.38, 0.62))

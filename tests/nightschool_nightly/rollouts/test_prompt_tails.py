@@ -15,7 +15,8 @@ import json, sys
 from pathlib import Path
 from nightschool.registry.base_model import base_model_folder
 from nightschool_nightly.rollouts import prompt_tails
-from nightschool_nightly.rollouts.engine import Ask, RolloutEngine
+from nightschool_nightly.rollouts.engine import RolloutEngine
+from nightschool_nightly.rollouts.sampler import Ask
 
 loads = []
 load = prompt_tails.PromptTailConnector.start_load_kv

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import Rollout
+from nightschool_nightly.rollouts.sampler import Rollout
 
 
 @dataclass(frozen=True, slots=True)

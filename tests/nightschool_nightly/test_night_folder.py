@@ -12,7 +12,7 @@ import torch
 from nightschool.errors import NightError
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepFigures
 
 STATE = {"adapter/a": torch.tensor([[1.5, -2.0]]), "adam/step/a": torch.tensor(3.0)}
 

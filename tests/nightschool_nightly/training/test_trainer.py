@@ -16,9 +16,9 @@ from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Ask, Rollout, seed_of
 from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.trainer import Trainer, schedule, seed_of, with_kl
+from nightschool_nightly.training.trainer import Trainer, schedule, with_kl
 
 X = 27  # about one sample in twenty
 RARE = 49  # about one in two hundred
