@@ -110,10 +110,10 @@ def run_ours() -> dict[str, Any]:
         seconds = []
         for step in range(OURS_STEPS + 1):
             begun = time.perf_counter()
-            figures = trainer.step(step, examples[step * PROMPTS : (step + 1) * PROMPTS])
+            metrics = trainer.step(step, examples[step * PROMPTS : (step + 1) * PROMPTS])
             seconds.append(time.perf_counter() - begun)
             print(
-                f"ours: step {step} {seconds[-1]:.2f} s, {figures.tree_tokens} tree tokens, {figures.padded_tokens} padded",
+                f"ours: step {step} {seconds[-1]:.2f} s, {metrics.tree_tokens} tree tokens, {metrics.padded_tokens} padded",
                 flush=True,
             )
         asks = [trainer._ask(99, e) for e in examples[:PROMPTS]]

@@ -3,7 +3,7 @@
 <state>/<tenant>/<night digest>/
     night.json              the manifest; the night exists from here on
     selection.json          its examples
-    checkpoint-<n>/         adapter, optimizer and figures after n steps; the newest complete one counts
+    checkpoint-<n>/         adapter, optimizer and metrics after n steps; the newest complete one counts
     candidate/              the adapter that came out
     evaluation.json         held-out answers and scores of base, release and candidate
     finished.json           how it ended; written last
@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from nightschool.errors import NightError
 from nightschool_nightly.freeze import manifest as night_manifest
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.training.metrics import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 
-_STATE, _FIGURES = "state.safetensors", "figures.json"
+_STATE, _METRICS = "state.safetensors", "metrics.json"
 
 
 class NightFolder:
@@ -62,14 +62,14 @@ class NightFolder:
         return NightManifest.from_json((self.path / night_manifest.FILE).read_text(encoding="utf-8"))
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------
-    def save_checkpoint(self, steps: int, state: Mapping[str, torch.Tensor], figures: Sequence[StepFigures]) -> None:
+    def save_checkpoint(self, steps: int, state: Mapping[str, torch.Tensor], metrics: Sequence[StepMetrics]) -> None:
         """Keep the state after `steps` steps; older checkpoints go once it is complete."""
         draft, target = self.path / f".checkpoint-{steps}.tmp", self.path / f"checkpoint-{steps}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / _STATE)
-        (draft / _FIGURES).write_text(json.dumps([figures_to_json(item) for item in figures]))
-        for name in (_STATE, _FIGURES):
+        (draft / _METRICS).write_text(json.dumps([metrics_to_json(item) for item in metrics]))
+        for name in (_STATE, _METRICS):
             with (draft / name).open("rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
@@ -78,14 +78,14 @@ class NightFolder:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[StepFigures]] | None:
-        """The newest complete checkpoint: steps done, state, figures."""
+    def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[StepMetrics]] | None:
+        """The newest complete checkpoint: steps done, state, metrics."""
         found = self._checkpoints()
         if not found:
             return None
         newest = found[-1]
-        figures = [StepFigures(**raw) for raw in json.loads((newest / _FIGURES).read_text())]
-        return int(newest.name.removeprefix("checkpoint-")), load_file(newest / _STATE), figures
+        metrics = [StepMetrics(**raw) for raw in json.loads((newest / _METRICS).read_text())]
+        return int(newest.name.removeprefix("checkpoint-")), load_file(newest / _STATE), metrics
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.path.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
@@ -128,6 +128,6 @@ class NightFolders:
             yield
 
 
-def figures_to_json(figures: StepFigures) -> dict[str, Any]:
-    """The figures as plain JSON."""
-    return {name: getattr(figures, name) for name in StepFigures.__slots__}
+def metrics_to_json(metrics: StepMetrics) -> dict[str, Any]:
+    """The metrics as plain JSON."""
+    return {name: getattr(metrics, name) for name in StepMetrics.__slots__}

@@ -42,7 +42,7 @@ from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import RolloutEngine
 from nightschool_nightly.rollouts.sampler import seed_of
 from nightschool_nightly.training.advantage import GroupFate
-from nightschool_nightly.training.metrics import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.trainer import Trainer, schedule, with_kl
 
@@ -204,10 +204,10 @@ def _learn_and_decide(
         text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
         return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, text))
     answers = [Answers(a["policy"], tuple(a["texts"]), tuple(a["rewards"])) for a in evaluation["answers"]]
-    figures = [StepFigures(**raw) for raw in evaluation["figures"]]
+    metrics = [StepMetrics(**raw) for raw in evaluation["metrics"]]
     decision = _decide(night, manifest, selection, answers, evaluation["kl"])
     records = sum(part.end - part.start for part in manifest.ranges)
-    html = render_report(manifest, selection, figures, answers, decision, kl=evaluation["kl"], num_records=records)
+    html = render_report(manifest, selection, metrics, answers, decision, kl=evaluation["kl"], num_records=records)
     (candidate / REPORT).write_text(html, encoding="utf-8")
     (candidate / NIGHT).write_text(with_lineage(manifest, selection).to_json(), encoding="utf-8")
     if not decision.accepted:
@@ -250,14 +250,14 @@ def _learn_and_evaluate(
         night=manifest.digest,
         demonstrate=lambda text: (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id),
     )
-    figures = _train(night, manifest, folder, selection, trainer, kl)
+    metrics = _train(night, manifest, folder, selection, trainer, kl)
     policy.save(folder.path / "candidate")
     night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
     answers.append(answer("candidate", policy.save))
     return {
-        "no_signal": not any(f.groups[GroupFate.KEPT] for f in figures),
-        "kl": figures[-1].kl,  # measured after the last step, whatever its number
-        "figures": [asdict(f) for f in figures],
+        "no_signal": not any(f.groups[GroupFate.KEPT] for f in metrics),
+        "kl": metrics[-1].kl,  # measured after the last step, whatever its number
+        "metrics": [asdict(f) for f in metrics],
         "answers": [asdict(a) for a in answers],
     }
 
@@ -288,11 +288,11 @@ def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tu
 
 def _train(
     night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, trainer: Trainer, kl: GeneralKl
-) -> list[StepFigures]:
+) -> list[StepMetrics]:
     settings = night.config.night
-    done, figures = 0, list[StepFigures]()
+    done, metrics = 0, list[StepMetrics]()
     if (found := folder.load_checkpoint()) is not None:
-        done, state, figures = found
+        done, state, metrics = found
         trainer.restore(state)
         night.progress.note(f"going on after step {done}")
     batches = schedule(selection.train, night=manifest.digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
@@ -304,11 +304,11 @@ def _train(
         step = trainer.step(number, batches[number])
         if (number + 1) % _KL_EVERY == 0 or number + 1 == settings.steps:
             step = with_kl(step, kl())
-        figures.append(step)
+        metrics.append(step)
         night.progress.step(step, settings.steps)
         if (number + 1) % _CHECKPOINT_EVERY == 0 or number + 1 == settings.steps:
-            folder.save_checkpoint(number + 1, trainer.state(), figures)
-    return figures
+            folder.save_checkpoint(number + 1, trainer.state(), metrics)
+    return metrics
 
 
 def _decide(night: _Night, manifest: NightManifest, selection: Selection, answers: Sequence[Answers], kl: float) -> Decision:

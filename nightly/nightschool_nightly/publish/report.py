@@ -12,7 +12,7 @@ from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluate import Answers
 from nightschool_nightly.gate.gate import Decision
-from nightschool_nightly.training.metrics import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 
 _MAX_CHANGED = 10
 _WIDTH, _HEIGHT = 640, 180
@@ -42,7 +42,7 @@ class Curve:
 def render_report(
     manifest: NightManifest,
     selection: Selection,
-    figures: Sequence[StepFigures],
+    metrics: Sequence[StepMetrics],
     answers: Sequence[Answers],
     decision: Decision,
     *,
@@ -56,15 +56,15 @@ def render_report(
         manifest=manifest,
         selection=selection,
         users=len({example.user for example in (*selection.train, *selection.holdout)}),
-        figures=figures,
+        metrics=metrics,
         decision=decision,
         kl=kl,
         num_records=num_records,
         changed=changed_answers(selection.holdout, answers),
-        reward=draw_curve("mean reward", [(f.step, f.reward_mean) for f in figures if f.reward_mean is not None], top=1.0),
-        success=draw_curve("answers with full reward", [(f.step, f.success) for f in figures if f.success is not None], top=1.0),
-        tree_tokens=sum(f.tree_tokens for f in figures),
-        padded_tokens=sum(f.padded_tokens for f in figures),
+        reward=draw_curve("mean reward", [(f.step, f.reward_mean) for f in metrics if f.reward_mean is not None], top=1.0),
+        success=draw_curve("answers with full reward", [(f.step, f.success) for f in metrics if f.success is not None], top=1.0),
+        tree_tokens=sum(f.tree_tokens for f in metrics),
+        padded_tokens=sum(f.padded_tokens for f in metrics),
         width=_WIDTH,
         height=_HEIGHT,
     )

@@ -1,4 +1,4 @@
-"""The GRPO policy loss, maths only: tensors in, tensors and figures out.
+"""The GRPO policy loss, maths only: tensors in, tensors and metrics out.
 
     loss = - sum_it  w_it * A_i * exp(l_it - sg[l_it])  /  N
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nightschool_nightly.training.metrics import LossFigures
+from nightschool_nightly.training.metrics import LossMetrics
 
 _TRUNCATE_AT = 2.0
 # A sampler log-probability this far off is no rounding: the engine used other weights. Such a member is left out and counted.
@@ -37,8 +37,8 @@ class MemberTerms:
 
 def policy_loss(
     logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int
-) -> tuple[Tensor, LossFigures]:
-    """The loss of one micro-batch and its figures.
+) -> tuple[Tensor, LossMetrics]:
+    """The loss of one micro-batch and its metrics.
 
     Args:
         logprobs_N: trainer log-probabilities of every completion token, member after member, with gradient.
@@ -56,13 +56,13 @@ def policy_loss(
     weight_N = torch.where(sampled_N, ratio_N.clamp(max=_TRUNCATE_AT), 1.0) * keep_N
     advantage_N = torch.repeat_interleave(torch.tensor([m.advantage for m in members]), torch.tensor(list(lengths)))
     loss = -(weight_N * advantage_N * torch.exp(logprobs_N - current_N)).sum() / total_tokens
-    figures = LossFigures(
+    metrics = LossMetrics(
         mismatch_sum=float(difference_N.abs().sum()),
         mismatch_tokens=int(sampled_N.sum()),
         truncated_tokens=int((sampled_N & (ratio_N > _TRUNCATE_AT)).sum()),
         members_left_out=left_out,
     )
-    return loss, figures
+    return loss, metrics
 
 
 def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms]) -> tuple[Tensor, Tensor]:

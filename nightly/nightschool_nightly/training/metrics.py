@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class StepFigures:
+class StepMetrics:
     """What one step did."""
 
     step: int
@@ -37,8 +37,8 @@ class StepFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class LossFigures:
-    """Figures of a loss, to add up over micro-batches."""
+class LossMetrics:
+    """Metrics of a loss, to add up over micro-batches."""
 
     mismatch_sum: float
     """Sum of |l - l_sampler| over sampled tokens."""
@@ -50,7 +50,7 @@ class LossFigures:
 
 
 @dataclass(slots=True)
-class StepSums:
+class StepTotals:
     """Sums over the trees of one step."""
 
     mismatch: float = 0.0
@@ -63,11 +63,11 @@ class StepSums:
     padded_tokens: int = 0
     grad_norm: float | None = None
 
-    def add(self, figures: LossFigures, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
-        self.mismatch += figures.mismatch_sum
-        self.sampled_tokens += figures.mismatch_tokens
-        self.truncated += figures.truncated_tokens
-        self.left_out += figures.members_left_out
+    def add(self, metrics: LossMetrics, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
+        self.mismatch += metrics.mismatch_sum
+        self.sampled_tokens += metrics.mismatch_tokens
+        self.truncated += metrics.truncated_tokens
+        self.left_out += metrics.members_left_out
         self.entropy += entropy
         self.tokens += tokens
         self.tree_tokens += tree_tokens

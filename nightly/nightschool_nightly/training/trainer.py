@@ -23,7 +23,7 @@ from nightschool_nightly.rollouts.sampler import Ask, Sampler, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages
 from nightschool_nightly.training.group import Group, score_group
 from nightschool_nightly.training.loss import MemberTerms, policy_loss
-from nightschool_nightly.training.metrics import StepFigures, StepSums
+from nightschool_nightly.training.metrics import StepMetrics, StepTotals
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample, pack_tree
 
@@ -50,7 +50,7 @@ class Trainer:
             list(policy.parameters.values()), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
 
-    def step(self, number: int, examples: Sequence[Example]) -> StepFigures:
+    def step(self, number: int, examples: Sequence[Example]) -> StepMetrics:
         """Sample, score and learn from one batch of prompts."""
         self.sampler.use(self.policy.save)
         asks = [self._ask(number, example) for example in examples]
@@ -66,8 +66,8 @@ class Trainer:
             for group, values, fate in zip(groups, advantages.values, advantages.fates, strict=True)
             if fate is GroupFate.KEPT
         ]
-        learnt = self._learn(number, kept) if len(kept) >= self.settings.min_groups else StepSums()
-        return _figures(number, groups, advantages.fates, learnt)
+        learnt = self._learn(number, kept) if len(kept) >= self.settings.min_groups else StepTotals()
+        return _metrics(number, groups, advantages.fates, learnt)
 
     def _ask(self, number: int, example: Example) -> Ask:
         return Ask(
@@ -85,20 +85,20 @@ class Trainer:
         ids = self._demonstrate(example.demonstration)
         return ids if len(ids) <= example.max_tokens else None
 
-    def _learn(self, number: int, kept: Sequence[tuple[Group, Sequence[float | None]]]) -> StepSums:
+    def _learn(self, number: int, kept: Sequence[tuple[Group, Sequence[float | None]]]) -> StepTotals:
         batches = list(_batches(kept))
         total = sum(len(sample.completion_ids) for samples, _ in batches for sample in samples)
-        learnt = StepSums()
+        learnt = StepTotals()
         if not total:
             return learnt
         for samples, terms in batches:
             tree = pack_tree(samples)
             logprobs_N, entropy_N = self.policy.tree_logprobs(tree, temperature=self.settings.temperature)
-            loss, figures = policy_loss(logprobs_N, tree.lengths, terms, total_tokens=total)
+            loss, metrics = policy_loss(logprobs_N, tree.lengths, terms, total_tokens=total)
             if not torch.isfinite(loss):
                 raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
             loss.backward()  # type: ignore[no-untyped-call]
-            learnt.add(figures, float(entropy_N.sum()), len(entropy_N), len(tree), tree.padded_tokens)
+            learnt.add(metrics, float(entropy_N.sum()), len(entropy_N), len(tree), tree.padded_tokens)
         parameters = list(self.policy.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
         if not torch.isfinite(norm):
@@ -147,11 +147,11 @@ def _batches(kept: Sequence[tuple[Group, Sequence[float | None]]]) -> Iterator[t
         yield samples, terms
 
 
-def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], learnt: StepSums) -> StepFigures:
+def _metrics(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], learnt: StepTotals) -> StepMetrics:
     rollouts = [member for group in groups for member in group.rollouts]
     rewards = [member.reward for member in rollouts if member.reward is not None]
     counts = Counter(fates)
-    return StepFigures(
+    return StepMetrics(
         step=number,
         reward_mean=math.fsum(rewards) / len(rewards) if rewards else None,
         success=sum(reward >= 1 for reward in rewards) / len(rewards) if rewards else None,
@@ -185,6 +185,6 @@ def schedule(examples: Sequence[Example], *, night: str, steps: int, prompts_per
     return batches
 
 
-def with_kl(figures: StepFigures, kl: float) -> StepFigures:
-    """The figures with the KL measured after the step."""
-    return StepFigures(**{**asdict(figures), "kl": kl})
+def with_kl(metrics: StepMetrics, kl: float) -> StepMetrics:
+    """The metrics with the KL measured after the step."""
+    return StepMetrics(**{**asdict(metrics), "kl": kl})

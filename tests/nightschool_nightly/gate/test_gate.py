@@ -170,7 +170,7 @@ def test_better_than_both_is_accepted() -> None:
     ],
 )
 def test_one_reason_is_enough_to_refuse(changes: dict[str, object], kl: float, reason: str) -> None:
-    """Every guardrail alone keeps the candidate out, and says its figures; NaN is never good enough."""
+    """Every guardrail alone keeps the candidate out, and says its metrics; NaN is never good enough."""
     found = decision(comparison(), comparison(**changes), kl=kl)
     assert not found.accepted
     (only,) = found.reasons

@@ -14,7 +14,7 @@ from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluate import Answers
 from nightschool_nightly.gate.gate import Comparison, Decision
 from nightschool_nightly.publish.report import changed_answers, draw_curve, render_report
-from nightschool_nightly.training.metrics import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 
 EVIL = '<script>alert("1")</script>'
 GAIN = Comparison("base", 40, 30, 0, 0.31, 0.82, 0.51, 0.4, (0.38, 0.62))
@@ -34,8 +34,8 @@ class Tags(HTMLParser):
         self.links += [value for name, value in attrs if name in ("href", "src", "action")]
 
 
-def figures(step: int, reward: float | None) -> StepFigures:
-    return StepFigures(step, reward, reward, 8, 0, 0, {"kept": 1}, 0.1, 0.01, 0, 0, 1000, 9000, 0.5, None)
+def metrics(step: int, reward: float | None) -> StepMetrics:
+    return StepMetrics(step, reward, reward, 8, 0, 0, {"kept": 1}, 0.1, 0.01, 0, 0, 1000, 9000, 0.5, None)
 
 
 def answers(policy: str, texts: Sequence[str], rewards: Sequence[float | None]) -> Answers:
@@ -54,7 +54,7 @@ def render(make_manifest: Callable[..., NightManifest], make_example: Callable[.
         selection = Selection((make_example(),), holdout, {"no-outcome": 1234}, 2)
         decision = Decision(accepted, () if accepted else (f"not better {EVIL}",), (GAIN,))
         used: dict[str, Any] = {
-            "figures": [figures(0, 0.25), figures(1, 0.75)],
+            "metrics": [metrics(0, 0.25), metrics(1, 0.75)],
             "answers": [answers("base", ["loan"], [0.0]), answers("candidate", [text], [1.0])],
             "manifest": make_manifest(),
             **parts,
@@ -65,7 +65,7 @@ def render(make_manifest: Callable[..., NightManifest], make_example: Callable[.
 
 
 def test_a_report_says_what_a_reader_wants_to_know(render: Render, make_manifest: Callable[..., NightManifest]) -> None:
-    """Released or not, on top of what, the figures of the gate, what was left out, the curve, and the changed answers."""
+    """Released or not, on top of what, the metrics of the gate, what was left out, the curve, and the changed answers."""
     html = render()
     for part in (
         "acme",
@@ -101,10 +101,10 @@ def test_a_rejected_night_says_why(render: Render) -> None:
     assert "not released" in html and "not better" in html
 
 
-def test_a_night_without_figures_still_has_a_report(render: Render) -> None:
+def test_a_night_without_metrics_still_has_a_report(render: Render) -> None:
     """No steps, or steps that could score nothing, draw no curve."""
-    for steps in ([], [figures(0, None)]):
-        assert "<path" not in render(figures=steps)
+    for steps in ([], [metrics(0, None)]):
+        assert "<path" not in render(metrics=steps)
 
 
 def test_answers_that_stayed_are_not_shown(make_example: Callable[..., Example]) -> None:

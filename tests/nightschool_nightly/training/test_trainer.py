@@ -131,9 +131,9 @@ def test_what_is_rewarded_becomes_likely(start: Start, examples: Examples) -> No
     """A token that is right goes from rare to nearly certain, by sampling alone."""
     trainer = start(group_size=16)
     assert chance_of(X, trainer.policy) < 0.3
-    figures = [trainer.step(number, examples()) for number in range(25)]
+    metrics = [trainer.step(number, examples()) for number in range(25)]
     assert chance_of(X, trainer.policy) > 0.9
-    assert (figures[0].reward_mean or 0) < 0.3 and (figures[-1].reward_mean or 0) > 0.9
+    assert (metrics[0].reward_mean or 0) < 0.3 and (metrics[-1].reward_mean or 0) > 0.9
 
 
 def test_a_demonstration_teaches_what_is_never_sampled(start: Start, examples: Examples) -> None:
@@ -142,32 +142,32 @@ def test_a_demonstration_teaches_what_is_never_sampled(start: Start, examples: E
     before = alone.state()
     for number in range(20):
         assert alone.step(number, examples("emit-rare")).groups["kept"] == 0
-        figures = shown.step(number, examples("emit-rare", demonstration=str(RARE)))
-        assert figures.num_demonstrations == len(PROMPTS) and figures.num_rollouts == 2 * len(PROMPTS)
+        metrics = shown.step(number, examples("emit-rare", demonstration=str(RARE)))
+        assert metrics.num_demonstrations == len(PROMPTS) and metrics.num_rollouts == 2 * len(PROMPTS)
     assert_equal_states(alone.state(), before)
     assert chance_of(RARE, shown.policy) > 0.5
 
 
 def test_a_demonstration_longer_than_an_answer_may_be_is_left_out(start: Start, examples: Examples) -> None:
     """What production could never answer is not taught."""
-    figures = start().step(0, examples(demonstration=f"{X} {X}"))
-    assert figures.num_demonstrations == 0
+    metrics = start().step(0, examples(demonstration=f"{X} {X}"))
+    assert metrics.num_demonstrations == 0
     assert start().step(0, examples(demonstration=f"{X}")).num_demonstrations == len(PROMPTS)
 
 
 # --- steps that must change nothing -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("task", "fate"), [("anything", "all-pass"), ("nothing", "uniform"), ("unknown", "unscored")])
 def test_a_step_without_signal_changes_nothing(task: str, fate: str, start: Start, examples: Examples) -> None:
-    """Neither the adapter nor Adam's state moves, not even by momentum from earlier steps, and the figures say why."""
+    """Neither the adapter nor Adam's state moves, not even by momentum from earlier steps, and the metrics say why."""
     trainer = start()
     trainer.step(0, examples())
     before = trainer.state()
     assert any(name.startswith("adam/") and tensor.any() for name, tensor in before.items())
-    figures = trainer.step(1, examples(task))
+    metrics = trainer.step(1, examples(task))
     assert_equal_states(trainer.state(), before)
-    assert figures.grad_norm is None and figures.tree_tokens == 0
-    assert figures.groups == {name: len(PROMPTS) if name == fate else 0 for name in ("kept", "unscored", "all-pass", "uniform")}
-    assert figures.num_unscored == (figures.num_rollouts if task == "unknown" else 0)
+    assert metrics.grad_norm is None and metrics.tree_tokens == 0
+    assert metrics.groups == {name: len(PROMPTS) if name == fate else 0 for name in ("kept", "unscored", "all-pass", "uniform")}
+    assert metrics.num_unscored == (metrics.num_rollouts if task == "unknown" else 0)
 
 
 def test_too_few_groups_with_signal_change_nothing(start: Start, examples: Examples) -> None:
@@ -207,17 +207,17 @@ def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: St
 
 
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, examples: Examples) -> None:
-    """The mismatch figure is zero when the same model samples and learns: both use the temperature of the rollouts."""
-    figures = start(temperature=0.6).step(0, examples(max_tokens=3, demonstration=str(X)))
-    assert figures.mismatch == pytest.approx(0.0, abs=1e-4)
-    assert (figures.truncated_weights, figures.members_left_out) == (0, 0)
-    assert figures.entropy is not None and 0 < figures.entropy < math.log(64)
+    """The mismatch is zero when the same model samples and learns: both use the temperature of the rollouts."""
+    metrics = start(temperature=0.6).step(0, examples(max_tokens=3, demonstration=str(X)))
+    assert metrics.mismatch == pytest.approx(0.0, abs=1e-4)
+    assert (metrics.truncated_weights, metrics.members_left_out) == (0, 0)
+    assert metrics.entropy is not None and 0 < metrics.entropy < math.log(64)
 
 
-def test_figures_count_rollouts_not_demonstrations(start: Start, examples: Examples) -> None:
+def test_metrics_count_rollouts_not_demonstrations(start: Start, examples: Examples) -> None:
     """Reward and success are those of the policy's own answers."""
-    figures = start().step(0, examples("anything"))
-    assert (figures.reward_mean, figures.success, figures.num_rollouts) == (1.0, 1.0, 8 * len(PROMPTS))
+    metrics = start().step(0, examples("anything"))
+    assert (metrics.reward_mean, metrics.success, metrics.num_rollouts) == (1.0, 1.0, 8 * len(PROMPTS))
     shown = start(group_size=2).step(0, examples(demonstration=str(X)))
     assert shown.num_rollouts == 2 * len(PROMPTS) and (shown.reward_mean or 0) < 1
 
@@ -259,8 +259,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(start: Start, examples: Examples
     save_file(first.state(), tmp_path / "state")
     second = start(seed=99)
     second.restore(load_file(tmp_path / "state"))
-    figures = [second.step(number, examples()) for number in (2, 3)]
-    assert figures == expected[2:]
+    metrics = [second.step(number, examples()) for number in (2, 3)]
+    assert metrics == expected[2:]
     assert_equal_states(second.state(), whole.state())
 
 
@@ -303,7 +303,7 @@ def test_seeds_differ_by_their_parts() -> None:
     assert len({seed_of("night", str(n)) for n in range(100)}) == 100
 
 
-def test_kl_is_added_to_figures_and_nothing_else(start: Start, examples: Examples) -> None:
-    """Figures with their KL are the same figures."""
-    figures = start().step(0, examples())
-    assert with_kl(figures, 0.25) == replace(figures, kl=0.25)
+def test_kl_is_added_to_metrics_and_nothing_else(start: Start, examples: Examples) -> None:
+    """Metrics with their KL are the same metrics."""
+    metrics = start().step(0, examples())
+    assert with_kl(metrics, 0.25) == replace(metrics, kl=0.25)
