@@ -174,7 +174,7 @@ def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> Non
         (
             'task = "triage"\n[[items]]\nname = "x"\nkind = "vibes"\n',
             TENANT,
-            "kind is 'vibes'; allowed are 'check' and 'outcome'",
+            "kind is 'vibes'; allowed are check, outcome",
         ),
         (ALWAYS_LOAN, "nobody", "tenant 'nobody' is not in nightschool.toml (known: bank)"),
     ],

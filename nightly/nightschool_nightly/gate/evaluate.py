@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool_nightly.examples.select import Example
+from nightschool_nightly.rewards.items import Answer
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.sampler import Ask, Sampler, seed_of
 
@@ -38,7 +39,6 @@ def answer_holdout(
     ]
     rollouts = [answers[0] for answers in sampler.sample(asks)]
     rewards = tuple(
-        None if e.cut_short and not r.finished else rubrics[e.task].score(r.text, e.references).reward
-        for e, r in zip(examples, rollouts, strict=True)
+        rubrics[e.task].score(e, Answer(r.text, finished=r.finished)).reward for e, r in zip(examples, rollouts, strict=True)
     )
     return Answers(policy, tuple(rollout.text for rollout in rollouts), rewards)
