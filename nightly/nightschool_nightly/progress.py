@@ -1,4 +1,4 @@
-"""What a night shows while it runs: a line per phase, a row per step, and the same as JSON lines for whoever watches the file."""
+"""What a night shows while it runs: a line for each phase, a row for each training step, and the same as JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _HEADING = "  step   reward  right  signal  entropy    KL  mismatch   tokens / p
 
 
 class Progress:
-    """Prints to a terminal or a log alike; `events` gets one JSON object per line."""
+    """Prints to a terminal or a log alike; the file `events` gets one JSON object a line."""
 
     def __init__(self, console: Console, events: Path | None = None) -> None:
         self._console, self._events = console, events
 
     def watch(self, events: Path) -> None:
-        """From here on also write events to this file."""
+        """From here on also write events to this file: a dry run has none, so it is not known from the start."""
         events.parent.mkdir(parents=True, exist_ok=True)
         self._events = events
 
@@ -40,7 +40,7 @@ class Progress:
         self._console.print(f"[dim]{_HEADING}[/]", highlight=False)
 
     def step(self, metrics: StepMetrics, steps: int) -> None:
-        """One step is done."""
+        """Training step `metrics.step` of `steps` is done."""
         total = sum(metrics.groups.values())
         saved = f"{metrics.padded_tokens / metrics.tree_tokens:.0f}x" if metrics.tree_tokens else "-"
         self._console.print(

@@ -2,13 +2,19 @@
 
     loss = - sum_it  w_it * A_i * exp(l_it - sg[l_it])  /  N
 
-l is the trainer's log-probability. There is one optimizer step per batch of rollouts, so the old policy is the policy and the
-PPO ratio is 1: clipping can never act, and a forward pass for old log-probabilities is not needed. What remains is the mismatch
-between the engine that sampled and the trainer, corrected per token by truncated importance sampling (Yao et al. 2025):
-w = min(exp(l - l_sampler), 2), detached. A human's own answer was sampled by nobody, so no ratio exists for it: it takes part as
-a supervised term with its advantage and w = 1, chosen and not estimated.
+for token t of member i, where l is the trainer's log-probability, sg[] stops the gradient, and A_i is the member's advantage.
 
-Shapes: N trained tokens of the whole step (every micro-batch), M members.
+- **Policy term**: GRPO (DeepSeekMath, arXiv 2402.03300). There is one optimizer step for each batch of rollouts, so the policy that
+  sampled is the policy that learns and the PPO ratio (arXiv 1707.06347) is 1: clipping can never act, and a forward pass for the old
+  log-probabilities is not needed. exp(l - sg[l]) is that ratio: its value is 1, its gradient is that of l.
+- **w**: what remains is the mismatch between the engine that sampled and the trainer. It is corrected for each token by truncated
+  importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"):
+  w = min(exp(l - l_sampler), 2), without gradient. Nobody sampled a human's own answer, so no ratio exists for it: it takes part as
+  a supervised term with its advantage and w = 1, which is a choice and not an estimate.
+- **N**: the mean is over all trained tokens of the step, not first over each answer (DAPO, arXiv 2503.14476): a token of a long
+  answer weighs as much as one of a short answer (Dr. GRPO, arXiv 2503.20783, on what the other way favors).
+
+Shapes: N trained tokens, member after member. `total_tokens` counts those of the whole step, over every micro-batch.
 """
 
 from __future__ import annotations
@@ -21,14 +27,16 @@ from torch import Tensor
 
 from nightschool_nightly.training.metrics import LossMetrics
 
+# Weights are cut here, as in the paper: rare tokens must not dominate a batch. The cut is a small bias for much less variance.
 _TRUNCATE_AT = 2.0
-# A sampler log-probability this far off is no rounding: the engine used other weights. Such a member is left out and counted.
+# In nats. Rounding in bf16 moves a log-probability by tenths. A token this far off was sampled with other weights, so its member is
+# left out and counted.
 _TOKEN_LIMIT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class MemberTerms:
-    """What a member of a group brings to the loss beside its tokens."""
+    """What a member of a group brings to the loss, beside its tokens."""
 
     advantage: float
     sampler_logprobs: tuple[float, ...] | None
@@ -41,18 +49,19 @@ def policy_loss(
     """The loss of one micro-batch and its metrics.
 
     Args:
-        logprobs_N: trainer log-probabilities of every completion token, member after member, with gradient.
+        logprobs_N: the trainer's log-probability of every completion token in nats, member after member, with gradient.
         lengths: completion length of each member; they add up to N.
         members: advantage and sampler log-probabilities of each member.
         total_tokens: trained tokens of the whole optimizer step, so that any split into micro-batches gives the same gradient.
 
-    The sampler's log-probabilities must come from the same temperature as the trainer's.
+    The sampler's log-probabilities must be at the same temperature as the trainer's. `ValueError` when a member does not have as
+    many of them as tokens.
     """
     current_N = logprobs_N.detach()
     sampler_N, sampled_N = _sampler(current_N, lengths, members)
     difference_N = torch.where(sampled_N, current_N - sampler_N, 0.0)
     keep_N, left_out = _keep(difference_N, lengths)
-    ratio_N = torch.exp(difference_N)
+    ratio_N = torch.exp(difference_N)  # 1 where nobody sampled
     weight_N = torch.where(sampled_N, ratio_N.clamp(max=_TRUNCATE_AT), 1.0) * keep_N
     advantage_N = torch.repeat_interleave(torch.tensor([m.advantage for m in members]), torch.tensor(list(lengths)))
     loss = -(weight_N * advantage_N * torch.exp(logprobs_N - current_N)).sum() / total_tokens
@@ -66,7 +75,7 @@ def policy_loss(
 
 
 def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms]) -> tuple[Tensor, Tensor]:
-    """Sampler log-probabilities [N] (the trainer's own where there was no sampler), and where there was one [N]."""
+    """The sampler's log-probabilities [N] (the trainer's own where nobody sampled), and whether somebody did [N]."""
     values: list[float] = []
     sampled: list[bool] = []
     for length, member in zip(lengths, members, strict=True):

@@ -189,6 +189,19 @@ def test_without_a_comparison_nothing_is_accepted() -> None:
     assert not found.accepted and found.reasons == ("compared with no other policy",)
 
 
+def test_the_gain_over_the_release_is_the_headline() -> None:
+    """What served before is what a person compares with: the release, wherever it stands among the comparisons, else the base."""
+    base, release = comparison(difference=0.5), comparison(against="release", difference=0.1)
+    assert decision(base).headline == base
+    assert decision(base, release).headline == decision(release, base).headline == release
+
+
+def test_a_decision_keeps_the_kl_it_decided_on() -> None:
+    """The report and the release's manifest show the very number that was held against the budget."""
+    assert decision(kl=0.3).kl == 0.3 and decision(kl=0.3).accepted
+    assert decision(kl=0.6).kl == 0.6 and not decision(kl=0.6).accepted
+
+
 def test_the_budget_itself_may_be_spent() -> None:
     """The limit is allowed, what lies above it is not."""
     assert decision(kl=0.5).accepted

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.vllm
+
 _PROGRAM = """
 import json, sys
 from pathlib import Path
 from nightschool.registry.base_model import base_model_folder
 from nightschool_nightly.rollouts import prompt_tails
 from nightschool_nightly.rollouts.engine import RolloutEngine
-from nightschool_nightly.rollouts.sampler import Ask
+from nightschool_nightly.rollouts.engine_options import EngineSettings
+from nightschool_nightly.rollouts.sampler import SampleRequest
 
 loads = []
 load = prompt_tails.PromptTailConnector.start_load_kv
@@ -25,17 +28,17 @@ def counted(self, *args, **kwargs):
     return load(self, *args, **kwargs)
 prompt_tails.PromptTailConnector.start_load_kv = counted
 
-engine = RolloutEngine(base_model_folder("smollm2-135m-instruct"), adapters=Path(sys.argv[1]), targets=("q_proj",), dtype="float32",
-                       max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_gib=1)
+settings = EngineSettings(dtype="float32", targets=("q_proj",), max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_gib=1)
+engine = RolloutEngine(base_model_folder("smollm2-135m-instruct"), settings, adapters=Path(sys.argv[1]))
 # 31 + 1, 32 + 1 and 64 tokens stand around the ends of a block; the same prompt twice is one tail.
 prompts = [tuple(range(300, 300 + length)) for length in (5, 32, 33, 50, 64)] + [tuple(range(300, 350))]
-asks = [Ask(prompt, 4, 5, 1.0, 7 * number) for number, prompt in enumerate(prompts)]
+requests = [SampleRequest(prompt, 4, 5, 1.0, 7 * number) for number, prompt in enumerate(prompts)]
 results = {}
 for name in ("shared", "again", "alone"):
     if name == "alone":
         prompt_tails.PromptTailConnector.get_num_new_matched_tokens = lambda self, request, computed: (0, False)
     loads.clear()
-    found = engine.sample(asks)
+    found = engine.sample(requests)
     results[name] = {"loads": len(loads), "answers": [[[list(r.token_ids), list(r.logprobs)] for r in group] for group in found]}
 print(json.dumps(results))
 """

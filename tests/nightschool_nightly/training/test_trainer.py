@@ -16,9 +16,9 @@ from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.sampler import Ask, Rollout, seed_of
+from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter, seed_of
 from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.trainer import Trainer, schedule, with_kl
+from nightschool_nightly.training.trainer import MAX_TREE_TOKENS, Trainer, schedule
 
 X = 27  # about one sample in twenty
 RARE = 49  # about one in two hundred
@@ -37,30 +37,30 @@ class SelfSampler:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.asked: list[list[Ask]] = []
+        self.asked: list[list[SampleRequest]] = []
         self.num_adapters = 0
 
-    def use(self, save: Callable[[Any], None] | None) -> None:
+    def use_adapter(self, save: SaveAdapter | None) -> None:
         self.num_adapters += save is not None
 
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        self.asked.append(list(asks))
-        return [self.answer(ask) for ask in asks]
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
+        self.asked.append(list(requests))
+        return [self.answer(request) for request in requests]
 
     @torch.no_grad()
-    def answer(self, ask: Ask) -> list[Rollout]:
-        generator = torch.Generator().manual_seed(ask.seed)
-        ids = torch.tensor([ask.prompt_ids] * ask.num_samples)
+    def answer(self, request: SampleRequest) -> list[Rollout]:
+        generator = torch.Generator().manual_seed(request.seed)
+        ids = torch.tensor([request.prompt_ids] * request.num_samples)
         chosen = []
-        for _ in range(ask.max_tokens):
+        for _ in range(request.max_tokens):
             length = ids.shape[1]
             mask = torch.ones(1, length, length, dtype=torch.bool).tril()
             hidden = self.policy.hidden(ids, torch.arange(length)[None], mask)[:, -1]
-            logprobs = torch.log_softmax(self.policy.logits(hidden) / ask.temperature, -1)
+            logprobs = torch.log_softmax(self.policy.logits(hidden) / request.temperature, -1)
             token = torch.multinomial(logprobs.exp(), 1, generator=generator)
             chosen.append(logprobs.gather(1, token))
             ids = torch.cat([ids, token], 1)
-        completions, chances = ids[:, len(ask.prompt_ids) :].tolist(), torch.cat(chosen, 1).tolist()
+        completions, chances = ids[:, len(request.prompt_ids) :].tolist(), torch.cat(chosen, 1).tolist()
         return [
             Rollout(tuple(tokens), tuple(values), " ".join(map(str, tokens)), finished=True)
             for tokens, values in zip(completions, chances, strict=True)
@@ -70,8 +70,8 @@ class SelfSampler:
 class BrokenSampler(SelfSampler):
     """An engine that returns NaN log-probabilities."""
 
-    def answer(self, ask: Ask) -> list[Rollout]:
-        return [replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)) for rollout in super().answer(ask)]
+    def answer(self, request: SampleRequest) -> list[Rollout]:
+        return [replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)) for rollout in super().answer(request)]
 
 
 Start = Callable[..., Trainer]
@@ -81,7 +81,9 @@ Start = Callable[..., Trainer]
 def start(make_policy: Callable[..., Policy]) -> Start:
     """Makes a trainer on a new policy; keywords are settings of the night, or the policy's seed."""
 
-    def make(*, seed: int = 0, sampler: type[SelfSampler] = SelfSampler, **settings: Any) -> Trainer:
+    def make(
+        *, seed: int = 0, sampler: type[SelfSampler] = SelfSampler, max_tree_tokens: int = MAX_TREE_TOKENS, **settings: Any
+    ) -> Trainer:
         policy = make_policy(seed=seed)
         plain = {"learning_rate": 1e-2, "group_size": 8, "warmup_steps": 0}
         return Trainer(
@@ -91,6 +93,7 @@ def start(make_policy: Callable[..., Policy]) -> Start:
             rubrics=RUBRICS,
             night="night-1",
             demonstrate=lambda text: tuple(int(token) for token in text.split()),
+            max_tree_tokens=max_tree_tokens,
         )
 
     return make
@@ -199,11 +202,9 @@ def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: St
     sampler, other = trainer.sampler, again.sampler
     assert isinstance(sampler, SelfSampler) and isinstance(other, SelfSampler)
     assert sampler.num_adapters == 3 and sampler.asked == other.asked
-    asks = [ask for step in sampler.asked for ask in step]
-    assert len({ask.seed for ask in asks}) == len(asks) == 3 * len(PROMPTS)
-    assert {(ask.num_samples, ask.max_tokens, ask.temperature, ask.stop, ask.top_p) for ask in asks} == {
-        (8, 1, 0.5, ("\n",), 1.0)
-    }
+    asked = [request for step in sampler.asked for request in step]
+    assert len({request.seed for request in asked}) == len(asked) == 3 * len(PROMPTS)
+    assert {(r.num_samples, r.max_tokens, r.temperature, r.stop, r.top_p) for r in asked} == {(8, 1, 0.5, ("\n",), 1.0)}
 
 
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, examples: Examples) -> None:
@@ -222,14 +223,11 @@ def test_metrics_count_rollouts_not_demonstrations(start: Start, examples: Examp
     assert shown.num_rollouts == 2 * len(PROMPTS) and (shown.reward_mean or 0) < 1
 
 
-def test_a_batch_too_large_for_one_tree_has_the_same_gradient(
-    start: Start, examples: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_too_large_for_one_tree_has_the_same_gradient(start: Start, examples: Examples) -> None:
     """Split into trees of one group each, a step's gradient and its counts stay; only shared prefixes are computed again."""
     batch = examples(demonstration=str(X), max_tokens=3)
-    whole, split = start(), start()
+    whole, split = start(), start(max_tree_tokens=1)
     one = whole.step(0, batch)
-    monkeypatch.setattr("nightschool_nightly.training.trainer._MAX_TREE_TOKENS", 1)
     several = split.step(0, batch)
     assert several.tree_tokens > one.tree_tokens
     assert several.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
@@ -306,4 +304,4 @@ def test_seeds_differ_by_their_parts() -> None:
 def test_kl_is_added_to_metrics_and_nothing_else(start: Start, examples: Examples) -> None:
     """Metrics with their KL are the same metrics."""
     metrics = start().step(0, examples())
-    assert with_kl(metrics, 0.25) == replace(metrics, kl=0.25)
+    assert metrics.with_kl(0.25) == replace(metrics, kl=0.25)
