@@ -4,7 +4,7 @@
     night.json              step 1: the manifest; the night exists from here on
     selection.json          step 2: its examples
     events.jsonl            a line for each phase and each training step, for programs that watch the night
-    checkpoint-<n>/         steps 3 to 5: adapter, optimizer and metrics after n training steps; the newest complete one counts
+    checkpoint-<n>/         steps 3 to 5: adapter, optimizer and metrics after n training steps; the newest counts
     candidate/              the adapter that came out; before step 8 also report.html and night.json
     evaluation.json         held-out answers and scores of base, release and candidate: what step 7 decides on
     finished.json           how it ended; written last

@@ -9,8 +9,8 @@
     7 gate       is the candidate better on held-out prompts?                       evaluation.json
     8 publish    the release is filed and the pointer moves to it                   finished.json
 
-Each step leaves what it made in the night's folder (`folder.py`). A killed night goes on from there and ends with the same candidate.
-Until the pointer moves, which is the last thing done, serving is as it was.
+Each step leaves what it made in the night's folder (`folder.py`). A killed night goes on from there and ends with the
+same candidate. Until the pointer moves, which is the last thing done, serving is as it was.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightM
 
 
 def _begin(night: FrozenNight, *, anew: bool, dry_run: bool) -> None:
-    """Make the night's folder, empty unless it is resumed; a dry run leaves none, or a real night would find it there."""
+    """Make the night's folder, empty unless it is resumed. A dry run makes none: a real night would find it there."""
     if not dry_run:
         if anew:
             night.folder.write(MANIFEST, night.manifest.to_json())
@@ -203,7 +203,7 @@ def _nothing_new(ended: Mapping[str, Any] | None) -> str:
 
 # --- 2: episodes --------------------------------------------------------------------------------------------------------
 def _select_examples(night: FrozenNight, *, dry_run: bool) -> Selection:
-    """What the night learns from and tests with; `NightError` when a user in it asked to be forgotten after the freeze."""
+    """What the night learns from and tests with; `NightError` when a user in it was forgotten after the freeze."""
     inputs, selection = night.inputs, night.folder.selection()
     if selection is None:
         night.progress.phase("episodes", "joining spans with outcomes")
@@ -238,7 +238,7 @@ def _too_little(config: Config, selection: Selection) -> str | None:
 
 # --- 3 to 5: rollouts, rewards, GRPO ------------------------------------------------------------------------------------
 def _learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
-    """Train, and answer the held-out prompts with every policy while the engine runs: the gate and the report need both."""
+    """Train, and answer the held-out prompts with every policy while the engine runs, for the gate and the report."""
     if (known := night.folder.evaluation()) is not None:
         return known
     night.progress.phase("rollouts", "starting vLLM and the trainer")
@@ -298,7 +298,7 @@ def _answer(night: FrozenNight, selection: Selection, sampler: Sampler, policy: 
 def _train(
     night: FrozenNight, selection: Selection, policy: Policy, sampler: Sampler, tokenizer: PolicyTokenizer, drift: Drift
 ) -> list[StepMetrics]:
-    """Every training step, from the newest checkpoint if there is one; each is steps 3, 4 and 5 of a night (`Trainer.step`)."""
+    """Every training step from the newest checkpoint on; each is steps 3, 4 and 5 of the night (`Trainer.step`)."""
     settings, digest, progress = night.inputs.config.night, night.manifest.digest, night.progress
     trainer = Trainer(
         policy, sampler, settings=settings, rubrics=night.inputs.rubrics, night=digest, demonstrate=tokenizer.answer_ids
@@ -355,7 +355,7 @@ def _describe_candidate(night: FrozenNight, selection: Selection, evaluation: Ev
 
 # --- 8: publish ---------------------------------------------------------------------------------------------------------
 def _publish(night: FrozenNight, selection: Selection, decision: Decision) -> NightResult:
-    """File the release and move the pointer; `NightError` when a user in it asked to be forgotten while the night ran."""
+    """File the release and move the pointer; `NightError` when a user in it was forgotten while the night ran."""
     refuse_forgotten(night.inputs.stream, night.manifest, selection)
     night.progress.phase("publish", "filing the release and moving the pointer")
     release = publish_release(night.inputs.registry, night.folder.candidate, night.manifest, decision)

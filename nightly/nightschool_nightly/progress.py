@@ -1,4 +1,4 @@
-"""What a night shows while it runs: a line for each phase, a row for each training step, and the same as JSON lines for programs."""
+"""What a night shows while it runs: a line for each phase, a row for each training step; the same as JSON lines."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from nightschool.errors import NightError
-from nightschool_nightly.folder import NightFolder, NightFolders
+from nightschool_nightly.examples.select import Selection
+from nightschool_nightly.folder import EVALUATION, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
 from nightschool_nightly.training.metrics import StepMetrics
 
 STATE = {"adapter/a": torch.tensor([[1.5, -2.0]]), "adam/step/a": torch.tensor(3.0)}
@@ -81,6 +83,16 @@ def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
     folder.write("finished.json", '{"end": "published"}')
     assert folder.finished == {"end": "published"}
     assert not [path for path in folder.path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_each_step_finds_what_it_left(folder: NightFolder) -> None:
+    """The selection and the evaluation come back as they were written; a step that has not run has left nothing."""
+    assert folder.selection() is None and folder.evaluation() is None
+    selection = Selection((), (), {"no-outcome": 3}, 3)
+    folder.write(SELECTION, selection.to_json())
+    evaluation = Evaluation((metrics(0),), 0.25, Answers(Contender.BASE, (), ()), None, Answers(Contender.CANDIDATE, (), ()))
+    folder.write(EVALUATION, evaluation.to_json())
+    assert folder.selection() == selection and folder.evaluation() == evaluation
 
 
 def test_starting_over_keeps_only_the_manifest(folder: NightFolder) -> None:

@@ -2,8 +2,8 @@
 
     KL(base || policy) = sum_v  p_base(v) * (log p_base(v) - log p_policy(v))
 
-Forward KL, exact over the vocabulary, at every position of the base model's own answers to general prompts: the quantity that
-forgetting follows (RL's Razor, arXiv 2509.04259).
+Forward KL, exact over the vocabulary, at every position of the base model's own answers to general prompts: the
+quantity that forgetting follows (RL's Razor, arXiv 2509.04259).
 
 Shapes: P positions that predict something, V vocabulary.
 """
@@ -34,7 +34,8 @@ GENERAL_PROMPTS = (
     "Describe a busy street market.",
 )
 """Part of what decides: other prompts are another KL, and another budget."""
-_ANSWER_TOKENS = 32  # 12 answers of 32 tokens are 384 positions, kept over the whole vocabulary: 38 MB for 49,152 entries in bf16
+# What the base model predicts is kept: 12 answers of 32 tokens, 49,152 entries of a vocabulary, bf16: 38 MB.
+_ANSWER_TOKENS = 32
 
 
 class Drift:
@@ -45,7 +46,8 @@ class Drift:
         self._policy = policy
         self._tree = pack_tree(samples)
         with policy.base():
-            self._base_PV = self._log_softmax().to(torch.bfloat16)  # half the memory; its rounding is far below any budget
+            # bf16 is half the memory, and its rounding is far below any budget.
+            self._base_PV = self._log_softmax().to(torch.bfloat16)
 
     @torch.no_grad()
     def measure(self) -> float:

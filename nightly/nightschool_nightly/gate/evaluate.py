@@ -1,4 +1,4 @@
-"""Held-out prompts answered by one policy as production asks them, and scored."""
+"""For step 7 of a night: held-out prompts answered by one policy as production asks them, and scored."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def answer_holdout(
 ) -> Answers:
     """Answer each held-out prompt once, with production's own sampling settings and a seed that all policies share.
 
-    `save` writes the policy's adapter, None for the base model; `night` is the manifest's digest. With the same seed two policies
-    that agree on a token draw the same one, which makes their difference less noisy.
+    `save` writes the policy's adapter, None for the base model; `night` is the manifest's digest. With the same seed
+    two policies that agree on a token draw the same one, which makes their difference less noisy.
     """
     sampler.use_adapter(save)
     requests = [

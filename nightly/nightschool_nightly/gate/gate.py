@@ -1,7 +1,8 @@
 """Step 7 of a night: is the candidate better, on held-out prompts, than what serves now and than the base model?
 
-Paired by prompt and clustered by user: the bootstrap draws users and not prompts, because one user's prompts are not independent
-(Miller 2024, arXiv 2411.00640). A prompt that either policy's answer leaves unscored is left out of their comparison, and counted.
+Paired by prompt and clustered by user: the bootstrap draws users and not prompts, because one user's prompts are not
+independent (Miller 2024, arXiv 2411.00640). A prompt that either policy's answer leaves unscored is left out of their
+comparison, and counted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 
 from nightschool_nightly.gate.evaluation import Contender
 
-_RESAMPLES = 10_000  # the bound's own noise, about 1% of its distance from the mean, is then far below what a night can show
+# With so many the bound's own noise is about 1% of its distance from the mean: far below what a night can show.
+_RESAMPLES = 10_000
 # With three users all of them are better by chance one time in eight, and no resample of them says otherwise.
 _MIN_USERS = 5
 
@@ -73,8 +75,9 @@ def compare(
 ) -> Comparison:
     """Paired comparison of rewards prompt by prompt, with a bootstrap over users.
 
-    `before`, `after` and `users` have one entry for each prompt, in the same order; `ValueError` when they do not. `confidence` is
-    that of the one-sided lower bound. Without a single pair the bound is minus infinity: nothing is shown.
+    `before`, `after` and `users` have one entry for each prompt, in the same order; `ValueError` when they do not.
+    `confidence` is that of the one-sided lower bound. Without a single pair the bound is minus infinity: nothing is
+    shown.
     """
     pairs = [(a, b, user) for a, b, user in zip(before, after, users, strict=True) if a is not None and b is not None]
     unscored = len(users) - len(pairs)
@@ -105,7 +108,8 @@ def compare(
 def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     """Means of the paired differences over resamples of users, [_RESAMPLES].
 
-    `sums` and `counts` hold each user's sum of differences and number of prompts: a resample's mean is over prompts, as the estimate is.
+    `sums` and `counts` hold each user's sum of differences and number of prompts: a resample's mean is over prompts,
+    as the estimate is.
     """
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(sums), size=(_RESAMPLES, len(sums)))
@@ -114,10 +118,10 @@ def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndar
 
 
 def _tail(chance: float, num_users: int) -> float:
-    """The quantile of the bootstrap that leaves out `chance`: the expanded percentile (Hesterberg 2015, arXiv 1411.5279).
+    """The quantile of the bootstrap that leaves out `chance`: expanded percentiles (Hesterberg 2015, arXiv 1411.5279).
 
-    A bootstrap over few users is too narrow: with 10 users the plain percentile accepts a candidate that is no better in 8% of nights
-    where 5% is promised.
+    A bootstrap over few users is too narrow: with 10 users the plain percentile accepts a candidate that is no better
+    in 8% of nights where 5% is promised.
     """
     freedom = num_users - 1
     if freedom == 0:
@@ -129,7 +133,7 @@ def _tail(chance: float, num_users: int) -> float:
 
 
 def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl_budget: float) -> Decision:
-    """Accept only if the lower bound against every other policy is above zero and no limit is broken. NaN never passes."""
+    """Accept if the lower bound against every other policy is above zero and no limit is broken. NaN never passes."""
     reasons = [] if comparisons else ["compared with no other policy"]
     for comparison in comparisons:
         if comparison.num_prompts < min_holdout:

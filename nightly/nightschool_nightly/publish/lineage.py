@@ -1,7 +1,7 @@
 """Which users a release learned from: a list of marks in its night.json, from which no pseudonym can be read.
 
-A mark is a hash over the night and the subject's erasure hash. So marks of two nights, or of two tenants, cannot be matched with each
-other, and yet a person who knows the subject can ask each release about them.
+A mark is a hash over the night and the subject's erasure hash. So marks of two nights, or of two tenants, cannot be
+matched with each other, and yet a person who knows the subject can ask each release about them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files the candidate as a release and moves the tenant's pointer to it. Doing it twice changes nothing."""
+"""Step 8 of a night: files the candidate as a release and points at it. Doing it twice changes nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nightschool_nightly.gate.gate import Decision
 def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision) -> str:
     """File the adapter in the folder `candidate` and point at it; returns the release's digest.
 
-    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the pointer since
-    the night began: the release stays filed, and a person decides.
+    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the
+    pointer since the night began: the release stays filed, and a person decides.
     """
     config = json.loads((candidate / ADAPTER_CONFIG).read_text())
 

@@ -1,4 +1,4 @@
-"""The morning report beside a release: what a person reads in a minute. One HTML file, no scripts, nothing loaded from elsewhere."""
+"""The report beside a release: what a person reads in a minute. One HTML file, no scripts, nothing loaded."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def render_report(
 def changed_answers(examples: Sequence[Example], before: Answers, after: Answers) -> list[ChangedAnswer]:
     """Up to ten held-out prompts answered differently, regressions first: they are what a reader must see.
 
-    At least half of the places are for other changes, as far as there are some. An unscored answer counts as 0 here, for the order only.
+    At least half of the places are for other changes, as far as there are some. An unscored answer counts as 0 here,
+    for the order only.
     """
     changed = [
         ChangedAnswer(e.message, before.texts[i], after.texts[i], e.demonstration or "", before.rewards[i], after.rewards[i])

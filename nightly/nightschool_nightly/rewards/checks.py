@@ -2,8 +2,9 @@
 
 Every check ignores white space around the answer. `ignore_case` is false by default.
 
-To add a check: write a function that takes the item's options and returns a function from text to pass or fail, and add one line to
-`CHECKS`. A check is deterministic, touches nothing outside, and its cost is bounded whatever the answer is.
+To add a check: write a function that takes the item's options and returns a function from text to pass or fail, and
+add one line to `CHECKS`. A check is deterministic, touches nothing outside, and its cost is bounded whatever the
+answer is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nightschool_nightly.rewards.items import Answer, Prompt
 from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
 Check = Callable[[str], bool]
-# A pattern from a rubric runs on every rollout. Some patterns take time that grows fast with the text, so the text is bounded.
+# A pattern from a rubric runs on every rollout, and some patterns take time that grows fast with the text.
 _MAX_CHECKED_CHARS = 100_000
 
 
@@ -100,7 +101,7 @@ def _json_schema(options: Mapping[str, Any]) -> Check:
         validator_class.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise RubricError(f"schema is not a JSON schema: {error.message}") from None
-    # Without a registry of its own the library would fetch what a schema refers to over the network, in the middle of a night.
+    # Without a registry of its own the library would fetch what a schema refers to over the network, during a night.
     validator = validator_class(schema, registry=referencing.Registry())
     resource = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
     resolver = referencing.Registry().with_resource("", resource).resolver()

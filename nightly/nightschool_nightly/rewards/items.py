@@ -1,6 +1,7 @@
 """What an item of a rubric sees and says: the interface that every kind of item implements.
 
-A kind is one file (`checks.py`, `outcome.py`) with its own options, its loader and its criterion, and one line in `rubric.KINDS`.
+A kind is one file (`checks.py`, `outcome.py`) with its own options, its loader and its criterion, and one line in
+`rubric.KINDS`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from nightschool_nightly.rewards.rubric import Rubric, load_rubric
 
 
 def load_rubrics(config: Config, tenant: str) -> dict[str, Rubric]:
-    """The tenant's rubrics by task; `NightError` when it has none, or two for one task, `RubricError` when a file is wrong."""
+    """The tenant's rubrics by task; `NightError` when it has none, or two for one task."""
     paths = config.tenant(tenant).rubrics
     if not paths:
         raise NightError(f"tenant {tenant!r} has no rubric; name at least one file in [tenants.{tenant}] rubrics")

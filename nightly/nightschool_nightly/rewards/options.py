@@ -13,7 +13,7 @@ _IN_WORDS: Mapping[type, str] = {str: "a text", bool: "true or false", int: "a w
 
 
 def read_option(options: Mapping[str, Any], name: str, kind: type[T], default: T | None = None, *, must_be: str = "") -> T:
-    """The option `name`, which must be of type `kind`; `must_be` says in words what is allowed, where the type does not."""
+    """The option `name`, which must be of type `kind`; `must_be` says what is allowed where the type does not."""
     value = options.get(name, default)
     # In Python true is also the integer 1; in a rubric it is a mistake.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

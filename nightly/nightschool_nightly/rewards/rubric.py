@@ -14,8 +14,9 @@
     weight = 0.2
     hard = true             # an answer that fails it has the reward 0
 
-reward = (sum of the weights of passed items) / (sum of all weights), or 0 when a hard item fails. An item that cannot decide (there is
-no outcome of its name) leaves the answer unscored, and so does a limit that cut the answer short: unknown is not zero.
+reward = (sum of the weights of passed items) / (sum of all weights), or 0 when a hard item fails. An item that cannot
+decide (there is no outcome of its name) leaves the answer unscored, and so does a limit that cut the answer short:
+unknown is not zero.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The sampler of a night: vLLM in this process, with the candidate adapter loaded anew after every step.
 
-Every version of the adapter has a name of its own, because vLLM keys its prefix cache by the adapter's name and path: new weights under
-an old name would answer from stale keys and values. Seeds are per prompt, so the same night samples the same answers again.
+Every version of the adapter has a name of its own, because vLLM keys its prefix cache by the adapter's name and path:
+new weights under an old name would answer from stale keys and values. Seeds are per prompt, so the same night samples
+the same answers again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class RolloutEngine:
             raise MissingExtraError("sampling rollouts", "serving-cpu", error.name or "vllm") from error
         on_cpu = bool(current_platform.is_cpu())
         if on_cpu:
-            # vLLM compiles one small sampling function even for an eager model. It takes seconds at the first step and a C++ compiler.
+            # vLLM compiles one small sampling function even for an eager model. It takes seconds at the first step and
+            # a C++ compiler.
             import torch
 
             torch.compiler.set_stance("force_eager")
@@ -57,7 +59,8 @@ class RolloutEngine:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
         """Sampled answers, for each request `num_samples` of them, in order."""
-        # A resumed night starts with an empty cache. Cached and computed keys differ in rounding, so every step starts with an empty one.
+        # A resumed night starts with an empty cache. What comes out of the cache may differ in rounding from what is
+        # computed, so every step starts with an empty one.
         self._llm.reset_prefix_cache(reset_connector=self._shares_tails)
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
         if self._shares_tails and any(request.num_samples > 1 for request in requests):
@@ -67,7 +70,7 @@ class RolloutEngine:
         return [[_rollout(completion) for completion in output.outputs] for output in outputs]
 
     def _compute_prompts(self, prompts: Sequence[Mapping[str, list[int]]]) -> None:
-        """Sample one token of each prompt, so that the rollouts that follow share its last block (see `prompt_tails`)."""
+        """Sample one token of each prompt, so that the rollouts after it share its last block (see `prompt_tails`)."""
         from vllm import SamplingParams
 
         one_token = SamplingParams(max_tokens=1, temperature=0.0)
@@ -89,7 +92,7 @@ def _sampling_parameters(request: SampleRequest) -> Any:
 
 
 def _rollout(completion: Any) -> Rollout:
-    """The rollout in one of vLLM's outputs; `NightError` if a log-probability is missing, because 0 would be a wrong one."""
+    """The rollout in one of vLLM's outputs; `NightError` if a log-probability is missing: 0 would be a wrong one."""
     entries: Sequence[Mapping[int, Any]] | None = completion.logprobs
     if entries is None or len(entries) != len(completion.token_ids):
         raise NightError(

@@ -1,4 +1,4 @@
-"""What vLLM is started with to sample rollouts: its arguments on each backend, and its environment. Nothing here imports vLLM."""
+"""What vLLM is started with: its arguments on each backend, and its environment. Nothing here imports vLLM."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def _common_options(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _cpu_options(settings: EngineSettings) -> dict[str, Any]:
-    """With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile and skips its warm-up."""
+    """With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile: no warm-up."""
     return {
-        # Whole blocks only are shared through the prefix cache. vLLM's CPU kernels want multiples of 32, its default there is 128.
+        # The prefix cache shares whole blocks only, so small ones are better. vLLM's CPU kernels want multiples of 32;
+        # its default there is 128.
         "block_size": 32,
         "enforce_eager": True,
         "kv_cache_memory_bytes": settings.kv_cache_gib * 2**30,

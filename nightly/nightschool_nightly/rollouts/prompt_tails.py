@@ -1,10 +1,10 @@
 """Lets the rollouts of one prompt share the keys and values of its last, partly filled block.
 
-vLLM's prefix cache holds whole blocks only (32 tokens on a CPU). So each of a group's n rollouts computes again what its prompt has
-beyond the last whole block: 16 tokens on average, which for answers of a few tokens is most of the sampling's arithmetic. This
-connector, on vLLM's public KV connector interface, copies that block once a prompt has been computed. Each later request for the same
-prompt gets the copy and computes one token. Only requests of later engine steps can be served: sample one token for each prompt first,
-then the group.
+vLLM's prefix cache holds whole blocks only (32 tokens on a CPU). So each of a group's n rollouts computes again what
+its prompt has beyond the last whole block: 16 tokens on average, which for answers of a few tokens is most of the
+sampling's arithmetic. This connector, on vLLM's public KV connector interface, copies that block once a prompt has
+been computed. Each later request for the same prompt gets the copy and computes one token. Only requests of later
+engine steps can be served: sample one token for each prompt first, then the group.
 
 It shares by prompt alone, not by adapter: call `reset_prefix_cache(reset_connector=True)` whenever the weights change.
 """
@@ -38,12 +38,13 @@ class TailCopies(KVConnectorMetadata):  # type: ignore[misc]  # vLLM has no type
 
 
 class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """One instance decides (in vLLM's scheduler), another copies (in its worker); each uses its own half of the fields."""
+    """One instance decides (in vLLM's scheduler), another copies (in its worker); each uses its half of the fields."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._block_size: int = vllm_config.cache_config.block_size
-        # Of the scheduler: prompts whose tail the worker keeps, and the blocks to load into at the next step, by request.
+        # Of the scheduler: prompts whose tail the worker keeps, and the blocks to load into at the next step, by
+        # request.
         self._saved: set[PromptIds] = set()
         self._loads: dict[str, tuple[PromptIds, int]] = {}
         self._forget_all = False
@@ -67,7 +68,7 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
             self._loads[request.request_id] = (prompt, self._tail_block(prompt, blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
-        """What the worker copies in this step: noted loads, and the tail of every prompt that is computed whole for the first time."""
+        """What the worker copies in this step: the noted loads, and the tail of each newly computed prompt."""
         copies = TailCopies(self._forget_all, load=list(self._loads.values()))
         for new in scheduler_output.scheduled_new_reqs:
             prompt = tuple(new.prompt_token_ids or ())

@@ -57,6 +57,7 @@ class Sampler(Protocol):
 def seed_of(*parts: str) -> int:
     """A seed of 31 bits out of names, the night's digest first: a night run again makes the same choices.
 
-    The names are hashed as a JSON list, so that ("a", "bc") and ("ab", "c") have different seeds. 31 bits fit every library's type.
+    The names are hashed as a JSON list, so that ("a", "bc") and ("ab", "c") have different seeds. 31 bits fit every
+    library's type.
     """
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1

@@ -5,12 +5,12 @@
 where s_B is the root mean square of d over every kept group of the batch.
 
 - **b_q**: the group's own mean is the baseline, so no value model is needed (GRPO, DeepSeekMath, arXiv 2402.03300).
-- **s_B**: GRPO divides by the group's own standard deviation. That would blow up a group whose only spread is noise to unit variance
-  (Dr. GRPO, arXiv 2503.20783, on the bias of it), so the scale is the batch's (as in ScaleRL, arXiv 2510.13786), and of d and not of
-  the raw rewards, which would mix in how hard the prompts are.
+- **s_B**: GRPO divides by the group's own standard deviation. That would blow up a group whose only spread is noise to
+  unit variance (Dr. GRPO, arXiv 2503.20783, on the bias of it), so the scale is the batch's (as in ScaleRL, arXiv
+  2510.13786), and of d and not of the raw rewards, which would mix in how hard the prompts are.
 
-An unscored member takes no part: it is not in the mean and has no advantage. A group without differences carries no signal and is
-dropped before anything is computed for it.
+An unscored member takes no part: it is not in the mean and has no advantage. A group without differences carries no
+signal and is dropped before anything is computed for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Rewards closer than this are equal: checks and outcomes are exact, so only rounding of the weights' sum separates them.
+# Rewards closer than this are equal: checks and outcomes are exact, so only the rounding of a sum separates them.
 _TIE = 1e-6
 _EPSILON = 1e-4  # keeps a batch of almost equal rewards from being divided by almost nothing
 
@@ -57,10 +57,10 @@ def group_fate(rewards: Sequence[float | None]) -> GroupFate:
 
 
 def group_advantages(groups: Sequence[Sequence[float | None]], *, negative_weight: float = 1.0) -> Advantages:
-    """Advantages of a batch of groups of rewards; None is an unscored member. `ValueError` for a reward that is not finite.
+    """Advantages of a batch of groups of rewards; None is an unscored member. `ValueError` for a NaN or infinity.
 
-    `negative_weight` scales negative advantages after normalization: pushing wrong answers down is what moves the model most away
-    from its base on everything else, and a value below 1 trades a little speed for that.
+    `negative_weight` scales negative advantages after normalization: pushing wrong answers down is what moves the
+    model most away from its base on everything else, and a value below 1 trades a little speed for that.
     """
     for rewards in groups:
         if any(reward is not None and not math.isfinite(reward) for reward in rewards):

@@ -1,7 +1,8 @@
-"""A group: every answer to one prompt with its reward. What GRPO compares, between steps 4 (rewards) and 5 (GRPO) of a night.
+"""A group: every answer to one prompt with its reward. Step 4 of a night makes groups, step 5 learns from them.
 
-The group is the sampled rollouts and, where an outcome holds the human's own final answer, that answer as one more member. So a group
-that no rollout solves still carries a signal, and in one that every rollout solves the human's answer changes nothing.
+The group is the sampled rollouts and, where an outcome holds the human's own final answer, that answer as one more
+member. So a group that no rollout solves still carries a signal, and in one that every rollout solves the human's
+answer changes nothing.
 """
 
 from __future__ import annotations

@@ -2,17 +2,19 @@
 
     loss = - sum_it  w_it * A_i * exp(l_it - sg[l_it])  /  N
 
-for token t of member i, where l is the trainer's log-probability, sg[] stops the gradient, and A_i is the member's advantage.
+for token t of member i, where l is the trainer's log-probability, sg[] stops the gradient, and A_i is the member's
+advantage.
 
-- **Policy term**: GRPO (DeepSeekMath, arXiv 2402.03300). There is one optimizer step for each batch of rollouts, so the policy that
-  sampled is the policy that learns and the PPO ratio (arXiv 1707.06347) is 1: clipping can never act, and a forward pass for the old
-  log-probabilities is not needed. exp(l - sg[l]) is that ratio: its value is 1, its gradient is that of l.
-- **w**: what remains is the mismatch between the engine that sampled and the trainer. It is corrected for each token by truncated
-  importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"):
-  w = min(exp(l - l_sampler), 2), without gradient. Nobody sampled a human's own answer, so no ratio exists for it: it takes part as
-  a supervised term with its advantage and w = 1, which is a choice and not an estimate.
-- **N**: the mean is over all trained tokens of the step, not first over each answer (DAPO, arXiv 2503.14476): a token of a long
-  answer weighs as much as one of a short answer (Dr. GRPO, arXiv 2503.20783, on what the other way favors).
+- **Policy term**: GRPO (DeepSeekMath, arXiv 2402.03300). There is one optimizer step for each batch of rollouts, so
+  the policy that sampled is the policy that learns and the PPO ratio (arXiv 1707.06347) is 1: clipping can never act,
+  and a forward pass for the old log-probabilities is not needed. exp(l - sg[l]) is that ratio: its value is 1, its
+  gradient is that of l.
+- **w**: what remains is the mismatch between the engine that sampled and the trainer. It is corrected for each token
+  by truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+  Training"): w = min(exp(l - l_sampler), 2), without gradient. Nobody sampled a human's own answer, so no ratio exists
+  for it: it takes part as a supervised term with its advantage and w = 1, which is a choice and not an estimate.
+- **N**: the mean is over all trained tokens of the step, not first over each answer (DAPO, arXiv 2503.14476): a token
+  of a long answer weighs as much as one of a short answer (Dr. GRPO, arXiv 2503.20783, on what the other way favors).
 
 Shapes: N trained tokens, member after member. `total_tokens` counts those of the whole step, over every micro-batch.
 """
@@ -27,10 +29,10 @@ from torch import Tensor
 
 from nightschool_nightly.training.metrics import LossMetrics
 
-# Weights are cut here, as in the paper: rare tokens must not dominate a batch. The cut is a small bias for much less variance.
+# Weights are cut here, so that rare tokens do not dominate a batch: a small bias for much less variance.
 _TRUNCATE_AT = 2.0
-# In nats. Rounding in bf16 moves a log-probability by tenths. A token this far off was sampled with other weights, so its member is
-# left out and counted.
+# In nats. Rounding in bf16 moves a log-probability by tenths. A token this far off was sampled with other weights, so
+# its member is left out and counted.
 _TOKEN_LIMIT = 10.0
 
 
@@ -49,13 +51,13 @@ def policy_loss(
     """The loss of one micro-batch and its metrics.
 
     Args:
-        logprobs_N: the trainer's log-probability of every completion token in nats, member after member, with gradient.
+        logprobs_N: the trainer's log-probability of every completion token, in nats, member by member, with gradient.
         lengths: completion length of each member; they add up to N.
         members: advantage and sampler log-probabilities of each member.
-        total_tokens: trained tokens of the whole optimizer step, so that any split into micro-batches gives the same gradient.
+        total_tokens: trained tokens of the whole optimizer step: any split into micro-batches gives the same gradient.
 
-    The sampler's log-probabilities must be at the same temperature as the trainer's. `ValueError` when a member does not have as
-    many of them as tokens.
+    The sampler's log-probabilities must be at the same temperature as the trainer's. `ValueError` when a member does
+    not have as many of them as tokens.
     """
     current_N = logprobs_N.detach()
     sampler_N, sampled_N = _sampler(current_N, lengths, members)
@@ -88,7 +90,7 @@ def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[Member
 
 
 def _keep(difference_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor, int]:
-    """1 for the tokens of members whose sampler and trainer agree, 0 for the others, and how many members are left out."""
+    """1 for tokens of members whose sampler and trainer agree, 0 for the others, and how many members are left out."""
     agree = [bool((part.abs() <= _TOKEN_LIMIT).all()) for part in torch.split(difference_N, list(lengths))]
     keep_N = torch.repeat_interleave(torch.tensor(agree, dtype=difference_N.dtype), torch.tensor(list(lengths)))
     return keep_N, agree.count(False)

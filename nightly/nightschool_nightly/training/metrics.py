@@ -1,4 +1,4 @@
-"""What a training step measured. Plain records without tensors, so that a night's folder and its progress need no trainer."""
+"""What a training step measured: plain records without tensors. A night's folder and progress need no trainer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The policy that learns: a frozen base model with one LoRA adapter, and its forward pass over a token tree.
 
-Base weights stay in the type they are served in (bf16 by default). The LoRA matrices and their optimizer state are fp32: an update
-of a learning rate's size would be lost in the rounding of bf16. The adapter is saved in the type it is served in, so what the gate
-measures is what is served.
+Base weights stay in the type they are served in (bf16 by default). The LoRA matrices and their optimizer state are
+fp32: an update of a learning rate's size would be lost in the rounding of bf16. The adapter is saved in the type it is
+served in, so what the gate measures is what is served.
 
 Shapes: B rows, L tokens of a row or of a tree, H hidden size, V vocabulary; P, E and N as in `tree`.
 """
@@ -24,7 +24,8 @@ from nightschool_nightly.training.adapter_file import matrix_name, write_adapter
 from nightschool_nightly.training.lora import add_lora, disabled, linear_targets
 from nightschool_nightly.training.tree import TokenTree
 
-# All linear layers of the blocks and nothing else: adapters on embeddings or the output layer cannot be served on every backend.
+# All linear layers of the blocks and nothing else: adapters on embeddings or the output layer cannot be served on
+# every backend.
 _SKIPPED = frozenset({"lm_head", "embed_tokens"})
 
 
@@ -32,7 +33,7 @@ class Policy:
     """A base model with one trainable adapter on all linear layers."""
 
     def __init__(self, folder: Path, *, dtype: torch.dtype, rank: int, alpha: int, seed: int) -> None:
-        """Load the base model in `folder` in `dtype`; `seed` draws the new adapter, which changes nothing yet (B is zero)."""
+        """Load the base model in `folder` as `dtype`; `seed` draws the adapter, which changes nothing yet (B is 0)."""
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(seed)  # the A matrices are drawn below
@@ -53,10 +54,10 @@ class Policy:
     def hidden(self, input_ids_BL: Tensor, position_ids_BL: Tensor, mask_BLL: Tensor, **options: Any) -> Tensor:
         """Last hidden states [B, L, H]; row i of a boolean mask says which tokens token i may look at.
 
-        A leading dimension of 1 in the positions or the mask stands for every row. `options` go to the attention layers.
+        A leading dimension of 1 in positions or mask stands for every row. `options` go to the attention layers.
         """
         with self._autocast():
-            # Additive, and the smallest finite number instead of minus infinity: a row that sees nothing must not become NaN.
+            # The smallest finite number and not minus infinity: a row that sees nothing must not become NaN.
             bias_BLL = torch.zeros(mask_BLL.shape, dtype=self.dtype).masked_fill(~mask_BLL, torch.finfo(self.dtype).min)
             output = self.body(
                 input_ids_BL.to(self.device),
@@ -79,17 +80,17 @@ class Policy:
         plan = tree_attention.plan_attention(tree.end_L).to(self.device)
         unused_mask = torch.ones(1, 1, 1, dtype=torch.bool)  # the plan says who sees whom
         hidden_LH = self.hidden(tree.input_ids_L[None], tree.position_ids_L[None], unused_mask, tree_plan=plan)[0]
-        # The output layer is the largest product of a small model: only rows that predict a trained token go through it.
+        # The output layer is a small model's largest product: only rows that predict a trained token go through it.
         return self.logits(hidden_LH[tree.rows_P.to(self.device)])
 
     def tree_logprobs(self, tree: TokenTree, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of every completion token [N], with gradient, and the entropy behind each [N], without; in nats."""
+        """Log-probability of every completion token [N] with gradient, and the entropy behind each [N]; in nats."""
         logits_PV = self.tree_logits(tree)
         if temperature != 1.0:
             logits_PV = logits_PV / temperature
         normalizer_P = torch.logsumexp(logits_PV, dim=-1)
         row_E, token_E = tree.edge_row_E.to(self.device), tree.edge_token_E.to(self.device)
-        # log softmax(x)[t] = x[t] - logsumexp(x), at the tokens that are needed: the whole [P, V] log-softmax is never made.
+        # log softmax(x)[t] = x[t] - logsumexp(x), only at the tokens that are needed and not for all of [P, V].
         logprobs_E = logits_PV[row_E, token_E] - normalizer_P[row_E]
         with torch.no_grad():
             # Entropy = logsumexp(x) - sum_v p_v x_v. In place, because [P, V] is the largest tensor of a step.
@@ -108,7 +109,7 @@ class Policy:
 
     # --- adapter in and out ---------------------------------------------------------------------------------------------
     def load(self, weights: Path) -> None:
-        """Continue from the adapter in the file `weights`; `NightError` unless it has exactly this policy's matrices."""
+        """Continue from the adapter in the file `weights`; `NightError` unless it has this policy's matrices."""
         tensors = load_file(weights)
         if {name: tensor.shape for name, tensor in tensors.items()} != {name: p.shape for name, p in self.parameters.items()}:
             raise NightError(

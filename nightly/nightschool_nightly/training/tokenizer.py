@@ -1,4 +1,4 @@
-"""The base model's tokenizer, for the two texts that a night makes tokens of itself: general prompts and human answers."""
+"""The base model's tokenizer, for the texts that a night turns into tokens itself: general prompts, human answers."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class PolicyTokenizer:
         return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
-        """An answer as the model would have given it: its tokens and the end of turn, without which it would learn to go on."""
+        """An answer as the model would have given it. Without the end of turn it would learn never to stop."""
         return (*self._tokenizer(text, add_special_tokens=False).input_ids, self._tokenizer.eos_token_id)

@@ -1,7 +1,8 @@
 """One training step after another, on one policy: steps 3 to 5 of a night (rollouts, rewards, GRPO).
 
-What a step does depends on the night's manifest, the step's number and the adapter, and on nothing else. So a night that resumes from
-a checkpoint ends with the same bytes. The formulas are in `advantage` and `loss`, the packing in `tree`; here they are put in order.
+What a step does depends on the night's manifest, the step's number and the adapter, and on nothing else. So a night
+that resumes from a checkpoint ends with the same bytes. The formulas are in `advantage` and `loss`, the packing in
+`tree`; here they are put in order.
 
 Shapes: N trained tokens of one tree.
 """
@@ -30,10 +31,10 @@ from nightschool_nightly.training.tree import Sample, pack_tree
 MAX_TREE_TOKENS = 4096
 """A larger batch is split into several trees, with the same gradient: it bounds the memory of a forward pass."""
 
-# AdamW (arXiv 1711.05101). The second moment forgets faster than the usual 0.999: a night has tens of steps, not thousands. No weight
-# decay: it would pull every release a little back to the base model in each step.
+# AdamW (arXiv 1711.05101). The second moment forgets faster than the usual 0.999: a night has tens of steps, not
+# thousands. No weight decay: it would pull every release a little back to the base model in each step.
 _BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.0
-_CLIP_NORM = 1.0  # one batch with an odd gradient must not undo a night; ordinary steps stay below it
+_CLIP_NORM = 1.0  # one batch with an odd gradient must not undo a night
 
 ScoredGroup = tuple[Group, Sequence[float | None]]
 """A group and the advantage of each of its members; None takes no part."""
@@ -53,7 +54,7 @@ class Trainer:
         demonstrate: Callable[[str], tuple[int, ...]],
         max_tree_tokens: int = MAX_TREE_TOKENS,
     ) -> None:
-        """`night` is the manifest's digest; `demonstrate` gives the tokens of a human's answer, end of turn included."""
+        """`night` is the manifest's digest; `demonstrate` gives the tokens of a human's answer with its end of turn."""
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
         self._night, self._demonstrate, self._max_tree_tokens = night, demonstrate, max_tree_tokens
         self.optimizer = torch.optim.AdamW(
@@ -61,7 +62,10 @@ class Trainer:
         )
 
     def step(self, number: int, examples: Sequence[Example]) -> StepMetrics:
-        """Sample, score and learn from one batch of prompts; `number` counts from 0. `NightError` when a number is not finite."""
+        """Sample, score and learn from one batch of prompts; `number` counts from 0.
+
+        `NightError` when the loss or the gradient is not finite; then the policy is as it was before.
+        """
         groups = self.score(examples, self.sample(number, examples))
         advantages = group_advantages([group.rewards for group in groups], negative_weight=self.settings.negative_weight)
         kept = [
@@ -80,7 +84,7 @@ class Trainer:
         return self.sampler.sample([self.request(number, example) for example in examples])
 
     def request(self, number: int, example: Example) -> SampleRequest:
-        """What is sampled for a prompt in step `number`. Not with production's top_p: a cut distribution would bias the weights."""
+        """What is sampled for a prompt in step `number`. Not with production's top_p: it would bias the weights."""
         return SampleRequest(
             prompt_ids=example.prompt_ids,
             num_samples=self.settings.group_size,
@@ -208,7 +212,7 @@ def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], t
 
 
 def schedule(examples: Sequence[Example], *, night: str, steps: int, prompts_per_step: int) -> list[list[Example]]:
-    """Which prompts each step samples: passes over all of them, each in an order of its own; at most `prompts_per_step` a step."""
+    """Which prompts each step samples, at most `prompts_per_step`: passes over all of them, each in its own order."""
     generator = random.Random(seed_of(night, "schedule"))  # noqa: S311 -- a schedule, not a secret
     queue: list[Example] = []
     batches = []

@@ -1,16 +1,17 @@
 """Packs a batch of rollouts as one token tree, so that every shared prefix is computed once.
 
-All sequences of a batch go into one trie: system prompt -> few-shot examples -> message -> completion, merged wherever tokens are
-equal, completions included. The rows of the trie are in depth-first order, so the descendants of row j are exactly the rows
-j+1 .. end[j]-1, and row i may attend to row j if and only if j <= i < end[j]: one integer for each row is the whole mask. The
-position of a token is its depth. (Sharing the prompt of a group: Prefix Grouper, arXiv 2506.05433. A trie shares every prefix of
-the whole batch, across groups too.)
+All sequences of a batch go into one trie: system prompt -> few-shot examples -> message -> completion, merged wherever
+tokens are equal, completions included. The rows of the trie are in depth-first order, so the descendants of row j are
+exactly the rows j+1 .. end[j]-1, and row i may attend to row j if and only if j <= i < end[j]: one integer for each
+row is the whole mask. The position of a token is its depth. (Sharing the prompt of a group: Prefix Grouper, arXiv
+2506.05433. A trie shares every prefix of the whole batch, across groups too.)
 
-A next-token prediction is an edge: a row, and the token that follows it. Equal edges of several rollouts are computed once, and each
-rollout uses them with its own weight. So merging equal completion tokens changes no gradient: the log-probability is the same
-number, and the weights add up.
+A next-token prediction is an edge: a row, and the token that follows it. Equal edges of several rollouts are computed
+once, and each rollout uses them with its own weight. So merging equal completion tokens changes no gradient: the
+log-probability is the same number, and the weights add up.
 
-Shapes: L rows of the tree, one for each token in it; P rows that predict something; E distinct edges; N trained tokens over all samples.
+Shapes: L rows of the tree, one for each token in it; P rows that predict something; E distinct edges; N trained tokens
+over all samples.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class _Node:
 
 
 def pack_tree(samples: Sequence[Sample]) -> TokenTree:
-    """Pack `samples` into one tree; `ValueError` for an empty prompt: nothing would predict the first token of its completion."""
+    """Pack `samples` into one tree; `ValueError` for an empty prompt: nothing would predict the token after it."""
     root = _Node(-1, -1)
     edges: dict[tuple[int, int], int] = {}
     nodes: list[_Node] = []  # by edge: the node that predicts it
@@ -120,8 +121,8 @@ def _insert(node: _Node, tokens: Sequence[int]) -> _Node:
 def _depth_first(root: _Node) -> tuple[list[int], list[int], list[int]]:
     """Number the nodes in depth-first order; token, depth and end of each row.
 
-    With a stack of its own: a prompt is deeper than Python's recursion limit. Each node is taken twice, the second time when all its
-    descendants have a row.
+    With a stack of its own: a prompt is deeper than Python's recursion limit. Each node is taken twice, the second
+    time when all its descendants have a row.
     """
     ids: list[int] = []
     depths: list[int] = []

@@ -1,13 +1,14 @@
 """Attention over a token tree that computes only the pairs a tree has.
 
-A dense [L, L] mask over a packed batch is mostly empty: a token sees its own path to the root and nothing of the other prompts. So
-the tree is cut into blocks, the largest subtrees of at most `max_block` rows, and the rows above the cuts (mostly the shared system
-prompt). The rows above attend among themselves. Every block attends to its own path to the root and to itself; blocks are batched,
-padded to the widest. It is exact: the same pairs, and the same softmax, as attention under the dense mask (softmax(q k / sqrt(D)) v,
-arXiv 1706.03762; with fewer key heads than query heads, arXiv 2305.13245).
+A dense [L, L] mask over a packed batch is mostly empty: a token sees its own path to the root and nothing of the other
+prompts. So the tree is cut into blocks, the largest subtrees of at most `max_block` rows, and the rows above the cuts
+(mostly the shared system prompt). The rows above attend among themselves. Every block attends to its own path to the
+root and to itself; blocks are batched, padded to the widest. It is exact: the same pairs, and the same softmax, as
+attention under the dense mask (softmax(q k / sqrt(D)) v, arXiv 1706.03762; with fewer key heads than query heads,
+arXiv 2305.13245).
 
-Shapes: L rows of the tree; T rows above the cuts; K blocks; R rows and C keys of a padded block; H query heads; G key heads, G divides
-H; D size of a head; B a batch of blocks.
+Shapes: L rows of the tree; T rows above the cuts; K blocks; R rows and C keys of a padded block; H query heads; G key
+heads, G divides H; D size of a head; B a batch of blocks.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class TreePlan:
 
 
 def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
-    """Cut the tree whose rows have descendants up to `end_L` (see `tree.TokenTree`) into blocks of at most `max_block` rows.
+    """Cut a tree into blocks of at most `max_block` rows; `end_L` is where each row's descendants end (`TokenTree`).
 
-    Larger blocks compute more pairs that the tree does not have; smaller ones repeat more of the path to the root. 96 rows hold the
-    end of a short prompt and the short answers to it. The result does not depend on it.
+    Larger blocks compute more pairs that the tree does not have; smaller ones repeat more of the path to the root. 96
+    rows hold the end of a short prompt and the short answers to it. The result does not depend on it.
     """
     ends: list[int] = end_L.tolist()
     top: list[int] = []
@@ -107,7 +108,7 @@ def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tupl
 
 
 def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan, *, scaling: float) -> Tensor:
-    """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D], G dividing H."""
+    """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D]."""
     # Whole rows are taken, all heads at once, so that the backward pass adds contiguous memory.
     query_LHD, key_LGD, value_LGD = (x.transpose(0, 1).contiguous() for x in (query_HLD, key_GLD, value_GLD))
 
@@ -130,15 +131,15 @@ def _take_rows(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
 
 
 def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, bias_BRC: Tensor, *, scaling: float) -> Tensor:
-    """Plain attention, [B * R, H, D]. Not PyTorch's fused kernel: on a CPU it takes five times as long on blocks this small."""
+    """Plain attention, [B * R, H, D]. On a CPU PyTorch's fused kernel takes five times as long on such small blocks."""
     batch, rows, heads, size = query_BRHD.shape
     keys, groups = key_BCGD.shape[1:3]
     shared = heads // groups  # query heads that share a key head are rows of one product
     query = query_BRHD.view(batch, rows, groups, shared, size).permute(0, 2, 3, 1, 4).reshape(batch * groups, shared * rows, size)
     key = key_BCGD.permute(0, 2, 3, 1).reshape(batch * groups, size, keys)
     value = value_BCGD.transpose(1, 2).reshape(batch * groups, keys, size)
-    # The bias is a constant and is added inside the product: the backward pass costs nothing for it. softmax computes in fp32
-    # whatever the type of its input.
+    # The bias is a constant and is added inside the product: the backward pass costs nothing for it. softmax computes
+    # in fp32 whatever the type of its input.
     bias = bias_BRC.to(query.dtype)[:, None, None].expand(-1, groups, shared, -1, -1).reshape(batch * groups, shared * rows, keys)
     weights = torch.baddbmm(bias, query, key, alpha=scaling).softmax(-1)
     output = torch.bmm(weights, value)

@@ -51,7 +51,7 @@ def test_an_answer_cut_below_productions_limit_is_unscored(make_example: Callabl
 
 
 def test_every_policy_is_asked_the_same(make_example: Callable[..., Example]) -> None:
-    """One answer a prompt with production's own settings, and seeds of the night and the prompt that all policies share."""
+    """One answer a prompt with production's own settings, and a seed of the night and the prompt for all policies."""
     examples = [make_example("a", temperature=0.0, top_p=0.5, stop=("\n",), max_tokens=7), make_example("b")]
     base, candidate, tomorrow = (Script(said("x"), said("y")) for _ in range(3))
 

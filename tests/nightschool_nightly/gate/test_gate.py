@@ -77,7 +77,7 @@ def test_the_bound_is_close_to_students() -> None:
 
 
 def test_a_comparison_can_be_repeated() -> None:
-    """The same rewards and seed give the same bounds; the order of the prompts does not matter much, the seed neither."""
+    """The same rewards and seed give the same bounds; another seed moves them only a little."""
     before, after, users = [0.0] * 20, [1.0, 0.0] * 10, [f"u{n % 10}" for n in range(20)]
     one, same, other = (compare("base", before, after, users, confidence=0.95, seed=seed) for seed in (1, 1, 2))
     assert one == same
@@ -190,7 +190,7 @@ def test_without_a_comparison_nothing_is_accepted() -> None:
 
 
 def test_the_gain_over_the_release_is_the_headline() -> None:
-    """What served before is what a person compares with: the release, wherever it stands among the comparisons, else the base."""
+    """A person compares with what served before: the release, in whatever place it is, else the base."""
     base, release = comparison(difference=0.5), comparison(against="release", difference=0.1)
     assert decision(base).headline == base
     assert decision(base, release).headline == decision(release, base).headline == release

@@ -46,7 +46,7 @@ Manifest = Callable[..., NightManifest]
 def test_a_published_candidate_is_a_release_that_serving_accepts(
     registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
 ) -> None:
-    """Every file, hash and shape passes serving's own check, the pointer is there, and the manifest says where it came from."""
+    """It passes serving's own check, the pointer names it, and its manifest says where it came from."""
     manifest = make_manifest()
     digest = publish_release(registry, make_candidate(manifest), manifest, GAIN)
     folder = registry.release_folder("acme", digest)
@@ -97,7 +97,7 @@ def test_a_pointer_moved_meanwhile_is_left_alone(
 def test_a_frozen_pointer_is_left_alone(
     frozen_before: bool, registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
 ) -> None:
-    """A person stopped automatic changes, before the night or during it: nothing moves, and the message says what to do."""
+    """A person stopped automatic changes before the night or during it: nothing moves; the message says what to do."""
     open_pointer = registry.pointer("acme")
     frozen = registry.move_pointer("acme", open_pointer, frozen=True)
     manifest = make_manifest(pointer=frozen if frozen_before else open_pointer)

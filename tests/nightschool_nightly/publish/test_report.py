@@ -70,7 +70,7 @@ def render(make_manifest: Callable[..., NightManifest], make_example: Callable[.
 
 
 def test_a_report_says_what_a_reader_wants_to_know(render: Render, make_manifest: Callable[..., NightManifest]) -> None:
-    """Released or not, on top of what, the metrics of the gate, what was left out, the curve, and the changed answers."""
+    """Released or not, on top of what, what the gate found, what was left out, the curve, and the changed answers."""
     html = render()
     for part in (
         "acme",
@@ -123,7 +123,7 @@ def test_answers_that_stayed_are_not_shown(make_example: Callable[..., Example])
 
 
 def test_regressions_come_first(make_example: Callable[..., Example]) -> None:
-    """Of many changed answers ten are shown: up to five that got worse, then others; a score that was lost is worse too."""
+    """Of many changed answers ten are shown: up to five that got worse, then others; a lost score is worse, too."""
     before = [0.0] * 12 + [1.0] * 7 + [0.5]
     after: list[float | None] = [1.0] * 12 + [0.0] * 7 + [None]
     examples = [make_example(f"e{n}", message=str(n)) for n in range(20)]

@@ -36,7 +36,7 @@ SCHEMA = {
     ],
 )
 def test_a_check_tells_right_from_wrong(options: dict[str, Any], passing: list[str], failing: list[str]) -> None:
-    """Each kind passes what it describes and nothing else, surrounding white space aside, and no answer makes it fail."""
+    """Each check passes what it describes and nothing else, white space around it aside; no answer makes it fail."""
     check = build_check(options)
     assert [check(answer) for answer in passing] == [True] * len(passing)
     assert [check(answer) for answer in failing] == [False] * len(failing)
@@ -83,6 +83,6 @@ def test_a_check_tells_right_from_wrong(options: dict[str, Any], passing: list[s
     ],
 )
 def test_a_wrong_check_says_what_is_allowed(options: dict[str, Any], message: str) -> None:
-    """Every mistake is found when the rubric is read, not in the middle of a night, with what was got and what is allowed."""
+    """Every mistake is found when the rubric is read, and says what was got and what is allowed."""
     with pytest.raises(RubricError, match=message):
         build_check(options)

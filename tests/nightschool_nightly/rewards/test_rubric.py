@@ -63,7 +63,7 @@ def test_the_reward_is_the_share_of_the_weights(answer: str, reward: float) -> N
 
 
 def test_full_marks_are_exactly_one() -> None:
-    """Weights that add up only approximately still give exactly 1 when everything passes: it is counted as a success."""
+    """Weights whose sum is rounded still give exactly 1 when everything passes: it is counted as a success."""
     items = "".join(f'[[items]]\nname = "i{n}"\nkind = "check"\ncheck = "length"\nweight = 0.{n}\n' for n in range(1, 8))
     assert score(parse_rubric('task = "t"\n' + items), "x", {}).reward == 1.0
 
@@ -77,7 +77,7 @@ def test_an_unknown_outcome_leaves_the_answer_unscored() -> None:
 
 @pytest.mark.parametrize(("cut_short", "finished", "scored"), [(True, False, False), (True, True, True), (False, False, True)])
 def test_an_answer_that_the_night_cut_short_is_unscored(cut_short: bool, finished: bool, scored: bool) -> None:
-    """Stopped where production would have gone on, no item can decide; stopped where production stops too, it is the answer."""
+    """Stopped where production would have gone on, no item can decide; stopped where production stops, it counts."""
     found = parse_rubric(RUBRIC).score(Asked({"queue": "fraud"}, cut_short), Answer("fraud", finished=finished))
     assert found.reward == (1.0 if scored else None)
     assert found.items == dict.fromkeys(("right-queue", "short", "known-queue"), True if scored else None)

@@ -1,4 +1,4 @@
-"""Rollouts that share their prompt's last block, in a real engine (fp32, a process of its own because vLLM is one per process)."""
+"""Rollouts that share their prompt's last block, in a real engine in fp32; vLLM wants a process of its own."""
 
 from __future__ import annotations
 
@@ -61,12 +61,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obj
 
 def test_a_group_shares_its_prompts_tail(results: dict[str, dict[str, object]]) -> None:
     """Every rollout is given the tail, unless its prompt ends just behind a whole block and has none."""
-    assert results["shared"]["loads"] == 5 * 4  # of six prompts, the one of 33 tokens has only its last token to compute
+    # Of six prompts, the one of 33 tokens has only its last token to compute.
+    assert results["shared"]["loads"] == 5 * 4
     assert results["alone"]["loads"] == 0
 
 
 def test_sharing_changes_no_answer(results: dict[str, dict[str, object]]) -> None:
-    """The same tokens with the same log-probabilities as when every rollout computes its prompt alone, to fp32 precision."""
+    """The same tokens and, to fp32 precision, log-probabilities as when every rollout computes its prompt alone."""
     for shared, alone in zip(_flat(results["shared"]), _flat(results["alone"]), strict=True):
         assert shared[0] == alone[0]
         assert shared[1] == pytest.approx(alone[1], abs=1e-3)

@@ -28,7 +28,7 @@ def logprobs() -> Tensor:
 def naive(
     logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int
 ) -> tuple[float, Tensor]:
-    """Loss and gradient token by token in Python floats, from the formula; the ratio exp(l - sg[l]) is 1 with gradient 1."""
+    """Loss and gradient from the formula, token by token in Python floats; exp(l - sg[l]) is 1 with gradient 1."""
     values = [float(value) for value in logprobs_N.detach().double()]
     loss, gradient, at = 0.0, [], 0
     for length, member in zip(lengths, members, strict=True):
@@ -77,7 +77,7 @@ def test_a_demonstration_has_weight_one_however_unlikely() -> None:
 
 @pytest.mark.parametrize("far", [-10.5, 10.5])
 def test_a_member_of_other_weights_is_left_out_whole(far: float) -> None:
-    """One token that sampler and trainer see more than 10 nats apart takes its whole member out, counted; others stay."""
+    """One token that sampler and trainer see over 10 nats apart takes its whole member out, counted; others stay."""
     logprobs_N = torch.tensor([-11.0, -1.0, -1.0], requires_grad=True)
     members = [MemberTerms(1.0, (-11.0 + far, -1.0)), MemberTerms(1.0, (-1.0,))]
     loss, metrics = policy_loss(logprobs_N, (2, 1), members, total_tokens=3)
@@ -105,7 +105,7 @@ REWARDS = dict(zip(PAIRS, (1, 0, 0.5, 0, 0, 1, 0.2, 0.9, 0), strict=True))
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:
-    """Over all answers of two tokens, weighted by their probability, the loss has the gradient of minus the mean reward."""
+    """Over all answers of two tokens, weighted by probability, the loss has the gradient of minus the mean reward."""
     first, second = (torch.randn(*shape, generator=torch.Generator().manual_seed(3)).requires_grad_() for shape in ((3,), (3, 3)))
     logprobs = {(a, b): torch.stack([first.log_softmax(0)[a], second[a].log_softmax(0)[b]]) for a, b in REWARDS}
     chances = {pair: both.sum().exp() for pair, both in logprobs.items()}
@@ -120,7 +120,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:
 
 
 def test_importance_weights_correct_for_another_sampler() -> None:
-    """One-token answers drawn from another distribution have, weighted, the gradient of the policy's own mean reward."""
+    """Answers drawn from another distribution have, weighted, the gradient of the policy's own mean reward."""
     theta = torch.tensor([0.3, -0.2, 0.5], requires_grad=True)
     logprobs_V, sampler_V = theta.log_softmax(0), torch.tensor([0.5, 0.2, 0.3]).log()
     rewards = (1.0, 0.0, 0.25)

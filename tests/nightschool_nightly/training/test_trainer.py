@@ -224,7 +224,7 @@ def test_metrics_count_rollouts_not_demonstrations(start: Start, examples: Examp
 
 
 def test_a_batch_too_large_for_one_tree_has_the_same_gradient(start: Start, examples: Examples) -> None:
-    """Split into trees of one group each, a step's gradient and its counts stay; only shared prefixes are computed again."""
+    """In trees of one group each, a step's gradient and its counts stay; only shared prefixes are computed again."""
     batch = examples(demonstration=str(X), max_tokens=3)
     whole, split = start(), start(max_tree_tokens=1)
     one = whole.step(0, batch)
@@ -238,7 +238,7 @@ def test_a_batch_too_large_for_one_tree_has_the_same_gradient(start: Start, exam
 
 
 def test_the_learning_rate_warms_up(start: Start, examples: Examples) -> None:
-    """It grows linearly over the first steps and then stays, by the number of the step and not by how many ran before."""
+    """It grows linearly over the first steps and then stays, by the step's number and not by how many ran before."""
     trainer = start(warmup_steps=4, learning_rate=1e-3)
     rates = []
     for number in (0, 1, 3, 9):

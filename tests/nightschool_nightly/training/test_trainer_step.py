@@ -28,7 +28,7 @@ RUBRIC = parse_rubric(
 SETTINGS = NightConfig(learning_rate=1e-2, warmup_steps=4, temperature=0.7, negative_weight=0.3, group_size=3)
 # Answers by prompt, with what the sampler's log-probabilities are off by at each token; the third prompt has no signal.
 SCRIPT = {
-    (1, 2, 3): [((5, 6), (0.1, -0.2)), ((5,), (0.0,)), ((7, 8, 9), (-0.9, 0.3, 0.0))],  # -0.9: a weight of e^0.9, cut at 2
+    (1, 2, 3): [((5, 6), (0.1, -0.2)), ((5,), (0.0,)), ((7, 8, 9), (-0.9, 0.3, 0.0))],  # e^0.9 is cut at 2
     (1, 2, 4): [((8, 8), (0.0, 0.0)), ((8, 8), (0.0, 0.0)), ((5, 6), (0.2, 0.2))],
     (6,): [((7,), (0.0,)), ((9,), (0.0,)), ((8,), (0.0,))],
 }
@@ -103,7 +103,7 @@ def expected_step(policy: Policy) -> tuple[dict[str, torch.Tensor], dict[str, fl
 
 
 def test_a_step_is_the_formulas(make_policy: Callable[..., Policy], batch: list[Example]) -> None:
-    """Rewards, advantages, importance weights, the token mean, clipping and the metrics are those written in the docstrings."""
+    """Rewards, advantages, weights, the mean over tokens, clipping and the metrics are those of the docstrings."""
     policy = make_policy(moved=0.2)
     gradients, expected = expected_step(policy)
     found = (trainer := make_trainer(policy)).step(0, batch)
@@ -119,7 +119,7 @@ def test_a_step_is_the_formulas(make_policy: Callable[..., Policy], batch: list[
 
 
 def test_an_update_is_adamw_without_decay(make_policy: Callable[..., Policy], batch: list[Example]) -> None:
-    """The first update moves each number by the warmed-up rate against its gradient's sign, and nothing shrinks by itself."""
+    """The first update moves each number by the warmed-up rate against its gradient; nothing shrinks by itself."""
     policy = make_policy(moved=0.2)
     trainer = make_trainer(policy)
     before = policy.state()
