@@ -2,9 +2,9 @@
 
     1 freeze     what the night reads is written down                               night.json
     2 episodes   records become episodes, episodes become examples                  selection.json
-    3 rollouts   vLLM samples answers from the current policy       \\
-    4 rewards    the rubrics score them                              > repeated     checkpoint-<n>/, candidate/
-    5 GRPO       one optimizer step                                 /
+    3 rollouts   vLLM samples answers from the current policy   |
+    4 rewards    the rubrics score them                         | repeated          checkpoint-<n>/, candidate/
+    5 GRPO       one optimizer step                             |
     6 audit      does the reward still agree with what happened?  (not built yet)
     7 gate       is the candidate better on held-out prompts?                       evaluation.json
     8 publish    the release is filed and the pointer moves to it                   finished.json
@@ -56,9 +56,9 @@ from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tokenizer import PolicyTokenizer
 from nightschool_nightly.training.trainer import Trainer, schedule
 
-_CHECKPOINT_EVERY = 5  # training steps: a killed night repeats at most four, and writes a few tens of MB this often
-_KL_EVERY = 10  # training steps: a forward pass over the general prompts each time, for a curve of a few points
-_MOST_SEQUENCES = 256  # in one batch of vLLM; more only wait inside it, and each takes memory
+_CHECKPOINT_EVERY = 5  # training steps; a killed night repeats at most so many. A checkpoint is three fp32 adapters large.
+_KL_EVERY = 10  # training steps; each time costs a forward pass over the general prompts, for a curve of a few points
+_MOST_SEQUENCES = 256  # in one batch of vLLM: each running one holds memory, the others wait inside it
 
 
 class NightEnd(StrEnum):
@@ -131,26 +131,27 @@ def run_night(
         stack.enter_context(folders.locked())
         stream = stack.enter_context(open_configured(config.stream))
         inputs = NightInputs(config, tenant, model, rubrics, registry, stream)
-        manifest, folder = _find_unfinished(inputs, folders) if resume else _freeze(inputs, folders, now_ms())  # 1
+        # Step 1, which a resumed night has already done.
+        manifest, folder = _find_unfinished(inputs, folders) if resume else _freeze(inputs, folders, now_ms())
         if (ended := folder.finished) is not None or not manifest.has_new_records:
             return NightResult(NightEnd.NOTHING_NEW, _nothing_new(ended))
         night = FrozenNight(inputs, manifest, folder, progress)
         _begin(night, anew=not resume, dry_run=dry_run)
-        selection = _select_examples(night, dry_run=dry_run)  # 2
+        selection = _select_examples(night, dry_run=dry_run)  # Step 2
         if dry_run:
             text = f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with"
             return NightResult(NightEnd.DRY_RUN, text)
         if (too_little := _too_little(config, selection)) is not None:
             return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
-        evaluation = _learn_and_evaluate(night, selection)  # 3, 4, 5
+        evaluation = _learn_and_evaluate(night, selection)  # Steps 3 to 5
         if not evaluation.has_signal:
             text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
             return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, text))
-        decision = _decide(night, selection, evaluation)  # 7
+        decision = _decide(night, selection, evaluation)  # Step 7
         _describe_candidate(night, selection, evaluation, decision)
         if not decision.accepted:
             return _finish(night, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
-        return _finish(night, _publish(night, selection, decision))  # 8
+        return _finish(night, _publish(night, selection, decision))  # Step 8
 
 
 # --- 1: freeze ----------------------------------------------------------------------------------------------------------
