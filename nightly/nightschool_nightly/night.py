@@ -56,7 +56,7 @@ from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tokenizer import PolicyTokenizer
 from nightschool_nightly.training.trainer import Trainer, schedule
 
-_CHECKPOINT_EVERY = 5  # training steps; a killed night repeats at most so many. A checkpoint is three fp32 adapters large.
+_CHECKPOINT_EVERY = 5  # training steps: the most that a killed night repeats; three fp32 adapters are written each time
 _KL_EVERY = 10  # training steps; each time costs a forward pass over the general prompts, for a curve of a few points
 _MOST_SEQUENCES = 256  # in one batch of vLLM: each running one holds memory, the others wait inside it
 
