@@ -2,9 +2,10 @@
 
     make bench NAME=night
 
-The work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 16 prompts of about 150 tokens x 8 rollouts of at most 6 tokens,
-rewards by comparing with the right queue. Each trainer runs in a process of its own with the same environment, one after the other,
-from the base model, and its first step (warm-up) is not counted. TRL generates with transformers, as it does without a GPU.
+The work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 16 prompts of about 150 tokens x 8 rollouts of at most
+6 tokens, rewards by comparing with the right queue. Each trainer runs in a process of its own with the same
+environment, one after the other, from the base model, and its first step (warm-up) is not counted. TRL generates with
+transformers, as it does without a GPU.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def run_ours() -> dict[str, Any]:
     from nightschool_nightly.examples.select import Example
     from nightschool_nightly.rewards.rubric import parse_rubric
     from nightschool_nightly.rollouts.engine import RolloutEngine
+    from nightschool_nightly.rollouts.engine_options import EngineSettings
     from nightschool_nightly.training.policy import Policy
+    from nightschool_nightly.training.tokenizer import PolicyTokenizer
     from nightschool_nightly.training.trainer import Trainer
 
     tickets, prompts = load_work()
@@ -89,38 +92,37 @@ def run_ours() -> dict[str, Any]:
     examples = [example(ticket, prompt) for ticket, prompt in zip(tickets, prompts, strict=True)]
     policy = Policy(model, dtype=torch.bfloat16, rank=16, alpha=32, seed=0)
     with tempfile.TemporaryDirectory() as adapters:
-        engine = RolloutEngine(
-            model,
-            adapters=Path(adapters),
-            targets=policy.targets,
+        settings = EngineSettings(
             dtype="bfloat16",
+            targets=policy.targets,
             max_lora_rank=16,
             max_model_len=1024,
             max_num_seqs=PROMPTS * GROUP,
             kv_cache_gib=1,
         )
+        engine = RolloutEngine(model, settings, adapters=Path(adapters))
         trainer = Trainer(
             policy,
             engine,
             settings=NightConfig(prompts_per_step=PROMPTS, group_size=GROUP),
             rubrics={"triage": rubric},
             night="benchmark",
-            demonstrate=lambda text: (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id),
+            demonstrate=PolicyTokenizer(model).answer_ids,
         )
         seconds = []
         for step in range(OURS_STEPS + 1):
             begun = time.perf_counter()
-            figures = trainer.step(step, examples[step * PROMPTS : (step + 1) * PROMPTS])
+            metrics = trainer.step(step, examples[step * PROMPTS : (step + 1) * PROMPTS])
             seconds.append(time.perf_counter() - begun)
             print(
-                f"ours: step {step} {seconds[-1]:.2f} s, {figures.tree_tokens} tree tokens, {figures.padded_tokens} padded",
+                f"ours: step {step} {seconds[-1]:.2f} s, {metrics.tree_tokens} tree tokens, {metrics.padded_tokens} padded",
                 flush=True,
             )
-        asks = [trainer._ask(99, e) for e in examples[:PROMPTS]]
-        rollouts = engine.sample(asks)
+        requests = [trainer.request(99, e) for e in examples[:PROMPTS]]
+        rollouts = engine.sample(requests)
     rss = peak_rss_mb()
     layout = compare_layouts(
-        policy, [(a.prompt_ids, r.token_ids) for a, group in zip(asks, rollouts, strict=True) for r in group]
+        policy, [(q.prompt_ids, r.token_ids) for q, group in zip(requests, rollouts, strict=True) for r in group]
     )
     return {"step_s": statistics.median(seconds[1:]), "peak_rss_mb": round(rss), **layout}
 

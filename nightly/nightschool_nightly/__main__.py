@@ -48,4 +48,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all that matters is on disk by now; taking torch and vLLM down object by object takes three seconds
+    # All that matters is on disk by now. Taking torch and vLLM down object by object would take three seconds.
+    os._exit(code)

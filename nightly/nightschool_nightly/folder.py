@@ -1,11 +1,12 @@
 """A night's folder: what it has done so far, each file appearing whole or not at all.
 
 <state>/<tenant>/<night digest>/
-    night.json              the manifest; the night exists from here on
-    selection.json          its examples
-    checkpoint-<n>/         adapter, optimizer and figures after n steps; the newest complete one counts
-    candidate/              the adapter that came out
-    evaluation.json         held-out answers and scores of base, release and candidate
+    night.json              step 1: the manifest; the night exists from here on
+    selection.json          step 2: its examples
+    events.jsonl            a line for each phase and each training step, for programs that watch the night
+    checkpoint-<n>/         steps 3 to 5: adapter, optimizer and metrics after n training steps; the newest counts
+    candidate/              the adapter that came out; before step 8 also report.html and night.json
+    evaluation.json         held-out answers and scores of base, release and candidate: what step 7 decides on
     finished.json           how it ended; written last
 """
 
@@ -24,11 +25,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nightschool.errors import NightError
+from nightschool_nightly.examples.select import Selection, load_selection
 from nightschool_nightly.freeze import manifest as night_manifest
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.gate.evaluation import Evaluation
+from nightschool_nightly.training.metrics import StepMetrics
 
-_STATE, _FIGURES = "state.safetensors", "figures.json"
+MANIFEST = night_manifest.FILE
+SELECTION = "selection.json"
+EVENTS = "events.jsonl"
+CANDIDATE = "candidate"
+EVALUATION = "evaluation.json"
+FINISHED = "finished.json"
+_CHECKPOINT, _STATE, _METRICS = "checkpoint-", "state.safetensors", "metrics.json"
 
 
 class NightFolder:
@@ -52,24 +61,52 @@ class NightFolder:
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
+    def clear(self, *, keep: Collection[str] = (MANIFEST,)) -> None:
+        """Delete everything but the manifest, to start the same night over; or everything but `keep`."""
+        for path in self.path.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    # --- what each step leaves ------------------------------------------------------------------------------------------
+    def manifest(self) -> NightManifest:
+        """What the night froze; `NightError` when the file was altered."""
+        return NightManifest.from_json((self.path / MANIFEST).read_text(encoding="utf-8"))
+
+    def selection(self) -> Selection | None:
+        """The night's examples; None before they are chosen."""
+        path = self.path / SELECTION
+        return load_selection(path) if path.exists() else None
+
+    @property
+    def events(self) -> Path:
+        """The file of the night's events."""
+        return self.path / EVENTS
+
+    @property
+    def candidate(self) -> Path:
+        """The folder of the adapter that came out."""
+        return self.path / CANDIDATE
+
+    def evaluation(self) -> Evaluation | None:
+        """What the gate decides on; None before the night is evaluated."""
+        path = self.path / EVALUATION
+        return Evaluation.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
     @property
     def finished(self) -> Mapping[str, Any] | None:
         """How the night ended; None while it has not."""
-        found: Mapping[str, Any] | None = self.read("finished.json")
+        found: Mapping[str, Any] | None = self.read(FINISHED)
         return found
 
-    def manifest(self) -> NightManifest:
-        return NightManifest.from_json((self.path / night_manifest.FILE).read_text(encoding="utf-8"))
-
     # --- checkpoints ----------------------------------------------------------------------------------------------------
-    def save_checkpoint(self, steps: int, state: Mapping[str, torch.Tensor], figures: Sequence[StepFigures]) -> None:
-        """Keep the state after `steps` steps; older checkpoints go once it is complete."""
-        draft, target = self.path / f".checkpoint-{steps}.tmp", self.path / f"checkpoint-{steps}"
+    def save_checkpoint(self, steps: int, state: Mapping[str, torch.Tensor], metrics: Sequence[StepMetrics]) -> None:
+        """Keep the state after `steps` training steps; older checkpoints are deleted once it is complete."""
+        draft, target = self.path / f".{_CHECKPOINT}{steps}.tmp", self.path / f"{_CHECKPOINT}{steps}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / _STATE)
-        (draft / _FIGURES).write_text(json.dumps([figures_to_json(item) for item in figures]))
-        for name in (_STATE, _FIGURES):
+        (draft / _METRICS).write_text(json.dumps([step.to_json() for step in metrics]))
+        for name in (_STATE, _METRICS):
             with (draft / name).open("rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
@@ -78,37 +115,34 @@ class NightFolder:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
 
-    def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[StepFigures]] | None:
-        """The newest complete checkpoint: steps done, state, figures."""
+    def load_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[StepMetrics]] | None:
+        """The newest complete checkpoint: training steps done, state, metrics of each; None before the first."""
         found = self._checkpoints()
         if not found:
             return None
         newest = found[-1]
-        figures = [StepFigures(**raw) for raw in json.loads((newest / _FIGURES).read_text())]
-        return int(newest.name.removeprefix("checkpoint-")), load_file(newest / _STATE), figures
+        metrics = [StepMetrics.from_json(raw) for raw in json.loads((newest / _METRICS).read_text())]
+        return _steps_of(newest), load_file(newest / _STATE), metrics
 
     def _checkpoints(self) -> list[Path]:
-        return sorted(self.path.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-    def clear(self, *, keep: Collection[str] = (night_manifest.FILE,)) -> None:
-        """Forget everything but the manifest, to start the same night over; or everything but `keep`."""
-        for path in self.path.iterdir():
-            if path.name not in keep:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Complete checkpoints, oldest first: by number, because checkpoint-10 sorts before checkpoint-9 by name."""
+        return sorted(self.path.glob(f"{_CHECKPOINT}*"), key=_steps_of)
 
 
 class NightFolders:
     """Every night of one tenant."""
 
     def __init__(self, state: Path, tenant: str) -> None:
+        """`state` is [night] state, the folder of all tenants' nights."""
         self.root = state / tenant
 
     def night(self, digest: str) -> NightFolder:
+        """The folder of the night whose manifest has this digest; it need not exist yet."""
         return NightFolder(self.root / digest)
 
     def newest_unfinished(self) -> NightFolder:
         """The unfinished night frozen last; `NightError` when there is none."""
-        nights = [NightFolder(path.parent) for path in sorted(self.root.glob(f"*/{night_manifest.FILE}"))]
+        nights = [NightFolder(path.parent) for path in sorted(self.root.glob(f"*/{MANIFEST}"))]
         unfinished = [(night.manifest().frozen_at_ms, str(night.path), night) for night in nights if night.finished is None]
         if not unfinished:
             raise NightError(f"no unfinished night in {self.root}; start one without --resume")
@@ -116,7 +150,7 @@ class NightFolders:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One night of a tenant at a time."""
+        """Inside, no other night of the tenant runs; `NightError` when one does already."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as lock:
             try:
@@ -128,6 +162,5 @@ class NightFolders:
             yield
 
 
-def figures_to_json(figures: StepFigures) -> dict[str, Any]:
-    """The figures as plain JSON."""
-    return {name: getattr(figures, name) for name in StepFigures.__slots__}
+def _steps_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_CHECKPOINT))

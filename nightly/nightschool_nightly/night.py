@@ -1,14 +1,23 @@
-"""A night, top to bottom: freeze, episodes, rollouts and learning, gate, publish.
+"""A night, top to bottom: the eight steps that turn a tenant's traffic into a better adapter.
 
-Every phase leaves a file in the night's folder; a killed night goes on from the last one and ends with the same candidate. Until
-the pointer moves, which is the last thing done, serving is as it was.
+    1 freeze     what the night reads is written down                               night.json
+    2 episodes   records become episodes, episodes become examples                  selection.json
+    3 rollouts   vLLM samples answers from the current policy   |
+    4 rewards    the rubrics score them                         | repeated          checkpoint-<n>/, candidate/
+    5 GRPO       one optimizer step                             |
+    6 audit      does the reward still agree with what happened?  (not built yet)
+    7 gate       is the candidate better on held-out prompts?                       evaluation.json
+    8 publish    the release is filed and the pointer moves to it                   finished.json
+
+Each step leaves what it made in the night's folder (`folder.py`). A killed night goes on from there and ends with the
+same candidate. Until the pointer moves, which is the last thing done, serving is as it was.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -26,13 +35,13 @@ from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
 from nightschool.stream import Stream
 from nightschool_nightly.examples.forgotten import refuse_forgotten
 from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, redaction_of, settling_of
-from nightschool_nightly.examples.select import Selection, load_selection
-from nightschool_nightly.folder import NightFolder, NightFolders
-from nightschool_nightly.freeze import manifest as night_manifest
+from nightschool_nightly.examples.select import Selection
+from nightschool_nightly.folder import EVALUATION, FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.gate.drift import PROMPTS, GeneralKl, sample_general
-from nightschool_nightly.gate.evaluate import Answers, answer_holdout
-from nightschool_nightly.gate.gate import Comparison, Decision, compare, decide
+from nightschool_nightly.gate.drift import GENERAL_PROMPTS, Drift, sample_base_answers
+from nightschool_nightly.gate.evaluate import answer_holdout
+from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.gate.gate import Decision, compare, decide
 from nightschool_nightly.progress import Progress
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import publish_release
@@ -40,12 +49,16 @@ from nightschool_nightly.publish.report import render_report
 from nightschool_nightly.rewards.load import load_rubrics
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import RolloutEngine
-from nightschool_nightly.training.advantage import GroupFate
+from nightschool_nightly.rollouts.engine_options import EngineSettings
+from nightschool_nightly.rollouts.sampler import Sampler, SaveAdapter, seed_of
+from nightschool_nightly.training.metrics import StepMetrics
 from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.trainer import StepFigures, Trainer, schedule, seed_of, with_kl
+from nightschool_nightly.training.tokenizer import PolicyTokenizer
+from nightschool_nightly.training.trainer import Trainer, schedule
 
-_CHECKPOINT_EVERY = 5
-_KL_EVERY = 10
+_CHECKPOINT_EVERY = 5  # training steps: the most that a killed night repeats; three fp32 adapters are written each time
+_KL_EVERY = 10  # training steps; each time costs a forward pass over the general prompts, for a curve of a few points
+_MOST_SEQUENCES = 256  # in one batch of vLLM: each running one holds memory, the others wait inside it
 
 
 class NightEnd(StrEnum):
@@ -58,7 +71,7 @@ class NightEnd(StrEnum):
     NOTHING_NEW = "nothing-new"
     """No new evidence since the last night."""
     NOTHING_TO_LEARN = "nothing-to-learn"
-    """There is new traffic, but too little of it says how it turned out, or nothing in it differs in reward."""
+    """There is new traffic, but too little of it has an outcome, or no group of answers differs in reward."""
     DRY_RUN = "dry-run"
     """Stopped after showing what would be trained on."""
 
@@ -69,20 +82,42 @@ class NightResult:
 
     end: NightEnd
     text: str
+    """A sentence for a person."""
     release: str | None = None
+    """The release that was published."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Night:
-    """Everything a night works with."""
+class NightInputs:
+    """What a night works with before it has frozen anything: all that the configuration names."""
 
     config: Config
     tenant: str
     model: Path
+    """Folder of the base model."""
     rubrics: Mapping[str, Rubric]
+    """The tenant's rubrics by task."""
     registry: Registry
-    folders: NightFolders
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenNight:
+    """A night from step 2 on: its inputs, what it froze of them, and where it leaves what it makes."""
+
+    inputs: NightInputs
+    manifest: NightManifest
+    folder: NightFolder
     progress: Progress
+
+    @property
+    def num_records(self) -> int:
+        """Records in the frozen ranges."""
+        return sum(part.end - part.start for part in self.manifest.ranges)
+
+    def seed(self, *names: str) -> int:
+        """The seed of one random choice: the same in every run of this night."""
+        return seed_of(self.manifest.digest, *names)
 
 
 def run_night(
@@ -91,91 +126,105 @@ def run_night(
     """Run one tenant's night. Errors leave the registry as it was."""
     rubrics = load_rubrics(config, tenant)
     folders = NightFolders(config.night.state, tenant)
-    night = _Night(
-        config, tenant, base_model_folder(config.model.path), rubrics, Registry(config.registry.path), folders, progress
-    )
+    model, registry = base_model_folder(config.model.path), Registry(config.registry.path)
     with ExitStack() as stack:
         stack.enter_context(folders.locked())
         stream = stack.enter_context(open_configured(config.stream))
-        manifest, folder = _resume(night) if resume else _freeze(night, stream, now_ms())
-        if (before := folder.finished) is not None or not manifest.has_new_records:
-            return NightResult(NightEnd.NOTHING_NEW, _nothing_new(before))
-        if not resume and not dry_run:
-            folder.write(night_manifest.FILE, manifest.to_json())
-            folder.clear()
-        if not dry_run:
-            progress.watch(folder.path / "events.jsonl")
-        progress.phase(
-            "freeze", f"night {manifest.digest[:12]} of {tenant}: {sum(r.end - r.start for r in manifest.ranges)} records"
-        )
-        selection = _select(night, stream, manifest, folder, keep=not dry_run)
-        refuse_forgotten(stream, manifest, selection)
-        _show_selection(progress, selection)
+        inputs = NightInputs(config, tenant, model, rubrics, registry, stream)
+        # Step 1, which a resumed night has already done.
+        manifest, folder = _find_unfinished(inputs, folders) if resume else _freeze(inputs, folders, now_ms())
+        if (ended := folder.finished) is not None or not manifest.has_new_records:
+            return NightResult(NightEnd.NOTHING_NEW, _nothing_new(ended))
+        night = FrozenNight(inputs, manifest, folder, progress)
+        _begin(night, anew=not resume, dry_run=dry_run)
+        selection = _select_examples(night, dry_run=dry_run)  # Step 2
         if dry_run:
-            return NightResult(
-                NightEnd.DRY_RUN, f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with"
-            )
+            text = f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with"
+            return NightResult(NightEnd.DRY_RUN, text)
         if (too_little := _too_little(config, selection)) is not None:
-            return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
-        return _learn_and_decide(night, stream, manifest, folder, selection)
+            return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
+        evaluation = _learn_and_evaluate(night, selection)  # Steps 3 to 5
+        if not evaluation.has_signal:
+            text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
+            return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, text))
+        decision = _decide(night, selection, evaluation)  # Step 7
+        _describe_candidate(night, selection, evaluation, decision)
+        if not decision.accepted:
+            return _finish(night, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
+        return _finish(night, _publish(night, selection, decision))  # Step 8
 
 
-def _nothing_new(before: Mapping[str, Any] | None) -> str:
-    if before is None:
-        return "no new evidence since the last published night; nothing to do"
-    return f"no new evidence: the night on this evidence ended before ({before['end']}: {before['text']})"
-
-
-# --- freeze and select --------------------------------------------------------------------------------------------------
-def _freeze(night: _Night, stream: Stream, now_ms: int) -> tuple[NightManifest, NightFolder]:
+# --- 1: freeze ----------------------------------------------------------------------------------------------------------
+def _freeze(inputs: NightInputs, folders: NightFolders, now_ms: int) -> tuple[NightManifest, NightFolder]:
     manifest = freeze_tenant(
-        night.config,
-        night.tenant,
-        stream,
-        registry=night.registry,
-        model=night.model,
-        rubrics=night.rubrics,
+        inputs.config,
+        inputs.tenant,
+        inputs.stream,
+        registry=inputs.registry,
+        model=inputs.model,
+        rubrics=inputs.rubrics,
         now_ms=now_ms,
     )
-    return manifest, night.folders.night(manifest.digest)
+    return manifest, folders.night(manifest.digest)
 
 
-def _resume(night: _Night) -> tuple[NightManifest, NightFolder]:
-    """The unfinished night's own manifest; what it froze must still be what is configured."""
-    folder = night.folders.newest_unfinished()
+def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightManifest, NightFolder]:
+    """The newest unfinished night's own manifest; `NightError` unless what it froze is still what is configured."""
+    folder = folders.newest_unfinished()
     manifest = folder.manifest()
-    rubrics = {task: rubric.digest for task, rubric in sorted(night.rubrics.items())}
+    rubrics = {task: rubric.digest for task, rubric in sorted(inputs.rubrics.items())}
+    settings = {name: value for name, value in asdict(inputs.config.night).items() if name in manifest.settings}
     for name, frozen, now in (
         ("the rubrics", manifest.rubrics, rubrics),
-        ("[outcomes]", manifest.settles_after_ms, settling_of(night.config, night.rubrics)),
-        ("the base model", manifest.base_model, describe_base_model(night.model)),
-        ("[privacy]", manifest.redaction, redaction_of(night.config, night.tenant)),
-        ("[night]", manifest.settings, {k: v for k, v in asdict(night.config.night).items() if k in manifest.settings}),
+        ("[outcomes]", manifest.settles_after_ms, settling_of(inputs.config, inputs.rubrics)),
+        ("the base model", manifest.base_model, describe_base_model(inputs.model)),
+        ("[privacy]", manifest.redaction, redaction_of(inputs.config, inputs.tenant)),
+        ("[night]", manifest.settings, settings),
     ):
         if frozen != now:
             raise NightError(f"{name} changed since night {manifest.digest[:12]} was frozen; start a new night without --resume")
     return manifest, folder
 
 
-def _select(night: _Night, stream: Stream, manifest: NightManifest, folder: NightFolder, *, keep: bool) -> Selection:
-    if (folder.path / "selection.json").exists():
-        return load_selection(folder.path / "selection.json")
-    night.progress.phase("episodes", "joining spans with outcomes")
-    selection = choose_examples(night.config, stream, manifest, model=night.model, rubrics=night.rubrics, bury=keep)
-    if keep:
-        folder.write("selection.json", selection.to_json())
+def _begin(night: FrozenNight, *, anew: bool, dry_run: bool) -> None:
+    """Make the night's folder, empty unless it is resumed. A dry run makes none: a real night would find it there."""
+    if not dry_run:
+        if anew:
+            night.folder.write(MANIFEST, night.manifest.to_json())
+            night.folder.clear()
+        night.progress.watch(night.folder.events)
+    night.progress.phase("freeze", f"night {night.manifest.digest[:12]} of {night.inputs.tenant}: {night.num_records} records")
+
+
+def _nothing_new(ended: Mapping[str, Any] | None) -> str:
+    if ended is None:
+        return "no new evidence since the last published night; nothing to do"
+    return f"no new evidence: the night on this evidence ended before ({ended['end']}: {ended['text']})"
+
+
+# --- 2: episodes --------------------------------------------------------------------------------------------------------
+def _select_examples(night: FrozenNight, *, dry_run: bool) -> Selection:
+    """What the night learns from and tests with; `NightError` when a user in it was forgotten after the freeze."""
+    inputs, selection = night.inputs, night.folder.selection()
+    if selection is None:
+        night.progress.phase("episodes", "joining spans with outcomes")
+        selection = choose_examples(
+            inputs.config, inputs.stream, night.manifest, model=inputs.model, rubrics=inputs.rubrics, bury=not dry_run
+        )
+        if not dry_run:
+            night.folder.write(SELECTION, selection.to_json())
+    refuse_forgotten(inputs.stream, night.manifest, selection)
+    night.progress.note(
+        f"{selection.num_new_episodes} new episodes: "
+        f"{len(selection.train)} prompts to learn from, {len(selection.holdout)} held out by user"
+    )
+    for reason, count in selection.dropped.items():
+        night.progress.note(f"left out, {reason}: {count}")
     return selection
 
 
-def _show_selection(progress: Progress, selection: Selection) -> None:
-    progress.note(
-        f"{selection.num_new_episodes} new episodes: {len(selection.train)} prompts to learn from, {len(selection.holdout)} held out by user"
-    )
-    for reason, count in selection.dropped.items():
-        progress.note(f"left out, {reason}: {count}")
-
-
 def _too_little(config: Config, selection: Selection) -> str | None:
+    """Why the selection cannot carry a night; None when it can."""
     for name, have, need in (
         ("to learn from", len(selection.train), config.night.min_train),
         ("held out to test with", len(selection.holdout), config.night.min_holdout),
@@ -188,151 +237,140 @@ def _too_little(config: Config, selection: Selection) -> str | None:
     return None
 
 
-# --- learn, decide, publish ---------------------------------------------------------------------------------------------
-def _learn_and_decide(
-    night: _Night, stream: Stream, manifest: NightManifest, folder: NightFolder, selection: Selection
-) -> NightResult:
-    candidate = folder.path / "candidate"
-    evaluation = folder.read("evaluation.json")
-    if evaluation is None:
-        with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
-            evaluation = _learn_and_evaluate(night, manifest, folder, selection, Path(adapters))
-        folder.write("evaluation.json", json.dumps(evaluation))
-    if evaluation["no_signal"]:
-        text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
-        return _finish(folder, NightResult(NightEnd.NOTHING_TO_LEARN, text))
-    answers = [Answers(a["policy"], tuple(a["texts"]), tuple(a["rewards"])) for a in evaluation["answers"]]
-    figures = [StepFigures(**raw) for raw in evaluation["figures"]]
-    decision = _decide(night, manifest, selection, answers, evaluation["kl"])
-    records = sum(part.end - part.start for part in manifest.ranges)
-    html = render_report(manifest, selection, figures, answers, decision, kl=evaluation["kl"], num_records=records)
-    (candidate / REPORT).write_text(html, encoding="utf-8")
-    (candidate / NIGHT).write_text(with_lineage(manifest, selection).to_json(), encoding="utf-8")
-    if not decision.accepted:
-        return _finish(folder, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
-    refuse_forgotten(stream, manifest, selection)
-    night.progress.phase("publish", "filing the release and moving the pointer")
-    digest = publish_release(night.registry, candidate, manifest, decision, kl=evaluation["kl"])
-    gain = decision.comparisons[0]
-    text = f"release {digest[:12]}: held-out reward {gain.before:.2f} -> {gain.after:.2f} ({gain.difference:+.2f}) against {gain.against}"
-    return _finish(folder, NightResult(NightEnd.PUBLISHED, text, digest))
-
-
-def _learn_and_evaluate(
-    night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, adapters: Path
-) -> dict[str, Any]:
-    """Train, and answer the held-out prompts with every policy; what the gate and the report need."""
-    settings = night.config.night
+# --- 3 to 5: rollouts, rewards, GRPO ------------------------------------------------------------------------------------
+def _learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
+    """Train, and answer the held-out prompts with every policy while the engine runs, for the gate and the report."""
+    if (known := night.folder.evaluation()) is not None:
+        return known
     night.progress.phase("rollouts", "starting vLLM and the trainer")
-    policy, engine = _start_engines(night, manifest, adapters)
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(night.model)
-    general = [
-        tuple(tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False))
-        for p in PROMPTS
-    ]
-    kl = GeneralKl(policy, sample_general(engine, general, seed=seed_of(manifest.digest, "general")))
-
-    def answer(name: str, save: Callable[[Path], None] | None) -> Answers:
-        return answer_holdout(name, engine, save, selection.holdout, night.rubrics, night=manifest.digest)
-
-    answers = [answer("base", None)]
-    if manifest.pointer.stable is not None:
-        answers.append(answer("release", policy.save))  # nothing was learnt yet: the policy is the parent
-    trainer = Trainer(
-        policy,
-        engine,
-        settings=settings,
-        rubrics=night.rubrics,
-        night=manifest.digest,
-        demonstrate=lambda text: (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id),
-    )
-    figures = _train(night, manifest, folder, selection, trainer, kl)
-    policy.save(folder.path / "candidate")
-    night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
-    answers.append(answer("candidate", policy.save))
-    return {
-        "no_signal": not any(f.groups[GroupFate.KEPT] for f in figures),
-        "kl": figures[-1].kl,  # measured after the last step, whatever its number
-        "figures": [asdict(f) for f in figures],
-        "answers": [asdict(a) for a in answers],
-    }
+    with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
+        policy = _start_policy(night)
+        engine = _start_engine(night, policy, Path(adapters))
+        tokenizer = PolicyTokenizer(night.inputs.model)
+        general = [tokenizer.prompt_ids(prompt) for prompt in GENERAL_PROMPTS]
+        drift = Drift(policy, sample_base_answers(engine, general, seed=night.seed("general")))
+        base = _answer(night, selection, engine, Contender.BASE, None)
+        release = None
+        if night.manifest.pointer.stable is not None:
+            # Nothing is learned yet, so the policy is the release.
+            release = _answer(night, selection, engine, Contender.RELEASE, policy.save)
+        metrics = _train(night, selection, policy, engine, tokenizer, drift)
+        policy.save(night.folder.candidate)
+        night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
+        candidate = _answer(night, selection, engine, Contender.CANDIDATE, policy.save)
+    kl = metrics[-1].kl
+    assert kl is not None, "the KL is measured after the last step, whatever its number"
+    evaluation = Evaluation(tuple(metrics), kl, base, release, candidate)
+    night.folder.write(EVALUATION, evaluation.to_json())
+    return evaluation
 
 
-def _start_engines(night: _Night, manifest: NightManifest, adapters: Path) -> tuple[Policy, RolloutEngine]:
-    """The policy, on top of the parent release if there is one, and the engine."""
-    settings, parent, rank, alpha = night.config.night, None, night.config.night.lora_rank, night.config.night.lora_alpha
-    if manifest.pointer.stable is not None:
-        release = night.registry.manifest(night.tenant, manifest.pointer.stable)
-        rank, alpha = release.rank, release.alpha
-        parent = night.registry.release_folder(night.tenant, manifest.pointer.stable) / WEIGHTS
-    seed = seed_of(manifest.digest, "policy")
-    policy = Policy(night.model, dtype=getattr(torch, manifest.dtype), rank=rank, alpha=alpha, seed=seed)
-    if parent is not None:
-        policy.load(parent)
-    engine = RolloutEngine(
-        night.model,
-        adapters=adapters,
+def _start_policy(night: FrozenNight) -> Policy:
+    """The policy to train, on top of the release that serves if there is one."""
+    settings, parent, registry = night.inputs.config.night, night.manifest.pointer.stable, night.inputs.registry
+    dtype, seed = getattr(torch, night.manifest.dtype), night.seed("policy")
+    if parent is None:
+        return Policy(night.inputs.model, dtype=dtype, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
+    # An adapter keeps the rank it was made with, whatever is configured by now.
+    release = registry.manifest(night.inputs.tenant, parent)
+    policy = Policy(night.inputs.model, dtype=dtype, rank=release.rank, alpha=release.alpha, seed=seed)
+    policy.load(registry.release_folder(night.inputs.tenant, parent) / WEIGHTS)
+    return policy
+
+
+def _start_engine(night: FrozenNight, policy: Policy, adapters: Path) -> RolloutEngine:
+    """vLLM, to sample from the policy; it reads each version of the adapter from the folder `adapters`."""
+    settings, serving = night.inputs.config.night, night.inputs.config.serving
+    fits = EngineSettings(
+        dtype=night.manifest.dtype,
         targets=policy.targets,
-        dtype=manifest.dtype,
-        max_lora_rank=rank,
-        max_model_len=night.config.serving.max_model_len,
-        max_num_seqs=min(256, settings.prompts_per_step * settings.group_size),
-        kv_cache_gib=night.config.serving.kv_cache_gib,
+        max_lora_rank=policy.rank,
+        max_model_len=serving.max_model_len,
+        max_num_seqs=min(_MOST_SEQUENCES, settings.prompts_per_step * settings.group_size),
+        kv_cache_gib=serving.kv_cache_gib,
     )
-    return policy, engine
+    return RolloutEngine(night.inputs.model, fits, adapters=adapters)
+
+
+def _answer(night: FrozenNight, selection: Selection, sampler: Sampler, policy: Contender, save: SaveAdapter | None) -> Answers:
+    return answer_holdout(policy, sampler, save, selection.holdout, night.inputs.rubrics, night=night.manifest.digest)
 
 
 def _train(
-    night: _Night, manifest: NightManifest, folder: NightFolder, selection: Selection, trainer: Trainer, kl: GeneralKl
-) -> list[StepFigures]:
-    settings = night.config.night
-    done, figures = 0, list[StepFigures]()
-    if (found := folder.load_checkpoint()) is not None:
-        done, state, figures = found
-        trainer.restore(state)
-        night.progress.note(f"going on after step {done}")
-    batches = schedule(selection.train, night=manifest.digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
-    night.progress.phase(
-        "learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts"
+    night: FrozenNight, selection: Selection, policy: Policy, sampler: Sampler, tokenizer: PolicyTokenizer, drift: Drift
+) -> list[StepMetrics]:
+    """Every training step from the newest checkpoint on; each is steps 3, 4 and 5 of the night (`Trainer.step`)."""
+    settings, digest, progress = night.inputs.config.night, night.manifest.digest, night.progress
+    trainer = Trainer(
+        policy, sampler, settings=settings, rubrics=night.inputs.rubrics, night=digest, demonstrate=tokenizer.answer_ids
     )
-    night.progress.heading()
+    done, metrics = 0, list[StepMetrics]()
+    if (found := night.folder.load_checkpoint()) is not None:
+        done, state, metrics = found
+        trainer.restore(state)
+        progress.note(f"going on after step {done}")
+    batches = schedule(selection.train, night=digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
+    progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
+    progress.heading()
     for number in range(done, settings.steps):
-        step = trainer.step(number, batches[number])
-        if (number + 1) % _KL_EVERY == 0 or number + 1 == settings.steps:
-            step = with_kl(step, kl())
-        figures.append(step)
-        night.progress.step(step, settings.steps)
-        if (number + 1) % _CHECKPOINT_EVERY == 0 or number + 1 == settings.steps:
-            folder.save_checkpoint(number + 1, trainer.state(), figures)
-    return figures
+        step, is_last = trainer.step(number, batches[number]), number + 1 == settings.steps
+        if (number + 1) % _KL_EVERY == 0 or is_last:
+            step = step.with_kl(drift.measure())
+        metrics.append(step)
+        progress.step(step, settings.steps)
+        if (number + 1) % _CHECKPOINT_EVERY == 0 or is_last:
+            night.folder.save_checkpoint(number + 1, trainer.state(), metrics)
+    return metrics
 
 
-def _decide(night: _Night, manifest: NightManifest, selection: Selection, answers: Sequence[Answers], kl: float) -> Decision:
-    settings = night.config.night
-    *others, candidate = answers
-    users = [example.user for example in selection.holdout]
-    comparisons: list[Comparison] = [
+# --- 7: gate ------------------------------------------------------------------------------------------------------------
+def _decide(night: FrozenNight, selection: Selection, evaluation: Evaluation) -> Decision:
+    """The candidate against the base model and against the release, if there is one."""
+    settings, users = night.inputs.config.night, [example.user for example in selection.holdout]
+    comparisons = [
         compare(
-            other.policy,
+            other.policy.value,
             other.rewards,
-            candidate.rewards,
+            evaluation.candidate.rewards,
             users,
             confidence=settings.confidence,
-            seed=seed_of(manifest.digest, "bootstrap", other.policy),
+            seed=night.seed("bootstrap", other.policy.value),
         )
-        for other in others
+        for other in (evaluation.base, evaluation.release)
+        if other is not None
     ]
     for c in comparisons:
         night.progress.note(
             f"against {c.against}: {c.before:.3f} -> {c.after:.3f}, difference {c.difference:+.3f}, "
             f"lower bound {c.lower_bound:+.3f} ({c.num_prompts} prompts, {c.num_users} users)"
         )
-    return decide(comparisons, min_holdout=settings.min_holdout, kl=kl, kl_budget=settings.kl_budget)
+    return decide(comparisons, min_holdout=settings.min_holdout, kl=evaluation.kl, kl_budget=settings.kl_budget)
 
 
-def _finish(folder: NightFolder, result: NightResult) -> NightResult:
+def _describe_candidate(night: FrozenNight, selection: Selection, evaluation: Evaluation, decision: Decision) -> None:
+    """Put the report and the manifest beside the candidate's adapter, rejected or not: a person reads why."""
+    report = render_report(night.manifest, selection, evaluation, decision, num_records=night.num_records)
+    (night.folder.candidate / REPORT).write_text(report, encoding="utf-8")
+    (night.folder.candidate / NIGHT).write_text(with_lineage(night.manifest, selection).to_json(), encoding="utf-8")
+
+
+# --- 8: publish ---------------------------------------------------------------------------------------------------------
+def _publish(night: FrozenNight, selection: Selection, decision: Decision) -> NightResult:
+    """File the release and move the pointer; `NightError` when a user in it was forgotten while the night ran."""
+    refuse_forgotten(night.inputs.stream, night.manifest, selection)
+    night.progress.phase("publish", "filing the release and moving the pointer")
+    release = publish_release(night.inputs.registry, night.folder.candidate, night.manifest, decision)
+    return NightResult(NightEnd.PUBLISHED, describe_gain(release, decision), release)
+
+
+def describe_gain(release: str, decision: Decision) -> str:
+    """One line on a published release: its gain over what served before, or over the base model on the first night."""
+    gain = decision.headline
+    rewards = f"{gain.before:.2f} -> {gain.after:.2f} ({gain.difference:+.2f})"
+    return f"release {release[:12]}: held-out reward {rewards} against {gain.against}"
+
+
+def _finish(night: FrozenNight, result: NightResult) -> NightResult:
     """Write how the night ended, last of all."""
-    folder.write("finished.json", json.dumps({"end": result.end, "text": result.text, "release": result.release}))
+    night.folder.write(FINISHED, json.dumps({"end": result.end, "text": result.text, "release": result.release}))
     return result

@@ -1,4 +1,4 @@
-"""What a night shows while it runs: a line per phase, a row per step, and the same as JSON lines for whoever watches the file."""
+"""What a night shows while it runs: a line for each phase, a row for each training step; the same as JSON lines."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from nightschool_nightly.training.advantage import GroupFate
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 
 _HEADING = "  step   reward  right  signal  entropy    KL  mismatch   tokens / padded"
 
 
 class Progress:
-    """Prints to a terminal or a log alike; `events` gets one JSON object per line."""
+    """Prints to a terminal or a log alike; the file `events` gets one JSON object a line."""
 
     def __init__(self, console: Console, events: Path | None = None) -> None:
         self._console, self._events = console, events
 
     def watch(self, events: Path) -> None:
-        """From here on also write events to this file."""
+        """From here on also write events to this file: a dry run has none, so it is not known from the start."""
         events.parent.mkdir(parents=True, exist_ok=True)
         self._events = events
 
@@ -39,17 +39,17 @@ class Progress:
         """The heading of the step rows."""
         self._console.print(f"[dim]{_HEADING}[/]", highlight=False)
 
-    def step(self, figures: StepFigures, steps: int) -> None:
-        """One step is done."""
-        total = sum(figures.groups.values())
-        saved = f"{figures.padded_tokens / figures.tree_tokens:.0f}x" if figures.tree_tokens else "-"
+    def step(self, metrics: StepMetrics, steps: int) -> None:
+        """Training step `metrics.step` of `steps` is done."""
+        total = sum(metrics.groups.values())
+        saved = f"{metrics.padded_tokens / metrics.tree_tokens:.0f}x" if metrics.tree_tokens else "-"
         self._console.print(
-            f"  {figures.step + 1:>3}/{steps:<3} {_number(figures.reward_mean, '.2f'):>5} {_number(figures.success, '.0%'):>6} "
-            f"{figures.groups[GroupFate.KEPT]:>4}/{total:<3} {_number(figures.entropy, '.2f'):>6} {_number(figures.kl, '.3f'):>6} "
-            f"{_number(figures.mismatch, '.3f'):>8}   {figures.tree_tokens:>5} / {figures.padded_tokens} ({saved})",
+            f"  {metrics.step + 1:>3}/{steps:<3} {_number(metrics.reward_mean, '.2f'):>5} {_number(metrics.success, '.0%'):>6} "
+            f"{metrics.groups[GroupFate.KEPT]:>4}/{total:<3} {_number(metrics.entropy, '.2f'):>6} {_number(metrics.kl, '.3f'):>6} "
+            f"{_number(metrics.mismatch, '.3f'):>8}   {metrics.tree_tokens:>5} / {metrics.padded_tokens} ({saved})",
             highlight=False,
         )
-        self._event({"phase": "step", "step": figures.step})
+        self._event({"phase": "step", "step": metrics.step})
 
     def _event(self, event: dict[str, Any]) -> None:
         if self._events is not None:

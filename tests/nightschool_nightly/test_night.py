@@ -22,6 +22,8 @@ from nightschool.registry.folder import Registry
 from nightschool.registry.release import REPORT, WEIGHTS
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
+from nightschool_nightly.gate.gate import Comparison, decide
+from nightschool_nightly.night import describe_gain
 
 TENANT = "bank"
 HEADERS = {semconv.HEADER_TENANT: TENANT.encode()}
@@ -174,7 +176,7 @@ def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> Non
         (
             'task = "triage"\n[[items]]\nname = "x"\nkind = "vibes"\n',
             TENANT,
-            "kind is 'vibes'; allowed are 'check' and 'outcome'",
+            "kind is 'vibes'; allowed are check, outcome",
         ),
         (ALWAYS_LOAN, "nobody", "tenant 'nobody' is not in nightschool.toml (known: bank)"),
     ],
@@ -187,6 +189,18 @@ def test_bad_input_is_one_clear_line_and_exit_2(tmp_path: Path, rubric: str, ten
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_headline_is_the_gain_over_what_served() -> None:
+    """On the first night that is the base model; afterwards the release, although the base is compared with too."""
+    base = Comparison("base", 40, 30, 0, 0.31, 0.82, 0.51, 0.4, (0.38, 0.62))
+    release = Comparison("release", 40, 30, 0, 0.75, 0.82, 0.07, 0.01, (0.0, 0.14))
+    for comparisons, gain in (
+        ([base], "0.31 -> 0.82 (+0.51) against base"),
+        ([base, release], "0.75 -> 0.82 (+0.07) against release"),
+    ):
+        decision = decide(comparisons, min_holdout=20, kl=0.1, kl_budget=0.5)
+        assert describe_gain("f" * 64, decision) == f"release {'f' * 12}: held-out reward {gain}"
 
 
 @pytest.mark.vllm
@@ -205,7 +219,7 @@ def test_uniform_rewards_teach_nothing_and_publish_nothing(tmp_path: Path) -> No
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_a_night_killed_in_every_phase_ends_with_the_same_candidate(tmp_path: Path) -> None:
-    """kill -9 costs time, never a different adapter: every phase resumes from what was frozen, and the registry stays whole."""
+    """kill -9 costs time, never another adapter: every phase resumes from what was frozen; the registry stays whole."""
     calm = make_workplace(tmp_path / "calm")
     killed = Workplace(tmp_path / "killed")
     shutil.copytree(calm.folder, killed.folder)

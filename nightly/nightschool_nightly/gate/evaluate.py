@@ -1,45 +1,46 @@
-"""Step 6 of a night: held-out prompts answered by the base model, the current release and the candidate, as production asks."""
+"""For step 7 of a night: held-out prompts answered by one policy as production asks them, and scored."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from nightschool_nightly.examples.select import Example
+from nightschool_nightly.gate.evaluation import Answers, Contender
+from nightschool_nightly.rewards.items import Answer
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import Ask
-from nightschool_nightly.training.trainer import Sampler, seed_of
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """One policy's answers to the held-out prompts, in their order."""
-
-    policy: str
-    """"base", "release" or "candidate"."""
-    texts: tuple[str, ...]
-    rewards: tuple[float | None, ...]
+from nightschool_nightly.rollouts.sampler import Sampler, SampleRequest, SaveAdapter, seed_of
 
 
 def answer_holdout(
-    policy: str,
+    policy: Contender,
     sampler: Sampler,
-    save: Callable[[Any], None] | None,
+    save: SaveAdapter | None,
     examples: Sequence[Example],
     rubrics: Mapping[str, Rubric],
     *,
     night: str,
 ) -> Answers:
-    """Answer each held-out prompt once with production's own sampling settings and a seed that all policies share."""
-    sampler.use(save)
-    asks = [
-        Ask(e.prompt_ids, 1, e.max_tokens, e.temperature, seed_of(night, "holdout", e.id), top_p=e.top_p, stop=e.stop)
-        for e in examples
+    """Answer each held-out prompt once, with production's own sampling settings and a seed that all policies share.
+
+    `save` writes the policy's adapter, None for the base model; `night` is the manifest's digest. With the same seed
+    two policies that agree on a token draw the same one, which makes their difference less noisy.
+    """
+    sampler.use_adapter(save)
+    requests = [
+        SampleRequest(
+            prompt_ids=example.prompt_ids,
+            num_samples=1,
+            max_tokens=example.max_tokens,
+            temperature=example.temperature,
+            seed=seed_of(night, "holdout", example.id),
+            top_p=example.top_p,
+            stop=example.stop,
+        )
+        for example in examples
     ]
-    rollouts = [answers[0] for answers in sampler.sample(asks)]
+    rollouts = [answers[0] for answers in sampler.sample(requests)]
     rewards = tuple(
-        None if e.cut_short and not r.finished else rubrics[e.task].score(r.text, e.references).reward
-        for e, r in zip(examples, rollouts, strict=True)
+        rubrics[example.task].score(example, Answer(rollout.text, finished=rollout.finished)).reward
+        for example, rollout in zip(examples, rollouts, strict=True)
     )
     return Answers(policy, tuple(rollout.text for rollout in rollouts), rewards)

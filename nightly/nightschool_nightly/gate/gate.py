@@ -1,7 +1,8 @@
 """Step 7 of a night: is the candidate better, on held-out prompts, than what serves now and than the base model?
 
-Paired by prompt, clustered by user: users are resampled, not prompts, because one user's prompts are not independent
-(Miller 2024, arXiv 2411.00640). A prompt that any policy's answer leaves unscored is left out for all, and counted.
+Paired by prompt and clustered by user: the bootstrap draws users and not prompts, because one user's prompts are not
+independent (Miller 2024, arXiv 2411.00640). A prompt that either policy's answer leaves unscored is left out of their
+comparison, and counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+from nightschool_nightly.gate.evaluation import Contender
+
+# With so many the bound's own noise is about 1% of its distance from the mean: far below what a night can show.
 _RESAMPLES = 10_000
 # With three users all of them are better by chance one time in eight, and no resample of them says otherwise.
 _MIN_USERS = 5
@@ -20,20 +24,25 @@ _MIN_USERS = 5
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The candidate against one other policy."""
+    """The candidate against one other policy. Written as JSON under these names in a release's manifest."""
 
     against: str
+    """The other policy: "base" or "release"."""
     num_prompts: int
+    """Prompts that both policies have a score for; everything below is over these."""
     num_users: int
     num_unscored: int
+    """Prompts left out because an answer is unscored."""
     before: float
     """Mean reward of the other policy."""
     after: float
     """Mean reward of the candidate."""
     difference: float
+    """Mean of the paired differences, candidate minus other."""
     lower_bound: float
     """One-sided bootstrap bound at the configured confidence."""
     interval95: tuple[float, float]
+    """Two-sided bootstrap interval, for the report; nothing is decided by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,15 @@ class Decision:
     reasons: tuple[str, ...]
     """Every reason against; empty when accepted."""
     comparisons: tuple[Comparison, ...]
+    """With the base model first, then with the release if there is one."""
+    kl: float
+    """Forward KL(base || candidate) on general prompts, nats per token."""
+
+    @property
+    def headline(self) -> Comparison:
+        """The gain a person reads first: over the release that serves, or over the base model where there is none."""
+        by_policy = {comparison.against: comparison for comparison in self.comparisons}
+        return by_policy[Contender.RELEASE if Contender.RELEASE in by_policy else Contender.BASE]
 
 
 def compare(
@@ -55,7 +73,12 @@ def compare(
     confidence: float,
     seed: int,
 ) -> Comparison:
-    """Paired comparison of rewards prompt by prompt, with a bootstrap over users."""
+    """Paired comparison of rewards prompt by prompt, with a bootstrap over users.
+
+    `before`, `after` and `users` have one entry for each prompt, in the same order; `ValueError` when they do not.
+    `confidence` is that of the one-sided lower bound. Without a single pair the bound is minus infinity: nothing is
+    shown.
+    """
     pairs = [(a, b, user) for a, b, user in zip(before, after, users, strict=True) if a is not None and b is not None]
     unscored = len(users) - len(pairs)
     if not pairs:
@@ -83,7 +106,11 @@ def compare(
 
 
 def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
-    """Means of the paired differences over resamples of users [RESAMPLES]."""
+    """Means of the paired differences over resamples of users, [_RESAMPLES].
+
+    `sums` and `counts` hold each user's sum of differences and number of prompts: a resample's mean is over prompts,
+    as the estimate is.
+    """
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(sums), size=(_RESAMPLES, len(sums)))
     means: np.ndarray = sums[drawn].sum(1) / counts[drawn].sum(1)
@@ -91,21 +118,22 @@ def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndar
 
 
 def _tail(chance: float, num_users: int) -> float:
-    """The quantile of the bootstrap that leaves out `chance`: the expanded percentile (Hesterberg 2015, arXiv 1411.5279).
+    """The quantile of the bootstrap that leaves out `chance`: expanded percentiles (Hesterberg 2015, arXiv 1411.5279).
 
-    A bootstrap over few users is too narrow: with 10 the plain percentile accepts no difference 8% of the time where 5% is promised.
+    A bootstrap over few users is too narrow: with 10 users the plain percentile accepts a candidate that is no better
+    in 8% of nights where 5% is promised.
     """
     freedom = num_users - 1
     if freedom == 0:
         return 0.0
     z = NormalDist().inv_cdf(chance)
-    # Student's t from the normal quantile, Cornish-Fisher to the second order.
+    # The quantile of Student's t from that of the normal distribution: Cornish-Fisher expansion to the second order.
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return NormalDist().cdf(t * math.sqrt(num_users / freedom))
 
 
 def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl_budget: float) -> Decision:
-    """Accept only if the lower bound against every other policy lies above zero and no guardrail is broken."""
+    """Accept if the lower bound against every other policy is above zero and no limit is broken. NaN never passes."""
     reasons = [] if comparisons else ["compared with no other policy"]
     for comparison in comparisons:
         if comparison.num_prompts < min_holdout:
@@ -122,4 +150,4 @@ def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl
             )
     if not kl <= kl_budget:
         reasons.append(f"KL to the base model on general prompts is {kl:.3f} nats per token, the budget is {kl_budget:.3f}")
-    return Decision(not reasons, tuple(reasons), tuple(comparisons))
+    return Decision(not reasons, tuple(reasons), tuple(comparisons), kl)

@@ -1,1 +1,1 @@
-"""The release, its lineage and its report."""
+"""Step 8 of a night: the candidate becomes a release, with its lineage and its report."""

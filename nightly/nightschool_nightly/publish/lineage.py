@@ -1,7 +1,7 @@
-"""Whom a release learnt from: a list of marks in its night.json, from which nobody's pseudonym can be read.
+"""Which users a release learned from: a list of marks in its night.json, from which no pseudonym can be read.
 
-A mark is a hash over the night and the subject's erasure hash, so that marks of two nights, or of two tenants, cannot be matched,
-and yet whoever knows the subject can ask each release about them.
+A mark is a hash over the night and the subject's erasure hash. So marks of two nights, or of two tenants, cannot be
+matched with each other, and yet a person who knows the subject can ask each release about them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def mark_of(night: str, subject_hash: str) -> str:
 
 
 def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest:
-    """The manifest as its release carries it. Its digest stays: what came of a night does not name it."""
+    """The manifest as its release carries it: with the marks of the users it learned from and was tested with.
+
+    Its digest stays the same, because marks are not part of it.
+    """
 
     def marks(examples: Iterable[Example]) -> tuple[str, ...]:
         return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.user)) for example in examples}))

@@ -1,4 +1,4 @@
-"""Step 8 of a night: the candidate becomes a release, and the pointer moves to it. Doing it twice changes nothing."""
+"""Step 8 of a night: files the candidate as a release and points at it. Doing it twice changes nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision
 
 
-def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision, *, kl: float) -> str:
-    """File the adapter in `candidate` and point at it; the release's digest.
+def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision) -> str:
+    """File the adapter in the folder `candidate` and point at it; returns the release's digest.
 
-    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the pointer since
-    the night began: the release stays filed, and a person decides.
+    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the
+    pointer since the night began: the release stays filed, and a person decides.
     """
     config = json.loads((candidate / ADAPTER_CONFIG).read_text())
 
@@ -33,17 +33,17 @@ def publish_release(registry: Registry, candidate: Path, manifest: NightManifest
             night=manifest.digest,
             parent=manifest.pointer.stable,
             rubrics=manifest.rubrics,
-            gate={"kl": kl, "comparisons": [asdict(comparison) for comparison in decision.comparisons]},
+            gate={"kl": decision.kl, "comparisons": [asdict(comparison) for comparison in decision.comparisons]},
             frozen_at_ms=manifest.frozen_at_ms,
         )
 
-    digest = registry.add(candidate, describe)
+    release = registry.add(candidate, describe)
     pointer = registry.pointer(manifest.tenant)
-    if pointer.stable == digest:
-        return digest
+    if pointer.stable == release:
+        return release  # this night was killed after it published
     if pointer.frozen:
         raise PointerConflict(
-            f"release {digest[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume"
+            f"release {release[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume"
         )
-    registry.move_pointer(manifest.tenant, manifest.pointer, stable=digest, canary=None, weight=0)
-    return digest
+    registry.move_pointer(manifest.tenant, manifest.pointer, stable=release, canary=None, weight=0)
+    return release

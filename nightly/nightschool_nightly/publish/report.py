@@ -1,4 +1,4 @@
-"""The morning report: what a person reads in a minute beside the release. One HTML file, no scripts, nothing loaded from elsewhere."""
+"""The report beside a release: what a person reads in a minute. One HTML file, no scripts, nothing loaded."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import jinja2
 
 from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.gate.evaluate import Answers
+from nightschool_nightly.gate.evaluation import Answers, Evaluation
 from nightschool_nightly.gate.gate import Decision
-from nightschool_nightly.training.trainer import StepFigures
 
-_MAX_CHANGED = 10
-_WIDTH, _HEIGHT = 640, 180
+_MAX_CHANGED = 10  # what a person really reads
+_WIDTH, _HEIGHT = 640, 180  # of the chart, in units of its own; the page scales it
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedAnswer:
-    """A held-out prompt that the candidate answers otherwise than what served before."""
+    """A held-out prompt that the candidate answers differently than what served before it."""
 
     message: str
+    """The last user message."""
     before: str
     after: str
     human: str
+    """The human's own final answer; empty when there is none."""
     reward_before: float | None
     reward_after: float | None
 
@@ -36,43 +37,46 @@ class Curve:
 
     name: str
     path: str
+    """The `d` attribute of an SVG path."""
     last: float
+    """Value of the last point."""
 
 
 def render_report(
     manifest: NightManifest,
     selection: Selection,
-    figures: Sequence[StepFigures],
-    answers: Sequence[Answers],
+    evaluation: Evaluation,
     decision: Decision,
     *,
-    kl: float,
     num_records: int,
 ) -> str:
-    """The report of one night as HTML."""
+    """The report of one night as HTML; `num_records` is how many records it read."""
+    metrics = evaluation.metrics
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         manifest=manifest,
         selection=selection,
         users=len({example.user for example in (*selection.train, *selection.holdout)}),
-        figures=figures,
+        metrics=metrics,
         decision=decision,
-        kl=kl,
         num_records=num_records,
-        changed=changed_answers(selection.holdout, answers),
-        reward=draw_curve("mean reward", [(f.step, f.reward_mean) for f in figures if f.reward_mean is not None], top=1.0),
-        success=draw_curve("answers with full reward", [(f.step, f.success) for f in figures if f.success is not None], top=1.0),
-        tree_tokens=sum(f.tree_tokens for f in figures),
-        padded_tokens=sum(f.padded_tokens for f in figures),
+        changed=changed_answers(selection.holdout, evaluation.before, evaluation.candidate),
+        reward=draw_curve("mean reward", [(m.step, m.reward_mean) for m in metrics if m.reward_mean is not None], top=1.0),
+        success=draw_curve("answers with full reward", [(m.step, m.success) for m in metrics if m.success is not None], top=1.0),
+        tree_tokens=sum(m.tree_tokens for m in metrics),
+        padded_tokens=sum(m.padded_tokens for m in metrics),
         width=_WIDTH,
         height=_HEIGHT,
     )
 
 
-def changed_answers(examples: Sequence[Example], answers: Sequence[Answers]) -> list[ChangedAnswer]:
-    """Up to ten held-out prompts answered differently, regressions first: they are what a reader must see."""
-    before, after = answers[-2], answers[-1]
+def changed_answers(examples: Sequence[Example], before: Answers, after: Answers) -> list[ChangedAnswer]:
+    """Up to ten held-out prompts answered differently, regressions first: they are what a reader must see.
+
+    At least half of the places are for other changes, as far as there are some. An unscored answer counts as 0 here,
+    for the order only.
+    """
     changed = [
         ChangedAnswer(e.message, before.texts[i], after.texts[i], e.demonstration or "", before.rewards[i], after.rewards[i])
         for i, e in enumerate(examples)
@@ -85,9 +89,9 @@ def changed_answers(examples: Sequence[Example], answers: Sequence[Answers]) -> 
 
 
 def draw_curve(name: str, points: Sequence[tuple[int, float]], *, top: float) -> Curve | None:
-    """An SVG path of (step, value) in a box of 640 x 180; None without points."""
+    """An SVG path of (step, value) in a box of 640 x 180, with `top` as the highest value; None without points."""
     if not points:
         return None
-    last_step = max(step for step, _ in points) or 1
+    last_step = max(step for step, _ in points) or 1  # a single step 0 must not divide by 0
     places = [(step / last_step * _WIDTH, _HEIGHT - value / top * _HEIGHT) for step, value in points]
     return Curve(name, "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in places), points[-1][1])

@@ -1,6 +1,10 @@
-"""Deterministic checks of an answer's text: the `check` items of a rubric.
+"""Items of kind "check": deterministic tests of an answer's text.
 
-Each returns whether the answer passes. All compare after stripping surrounding white space; `ignore_case` is off unless said.
+Every check ignores white space around the answer. `ignore_case` is false by default.
+
+To add a check: write a function that takes the item's options and returns a function from text to pass or fail, and
+add one line to `CHECKS`. A check is deterministic, touches nothing outside, and its cost is bounded whatever the
+answer is.
 """
 
 from __future__ import annotations
@@ -8,74 +12,96 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from nightschool.errors import RubricError
+from nightschool_nightly.rewards.items import Answer, Prompt
+from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
 Check = Callable[[str], bool]
-# A pattern from a rubric runs on every rollout; a bounded answer bounds what a bad pattern can cost.
+# A pattern from a rubric runs on every rollout, and some patterns take time that grows fast with the text.
 _MAX_CHECKED_CHARS = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class CheckCriterion:
+    """The text of the answer passes a check. It never needs an outcome, so it can always decide."""
+
+    check: Check
+    outcome_names: tuple[str, ...] = ()
+
+    def passes(self, prompt: Prompt, answer: Answer) -> bool | None:
+        return self.check(answer.text)
+
+
+def load_check(options: Mapping[str, Any]) -> CheckCriterion:
+    """The criterion that an item's options describe; `RubricError` if they do not describe one."""
+    return CheckCriterion(build_check(options))
+
+
 def build_check(options: Mapping[str, Any]) -> Check:
-    """The check that `options` (a rubric item without its name, kind and weight) describes; `RubricError` if it is none."""
-    kind = options.get("check")
-    if not isinstance(kind, str) or kind not in _BUILDERS:
-        raise RubricError(f"check is {kind!r}; allowed are {', '.join(sorted(_BUILDERS))}")
-    builder, allowed = _BUILDERS[kind]
-    if unknown := sorted(set(options) - {"check", *allowed}):
-        raise RubricError(f"check {kind!r} has the unknown option {unknown[0]!r}; allowed are {', '.join(sorted(allowed))}")
-    return builder(options)
+    """The check named by the option `check`, built from the other options; `RubricError` if they do not fit it."""
+    name = options.get("check")
+    if not isinstance(name, str) or name not in CHECKS:
+        found = "missing" if name is None else repr(name)
+        raise RubricError(f"check is {found}; allowed are {', '.join(sorted(CHECKS))}")
+    known = CHECKS[name]
+    own = {option: value for option, value in options.items() if option != "check"}
+    refuse_unknown(f"check {name!r}", own, known.options)
+    return known.build(own)
 
 
-def normal(text: str, *, ignore_case: bool) -> str:
-    """`text` without surrounding white space, case-folded if asked."""
+def normalize(text: str, *, ignore_case: bool) -> str:
+    """`text` without surrounding white space, and without upper case if asked: what two texts are compared by."""
     return text.strip().casefold() if ignore_case else text.strip()
 
 
+# --- the checks ---------------------------------------------------------------------------------------------------------
 def _exact(options: Mapping[str, Any]) -> Check:
-    fold = _option(options, "ignore_case", bool, False)
-    value = normal(_option(options, "value", str), ignore_case=fold)
-    return lambda answer: normal(answer, ignore_case=fold) == value
+    ignore_case = read_option(options, "ignore_case", bool, False)
+    value = normalize(read_option(options, "value", str), ignore_case=ignore_case)
+    return lambda text: normalize(text, ignore_case=ignore_case) == value
 
 
 def _one_of(options: Mapping[str, Any]) -> Check:
-    fold = _option(options, "ignore_case", bool, False)
-    values = _option(options, "values", list)
+    ignore_case = read_option(options, "ignore_case", bool, False)
+    values = read_option(options, "values", list, must_be="a list of at least one text")
     if not values or not all(isinstance(value, str) for value in values):
-        raise RubricError(f"values is {values!r}; it must be a list of at least one string")
-    allowed = {normal(value, ignore_case=fold) for value in values}
-    return lambda answer: normal(answer, ignore_case=fold) in allowed
+        raise RubricError(f"values is {values!r}; it must be a list of at least one text")
+    allowed = {normalize(value, ignore_case=ignore_case) for value in values}
+    return lambda text: normalize(text, ignore_case=ignore_case) in allowed
 
 
 def _regex(options: Mapping[str, Any]) -> Check:
-    pattern = _option(options, "pattern", str)
-    flags = re.IGNORECASE if _option(options, "ignore_case", bool, False) else re.NOFLAG
+    pattern = read_option(options, "pattern", str)
+    flags = re.IGNORECASE if read_option(options, "ignore_case", bool, False) else re.NOFLAG
     try:
         compiled = re.compile(pattern, flags)
     except (re.error, OverflowError, RecursionError) as error:
         raise RubricError(f"pattern {pattern!r} is not a regular expression: {error}") from None
-    return lambda answer: compiled.search(answer[:_MAX_CHECKED_CHARS]) is not None
+    return lambda text: compiled.search(text[:_MAX_CHECKED_CHARS]) is not None
 
 
 def _length(options: Mapping[str, Any]) -> Check:
-    low, high = _option(options, "min_chars", int, 0), _option(options, "max_chars", int, _MAX_CHECKED_CHARS)
+    low = read_option(options, "min_chars", int, 0)
+    high = read_option(options, "max_chars", int, _MAX_CHECKED_CHARS)
     if not 0 <= low <= high:
         raise RubricError(f"min_chars is {low} and max_chars {high}; they must be 0 <= min_chars <= max_chars")
-    return lambda answer: low <= len(answer.strip()) <= high
+    return lambda text: low <= len(text.strip()) <= high
 
 
 def _json_schema(options: Mapping[str, Any]) -> Check:
     import jsonschema
     import referencing.jsonschema
 
-    schema = _option(options, "schema", dict)
+    schema = read_option(options, "schema", dict)
     try:
         validator_class = jsonschema.validators.validator_for(schema)
         validator_class.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise RubricError(f"schema is not a JSON schema: {error.message}") from None
-    # Without its own registry the library would fetch what a schema refers to, in the middle of a night.
+    # Without a registry of its own the library would fetch what a schema refers to over the network, during a night.
     validator = validator_class(schema, registry=referencing.Registry())
     resource = referencing.Resource.from_contents(schema, default_specification=referencing.jsonschema.DRAFT202012)
     resolver = referencing.Registry().with_resource("", resource).resolver()
@@ -83,12 +109,12 @@ def _json_schema(options: Mapping[str, Any]) -> Check:
         try:
             resolver.lookup(reference)
         except referencing.exceptions.Unresolvable:
-            raise RubricError(f"schema refers to {reference!r}, which it does not hold; put it under $defs") from None
+            raise RubricError(f"schema refers to {reference!r}, which is not in it; put it under $defs") from None
 
-    def check(answer: str) -> bool:
+    def check(text: str) -> bool:
         try:
-            return bool(validator.is_valid(json.loads(answer)))
-        except (ValueError, RecursionError):
+            return bool(validator.is_valid(json.loads(text)))
+        except (ValueError, RecursionError):  # not JSON, or nested too deeply to read or to check
             return False
 
     return check
@@ -105,17 +131,18 @@ def _references(schema: Any) -> Iterator[str]:
             yield from _references(part)
 
 
-def _option(options: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
-    value = options.get(name, default)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise RubricError(f"{name} is {value!r}; it must be a {kind.__name__}")
-    return value
+class KnownCheck(NamedTuple):
+    """A check that a rubric may name."""
+
+    build: Callable[[Mapping[str, Any]], Check]
+    options: frozenset[str]
+    """Keys it may have in the TOML table, beside those every item has."""
 
 
-_BUILDERS: dict[Any, tuple[Callable[[Mapping[str, Any]], Check], set[str]]] = {
-    "exact": (_exact, {"value", "ignore_case"}),
-    "one_of": (_one_of, {"values", "ignore_case"}),
-    "regex": (_regex, {"pattern", "ignore_case"}),
-    "length": (_length, {"min_chars", "max_chars"}),
-    "json_schema": (_json_schema, {"schema"}),
+CHECKS: Mapping[str, KnownCheck] = {
+    "exact": KnownCheck(_exact, frozenset({"value", "ignore_case"})),
+    "one_of": KnownCheck(_one_of, frozenset({"values", "ignore_case"})),
+    "regex": KnownCheck(_regex, frozenset({"pattern", "ignore_case"})),
+    "length": KnownCheck(_length, frozenset({"min_chars", "max_chars"})),
+    "json_schema": KnownCheck(_json_schema, frozenset({"schema"})),
 }

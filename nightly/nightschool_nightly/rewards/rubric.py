@@ -1,4 +1,4 @@
-"""A rubric: weighted items that score an answer, in a TOML file a person can write, versioned by its content.
+"""A rubric: weighted items that score an answer, in a TOML file that a person writes, named by the hash of its content.
 
     task = "triage"
     [[items]]
@@ -12,67 +12,55 @@
     check = "one_of"        # exact, one_of, regex, length, json_schema
     values = ["card", "fraud"]
     weight = 0.2
-    hard = true             # failing it makes the reward 0
+    hard = true             # an answer that fails it has the reward 0
 
-reward = (sum of weights of passed items) / (sum of weights), or 0 when a hard item fails. An item that cannot say (no outcome of
-that name) makes the answer unscored: unknown is not zero.
+reward = (sum of the weights of passed items) / (sum of all weights), or 0 when a hard item fails. An item that cannot
+decide (there is no outcome of its name) leaves the answer unscored, and so does a limit that cut the answer short:
+unknown is not zero.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nightschool.errors import RubricError
-from nightschool_nightly.rewards.checks import Check, build_check, normal
+from nightschool_nightly.rewards.checks import load_check
+from nightschool_nightly.rewards.items import Answer, Criterion, Prompt
+from nightschool_nightly.rewards.outcome import load_outcome
 
-_ITEM_KEYS = {"name", "kind", "weight", "hard"}
-_OUTCOME_KEYS = {"outcome", "ignore_case"}
+KINDS: Mapping[str, Callable[[Mapping[str, Any]], Criterion]] = {
+    "check": load_check,
+    "outcome": load_outcome,
+}
+"""What a kind of item makes of its own options. A new kind is a file beside this one and a line here."""
+
+_KEYS_OF_EVERY_ITEM = frozenset({"name", "kind", "weight", "hard"})
 
 
 @dataclass(frozen=True, slots=True)
-class CheckItem:
-    """A deterministic check of the answer's text."""
+class Item:
+    """One weighted line of a rubric."""
 
     name: str
     weight: float
     hard: bool
-    check: Check
-
-    def passes(self, answer: str, references: Mapping[str, str]) -> bool | None:
-        return self.check(answer)
-
-
-@dataclass(frozen=True, slots=True)
-class OutcomeItem:
-    """The answer agrees with what the human finally chose; cannot say when no human did."""
-
-    name: str
-    weight: float
-    hard: bool
-    outcome: str
-    ignore_case: bool
-
-    def passes(self, answer: str, references: Mapping[str, str]) -> bool | None:
-        if self.outcome not in references:
-            return None
-        return normal(answer, ignore_case=self.ignore_case) == normal(references[self.outcome], ignore_case=self.ignore_case)
-
-
-Item = CheckItem | OutcomeItem
+    """An answer that fails it has the reward 0, whatever else it passes."""
+    criterion: Criterion
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The reward of one answer, and how each item saw it."""
+    """The reward of one answer, and what each item said."""
 
     reward: float | None
-    """From 0 to 1; None when an item could not say."""
+    """From 0 to 1; None when the answer is unscored."""
     items: Mapping[str, bool | None]
+    """Whether it passed each item, by name; None where that could not be decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +74,22 @@ class Rubric:
 
     @property
     def outcome_names(self) -> tuple[str, ...]:
-        """Outcomes this rubric needs, in order of its items."""
-        return tuple(dict.fromkeys(item.outcome for item in self.items if isinstance(item, OutcomeItem)))
+        """Outcomes this rubric needs, each once, in order of its items."""
+        return tuple(dict.fromkeys(name for item in self.items for name in item.criterion.outcome_names))
 
-    def score(self, answer: str, references: Mapping[str, str]) -> Score:
-        """Score `answer`; `references` holds what the human finally chose, by outcome name."""
-        seen = {item.name: item.passes(answer, references) for item in self.items}
-        if any(passed is None for passed in seen.values()):
-            return Score(None, seen)
-        if any(item.hard and not seen[item.name] for item in self.items):
-            return Score(0.0, seen)
+    def score(self, prompt: Prompt, answer: Answer) -> Score:
+        """Score one answer to a prompt."""
+        if prompt.cut_short and not answer.finished:
+            # Production would have gone on where the night stopped: nobody knows what the whole answer would have been.
+            return Score(None, dict.fromkeys(item.name for item in self.items))
+        passed = {item.name: item.criterion.passes(prompt, answer) for item in self.items}
+        if any(verdict is None for verdict in passed.values()):
+            return Score(None, passed)
+        if any(item.hard and not passed[item.name] for item in self.items):
+            return Score(0.0, passed)
+        # Both sums add the same numbers in the same order, so an answer that passes everything has exactly 1.
         total = sum(item.weight for item in self.items)
-        return Score(sum(item.weight for item in self.items if seen[item.name]) / total, seen)
+        return Score(sum(item.weight for item in self.items if passed[item.name]) / total, passed)
 
 
 def load_rubric(path: Path) -> Rubric:
@@ -111,7 +103,7 @@ def load_rubric(path: Path) -> Rubric:
 
 
 def parse_rubric(text: str) -> Rubric:
-    """Check the text of a rubric file."""
+    """The rubric in the text of a file; `RubricError` says what to change."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -134,30 +126,23 @@ def _parse_item(table: Any, number: int) -> Item:
     if not isinstance(table, dict):
         raise RubricError(f"item {number} is {table!r}; it must be an [[items]] table")
     name = table.get("name")
-    where = f"item {number} ({name!r})"
     if not isinstance(name, str) or not name:
-        raise RubricError(f"item {number} has no name")
+        raise RubricError(f"item {number} has no name; give it one, different from the others")
+    where = f"item {number} ({name!r})"
     weight, hard = table.get("weight", 1.0), table.get("hard", False)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
         raise RubricError(f"{where}: weight is {weight!r}; it must be a number above 0")
     if not isinstance(hard, bool):
         raise RubricError(f"{where}: hard is {hard!r}; it must be true or false")
-    options = {key: value for key, value in table.items() if key not in _ITEM_KEYS}
-    match table.get("kind"):
-        case "check":
-            try:
-                return CheckItem(name, float(weight), hard, build_check(options))
-            except RubricError as error:
-                raise RubricError(f"{where}: {error}") from None
-        case "outcome":
-            if unknown := sorted(set(options) - _OUTCOME_KEYS):
-                raise RubricError(f"{where}: unknown option {unknown[0]!r}; allowed are {', '.join(sorted(_OUTCOME_KEYS))}")
-            outcome, fold = options.get("outcome"), options.get("ignore_case", False)
-            if not isinstance(outcome, str) or not outcome or not isinstance(fold, bool):
-                raise RubricError(f"{where}: outcome must be the name of an outcome, ignore_case true or false; got {options}")
-            return OutcomeItem(name, float(weight), hard, outcome, fold)
-        case kind:
-            raise RubricError(f"{where}: kind is {kind!r}; allowed are 'check' and 'outcome'")
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        found = "missing" if kind is None else repr(kind)
+        raise RubricError(f"{where}: kind is {found}; allowed are {', '.join(KINDS)}")
+    try:
+        criterion = KINDS[kind]({key: value for key, value in table.items() if key not in _KEYS_OF_EVERY_ITEM})
+    except RubricError as error:
+        raise RubricError(f"{where}: {error}") from None
+    return Item(name, float(weight), hard, criterion)
 
 
 def _sorted(value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Sampling answers from the policy in vLLM."""
+"""Step 3 of a night: answers sampled from the current policy, in vLLM."""

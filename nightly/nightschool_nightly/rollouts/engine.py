@@ -1,114 +1,49 @@
-"""Samples answers from the current policy in vLLM, in this process, with the candidate adapter hot-loaded after every step.
+"""The sampler of a night: vLLM in this process, with the candidate adapter loaded anew after every step.
 
-Every adapter version has a name of its own, because vLLM keys its prefix cache by name and path: the same name with new weights
-would answer from stale keys and values. Seeds are per prompt, so the same night samples the same answers again.
+Every version of the adapter has a name of its own, because vLLM keys its prefix cache by the adapter's name and path:
+new weights under an old name would answer from stale keys and values. Seeds are per prompt, so the same night samples
+the same answers again.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nightschool.errors import MissingExtraError, NightError
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One prompt to sample from."""
-
-    prompt_ids: tuple[int, ...]
-    num_samples: int
-    max_tokens: int
-    temperature: float
-    seed: int
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sampled answer."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """Of each token under the sampling distribution, temperature included."""
-    text: str
-    finished: bool
-    """False when the answer was cut at max_tokens."""
+from nightschool_nightly.rollouts.engine_options import EngineSettings, engine_options, set_environment
+from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter
 
 
 class RolloutEngine:
-    """An in-process vLLM engine that serves the base model and the newest adapter handed to it."""
+    """An in-process vLLM engine that answers with the base model or with the newest adapter handed to it."""
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        adapters: Path,
-        targets: Sequence[str],
-        dtype: str,
-        max_lora_rank: int,
-        max_model_len: int,
-        max_num_seqs: int,
-        kv_cache_gib: int,
-    ) -> None:
-        # Only our own plugin: in-tree resolvers would look for adapters by name. Read by vLLM when it is imported.
-        os.environ["VLLM_PLUGINS"] = "nightschool_cpu_lora"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_NO_USAGE_STATS"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    def __init__(self, model: Path, settings: EngineSettings, *, adapters: Path) -> None:
+        """Start vLLM on the model in folder `model`; each version of the adapter is written below `adapters`."""
+        set_environment(os.environ)
         try:
             from vllm import LLM
-            from vllm.config import KVTransferConfig
             from vllm.platforms import current_platform
         except ModuleNotFoundError as error:
             raise MissingExtraError("sampling rollouts", "serving-cpu", error.name or "vllm") from error
-        on_cpu = current_platform.is_cpu()
-        # With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile and skips its warm-up.
-        options: dict[str, Any] = (
-            {
-                "block_size": 32,
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": kv_cache_gib * 2**30,
-                "kv_transfer_config": KVTransferConfig(
-                    kv_connector="PromptTailConnector",
-                    kv_connector_module_path="nightschool_nightly.rollouts.prompt_tails",
-                    kv_role="kv_both",
-                ),
-            }
-            if on_cpu
-            else {}
-        )
-        self._shares_tails = on_cpu
+        on_cpu = bool(current_platform.is_cpu())
         if on_cpu:
-            # vLLM compiles one small sampling function even for an eager model: seconds at the first step, and it needs a C++ compiler.
+            # vLLM compiles one small sampling function even for an eager model. It takes seconds at the first step and
+            # a C++ compiler.
             import torch
 
             torch.compiler.set_stance("force_eager")
-        self._llm = LLM(
-            str(model),
-            dtype=dtype,
-            enable_lora=True,
-            max_lora_rank=max_lora_rank,
-            max_loras=1,
-            lora_target_modules=list(targets),
-            max_cpu_loras=2,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            **options,
-        )
+        self._shares_tails = on_cpu  # see prompt_tails
+        self._llm = LLM(str(model), **engine_options(settings, on_cpu=on_cpu))
         self._folder = adapters
-        self._adapter: Any = None
-        self._versions = 0
+        self._adapter: Any = None  # vLLM's LoRARequest, or None for the base model
+        self._num_versions = 0
 
-    def use(self, save: Callable[[Path], None] | None) -> None:
-        """Answer with the adapter that `save(folder)` writes into a new folder; None means the base model."""
+    def use_adapter(self, save: SaveAdapter | None) -> None:
+        """Answer with the adapter that `save` writes into a new folder; None means the base model."""
         from vllm.lora.request import LoRARequest
 
         if self._adapter is not None:
@@ -116,42 +51,53 @@ class RolloutEngine:
             shutil.rmtree(self._adapter.lora_path, ignore_errors=True)
             self._adapter = None
         if save is not None:
-            self._versions += 1
-            path = self._folder / f"version-{self._versions}"
+            self._num_versions += 1
+            number = self._num_versions
+            path = self._folder / f"version-{number}"
             save(path)
-            self._adapter = LoRARequest(lora_name=f"night.v{self._versions}", lora_int_id=self._versions, lora_path=str(path))
+            self._adapter = LoRARequest(lora_name=f"night.v{number}", lora_int_id=number, lora_path=str(path))
 
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        """Sampled answers, for each ask `num_samples` of them, in order."""
-        from vllm import SamplingParams
-
-        # A resumed night starts with an empty cache; clearing it here makes every step alike.
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
+        """Sampled answers, for each request `num_samples` of them, in order."""
+        # A resumed night starts with an empty cache. What comes out of the cache may differ in rounding from what is
+        # computed, so every step starts with an empty one.
         self._llm.reset_prefix_cache(reset_connector=self._shares_tails)
-        parameters = [
-            SamplingParams(
-                n=ask.num_samples,
-                temperature=ask.temperature,
-                top_p=ask.top_p,
-                max_tokens=ask.max_tokens,
-                seed=ask.seed,
-                stop=list(ask.stop) or None,
-                logprobs=0,
-            )
-            for ask in asks
-        ]
-        prompts = [{"prompt_token_ids": list(ask.prompt_ids)} for ask in asks]
-        if self._shares_tails and any(ask.num_samples > 1 for ask in asks):
-            first_token = SamplingParams(max_tokens=1, temperature=0.0)
-            self._llm.generate(prompts, first_token, lora_request=self._adapter, use_tqdm=False)
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        if self._shares_tails and any(request.num_samples > 1 for request in requests):
+            self._compute_prompts(prompts)
+        parameters = [_sampling_parameters(request) for request in requests]
         outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
         return [[_rollout(completion) for completion in output.outputs] for output in outputs]
 
+    def _compute_prompts(self, prompts: Sequence[Mapping[str, list[int]]]) -> None:
+        """Sample one token of each prompt, so that the rollouts after it share its last block (see `prompt_tails`)."""
+        from vllm import SamplingParams
+
+        one_token = SamplingParams(max_tokens=1, temperature=0.0)
+        self._llm.generate(prompts, one_token, lora_request=self._adapter, use_tqdm=False)
+
+
+def _sampling_parameters(request: SampleRequest) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        n=request.num_samples,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        stop=list(request.stop) or None,
+        logprobs=0,  # of the sampled token alone, no alternatives
+    )
+
 
 def _rollout(completion: Any) -> Rollout:
+    """The rollout in one of vLLM's outputs; `NightError` if a log-probability is missing: 0 would be a wrong one."""
     entries: Sequence[Mapping[int, Any]] | None = completion.logprobs
     if entries is None or len(entries) != len(completion.token_ids):
         raise NightError(
-            "the engine returned a rollout without the log-probability of each token; such a rollout cannot be trained on"
+            f"vLLM returned {len(entries or ())} log-probabilities for {len(completion.token_ids)} tokens of a rollout; "
+            "it cannot be trained on without one for each token; report this with your version of vLLM"
         )
     logprobs = tuple(float(entry[token].logprob) for token, entry in zip(completion.token_ids, entries, strict=True))
     return Rollout(tuple(completion.token_ids), logprobs, completion.text, completion.finish_reason != "length")

@@ -1,12 +1,12 @@
 """Lets the rollouts of one prompt share the keys and values of its last, partly filled block.
 
-vLLM's prefix cache holds whole blocks only (32 tokens on a CPU), so each of a group's n rollouts computes what its prompt has
-beyond the last whole block: 16 tokens on average, which for answers of a few tokens is most of the sampling's arithmetic. This
-connector, on vLLM's public KV connector interface, copies that block once a prompt has been computed and gives each later request
-for the same prompt the copy, so that it computes one token. Only requests of later engine steps can be served: sample one token a
-prompt first, then the group.
+vLLM's prefix cache holds whole blocks only (32 tokens on a CPU). So each of a group's n rollouts computes again what
+its prompt has beyond the last whole block: 16 tokens on average, which for answers of a few tokens is most of the
+sampling's arithmetic. This connector, on vLLM's public KV connector interface, copies that block once a prompt has
+been computed. Each later request for the same prompt gets the copy and computes one token. Only requests of later
+engine steps can be served: sample one token for each prompt first, then the group.
 
-It shares by prompt alone: call `reset_prefix_cache(reset_connector=True)` whenever the weights change.
+It shares by prompt alone, not by adapter: call `reset_prefix_cache(reset_connector=True)` whenever the weights change.
 """
 
 from __future__ import annotations
@@ -32,27 +32,29 @@ class TailCopies(KVConnectorMetadata):  # type: ignore[misc]  # vLLM has no type
     """What the worker copies in one engine step; a block is named by its index in the KV cache."""
 
     forget_all: bool
+    """Drop every kept tail first."""
     load: list[tuple[PromptIds, int]] = field(default_factory=list)
     save: list[tuple[PromptIds, int]] = field(default_factory=list)
 
 
 class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """One instance decides (in the scheduler), another copies (in the worker)."""
+    """One instance decides (in vLLM's scheduler), another copies (in its worker); each uses its half of the fields."""
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._block_size: int = vllm_config.cache_config.block_size
-        # Scheduler.
+        # Of the scheduler: prompts whose tail the worker keeps, and the blocks to load into at the next step, by
+        # request.
         self._saved: set[PromptIds] = set()
         self._loads: dict[str, tuple[PromptIds, int]] = {}
         self._forget_all = False
-        # Worker.
+        # Of the worker: the KV cache of each layer, and each kept tail, a block for each layer.
         self._kv_caches: list[torch.Tensor] = []
         self._tails: dict[PromptIds, list[torch.Tensor]] = {}
 
     # --- scheduler ------------------------------------------------------------------------------------------------------
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
-        """Tokens of the tail that need not be computed. The last is, for its logits."""
+        """How many tokens of the tail need not be computed. The last token always is: its logits predict the answer."""
         prompt = tuple(request.prompt_token_ids or ())
         tail_starts = (len(prompt) - 1) // self._block_size * self._block_size
         if prompt not in self._saved or num_computed_tokens != tail_starts or request.num_tokens != len(prompt):
@@ -60,11 +62,13 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return len(prompt) - 1 - tail_starts, False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        """Note the block that the tail is to be copied into."""
         if num_external_tokens:
             prompt = tuple(request.prompt_token_ids or ())
             self._loads[request.request_id] = (prompt, self._tail_block(prompt, blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """What the worker copies in this step: the noted loads, and the tail of each newly computed prompt."""
         copies = TailCopies(self._forget_all, load=list(self._loads.values()))
         for new in scheduler_output.scheduled_new_reqs:
             prompt = tuple(new.prompt_token_ids or ())
@@ -77,6 +81,7 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return copies
 
     def reset_cache(self) -> bool:
+        """Forget every tail, here at once and in the worker before its next step."""
         self._saved.clear()
         self._forget_all = True
         return True
@@ -86,10 +91,11 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     # --- worker ---------------------------------------------------------------------------------------------------------
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """`kv_caches`: of each layer, indexed by block first."""
+        """Keep the KV cache of each layer, a tensor with the block as its first dimension."""
         self._kv_caches = list(kv_caches.values())
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Before the step: copy kept tails into the blocks of new requests."""
         copies = self._get_connector_metadata()
         assert isinstance(copies, TailCopies)
         if copies.forget_all:
@@ -99,6 +105,7 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 cache[block].copy_(tail)
 
     def wait_for_save(self) -> None:
+        """After the step: keep a copy of the tails that were computed in it."""
         copies = self._get_connector_metadata()
         assert isinstance(copies, TailCopies)
         for prompt, block in copies.save:

@@ -1,8 +1,10 @@
-"""LoRA (arXiv 2106.09685) on frozen linear layers: y = W x + (alpha / r) B A x, with fp32 A and B beside weights in any type.
+"""LoRA (arXiv 2106.09685) on frozen linear layers: y = W x + (alpha / r) B A x, with fp32 A and B.
 
-Why not peft's layer: it scales and adds at the width of the output, in kernels of their own, and on a CPU that is an eighth of a
-training step. Here the scale is applied at rank r and the addition is fused into the second product. Files are peft's, and a test
-holds both to the same numbers.
+Why not peft's layer: it scales and adds at the width of the output, in kernels of their own, and on a CPU that is an
+eighth of a training step. Here the scale is applied at rank r, and the addition is fused into the second product. The
+files are peft's, and a test holds both to the same numbers.
+
+Shapes: A [r, in], B [out, r].
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ class LoraLinear(nn.Module):
         self.scale, self.enabled = alpha / rank, True
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        # B starts at zero, so a new adapter is the base model.
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as peft does: uniform in +-1 / sqrt(in)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -37,7 +40,7 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, targets: frozenset[str], *, rank: int, alpha: int) -> dict[str, LoraLinear]:
-    """Replace every linear layer whose last name is in `targets`; freeze the rest. Returns the new layers by full name, sorted."""
+    """Replace every linear layer whose last name is in `targets` and freeze the rest; the new layers, by full name."""
     model.requires_grad_(False)
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and _last(name) in targets}
     layers = {}

@@ -1,14 +1,22 @@
-"""The GRPO policy loss, maths only: tensors in, tensors and figures out.
+"""The GRPO policy loss, maths only: tensors in, tensors and metrics out.
 
     loss = - sum_it  w_it * A_i * exp(l_it - sg[l_it])  /  N
 
-l is the trainer's log-probability. There is one optimizer step per batch of rollouts, so the old policy is the policy and the
-PPO ratio is 1: clipping can never act, and a forward pass for old log-probabilities is not needed. What remains is the mismatch
-between the engine that sampled and the trainer, corrected per token by truncated importance sampling (Yao et al. 2025):
-w = min(exp(l - l_sampler), 2), detached. A human's own answer was sampled by nobody, so no ratio exists for it: it takes part as
-a supervised term with its advantage and w = 1, chosen and not estimated.
+for token t of member i, where l is the trainer's log-probability, sg[] stops the gradient, and A_i is the member's
+advantage.
 
-Shapes: N trained tokens of the whole step (every micro-batch), M members.
+- **Policy term**: GRPO (DeepSeekMath, arXiv 2402.03300). There is one optimizer step for each batch of rollouts, so
+  the policy that sampled is the policy that learns and the PPO ratio (arXiv 1707.06347) is 1: clipping can never act,
+  and a forward pass for the old log-probabilities is not needed. exp(l - sg[l]) is that ratio: its value is 1, its
+  gradient is that of l.
+- **w**: what remains is the mismatch between the engine that sampled and the trainer. It is corrected for each token
+  by truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+  Training"): w = min(exp(l - l_sampler), 2), without gradient. Nobody sampled a human's own answer, so no ratio exists
+  for it: it takes part as a supervised term with its advantage and w = 1, which is a choice and not an estimate.
+- **N**: the mean is over all trained tokens of the step, not first over each answer (DAPO, arXiv 2503.14476): a token
+  of a long answer weighs as much as one of a short answer (Dr. GRPO, arXiv 2503.20783, on what the other way favors).
+
+Shapes: N trained tokens, member after member. `total_tokens` counts those of the whole step, over every micro-batch.
 """
 
 from __future__ import annotations
@@ -19,65 +27,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nightschool_nightly.training.metrics import LossMetrics
+
+# Weights are cut here, so that rare tokens do not dominate a batch: a small bias for much less variance.
 _TRUNCATE_AT = 2.0
-# A sampler log-probability this far off is no rounding: the engine used other weights. Such a member is left out and counted.
+# In nats. Rounding in bf16 moves a log-probability by tenths. A token this far off was sampled with other weights, so
+# its member is left out and counted.
 _TOKEN_LIMIT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class MemberTerms:
-    """What a member of a group brings to the loss beside its tokens."""
+    """What a member of a group brings to the loss, beside its tokens."""
 
     advantage: float
     sampler_logprobs: tuple[float, ...] | None
     """One per completion token; None for a human's answer, which was not sampled."""
 
 
-@dataclass(frozen=True, slots=True)
-class LossFigures:
-    """Figures of a loss, to add up over micro-batches."""
-
-    mismatch_sum: float
-    """Sum of |l - l_sampler| over sampled tokens."""
-    mismatch_tokens: int
-    truncated_tokens: int
-    """Sampled tokens whose importance weight was cut at 2."""
-    members_left_out: int
-    """Members left out because sampler and trainer disagree beyond rounding."""
-
-
 def policy_loss(
     logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int
-) -> tuple[Tensor, LossFigures]:
-    """The loss of one micro-batch and its figures.
+) -> tuple[Tensor, LossMetrics]:
+    """The loss of one micro-batch and its metrics.
 
     Args:
-        logprobs_N: trainer log-probabilities of every completion token, member after member, with gradient.
+        logprobs_N: the trainer's log-probability of every completion token, in nats, member by member, with gradient.
         lengths: completion length of each member; they add up to N.
         members: advantage and sampler log-probabilities of each member.
-        total_tokens: trained tokens of the whole optimizer step, so that any split into micro-batches gives the same gradient.
+        total_tokens: trained tokens of the whole optimizer step: any split into micro-batches gives the same gradient.
 
-    The sampler's log-probabilities must come from the same temperature as the trainer's.
+    The sampler's log-probabilities must be at the same temperature as the trainer's. `ValueError` when a member does
+    not have as many of them as tokens.
     """
     current_N = logprobs_N.detach()
     sampler_N, sampled_N = _sampler(current_N, lengths, members)
     difference_N = torch.where(sampled_N, current_N - sampler_N, 0.0)
     keep_N, left_out = _keep(difference_N, lengths)
-    ratio_N = torch.exp(difference_N)
+    ratio_N = torch.exp(difference_N)  # 1 where nobody sampled
     weight_N = torch.where(sampled_N, ratio_N.clamp(max=_TRUNCATE_AT), 1.0) * keep_N
     advantage_N = torch.repeat_interleave(torch.tensor([m.advantage for m in members]), torch.tensor(list(lengths)))
     loss = -(weight_N * advantage_N * torch.exp(logprobs_N - current_N)).sum() / total_tokens
-    figures = LossFigures(
+    metrics = LossMetrics(
         mismatch_sum=float(difference_N.abs().sum()),
         mismatch_tokens=int(sampled_N.sum()),
         truncated_tokens=int((sampled_N & (ratio_N > _TRUNCATE_AT)).sum()),
         members_left_out=left_out,
     )
-    return loss, figures
+    return loss, metrics
 
 
 def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms]) -> tuple[Tensor, Tensor]:
-    """Sampler log-probabilities [N] (the trainer's own where there was no sampler), and where there was one [N]."""
+    """The sampler's log-probabilities [N] (the trainer's own where nobody sampled), and whether somebody did [N]."""
     values: list[float] = []
     sampled: list[bool] = []
     for length, member in zip(lengths, members, strict=True):
@@ -90,7 +90,7 @@ def _sampler(current_N: Tensor, lengths: Sequence[int], members: Sequence[Member
 
 
 def _keep(difference_N: Tensor, lengths: Sequence[int]) -> tuple[Tensor, int]:
-    """1 for the tokens of members whose sampler and trainer agree, 0 for the others, and how many members are left out."""
+    """1 for tokens of members whose sampler and trainer agree, 0 for the others, and how many members are left out."""
     agree = [bool((part.abs() <= _TOKEN_LIMIT).all()) for part in torch.split(difference_N, list(lengths))]
     keep_N = torch.repeat_interleave(torch.tensor(agree, dtype=difference_N.dtype), torch.tensor(list(lengths)))
     return keep_N, agree.count(False)

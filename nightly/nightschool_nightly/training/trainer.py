@@ -1,74 +1,43 @@
-"""Steps 3 to 5 of a night: sample, score, learn; forty times. Resumes from a checkpoint to the same bytes.
+"""One training step after another, on one policy: steps 3 to 5 of a night (rollouts, rewards, GRPO).
 
-One step is: the adapter hot-loaded into vLLM, G rollouts for each prompt, the human's answers joined, rewards, advantages, the
-batch packed as one token tree, one optimizer step. What a step does depends on the manifest, the step's number and the adapter,
-and on nothing else.
+What a step does depends on the night's manifest, the step's number and the adapter, and on nothing else. So a night
+that resumes from a checkpoint ends with the same bytes. The formulas are in `advantage` and `loss`, the packing in
+`tree`; here they are put in order.
+
+Shapes: N trained tokens of one tree.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
 
 import torch
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool_nightly.examples.select import Example
-from nightschool_nightly.rewards.reward import Group, score_group
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Rollout, Sampler, SampleRequest, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages
-from nightschool_nightly.training.loss import LossFigures, MemberTerms, policy_loss
+from nightschool_nightly.training.group import Group, score_group
+from nightschool_nightly.training.loss import MemberTerms, policy_loss
+from nightschool_nightly.training.metrics import StepMetrics, StepTotals
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample, pack_tree
 
-_MAX_TREE_TOKENS = 4096  # a larger batch is split into several trees, with the same gradient
-_CLIP_NORM = 1.0
+MAX_TREE_TOKENS = 4096
+"""A larger batch is split into several trees, with the same gradient: it bounds the memory of a forward pass."""
 
+# AdamW (arXiv 1711.05101). The second moment forgets faster than the usual 0.999: a night has tens of steps, not
+# thousands. No weight decay: it would pull every release a little back to the base model in each step.
+_BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.0
+_CLIP_NORM = 1.0  # one batch with an odd gradient must not undo a night
 
-class Sampler(Protocol):
-    """What training needs of `rollouts.RolloutEngine`."""
-
-    def use(self, save: Callable[[Any], None] | None) -> None: ...
-
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepFigures:
-    """What one step did."""
-
-    step: int
-    reward_mean: float | None
-    """Mean reward of the scored rollouts, the human's answers not counted; None when nothing could be scored."""
-    success: float | None
-    """Share of scored rollouts with the full reward."""
-    num_rollouts: int
-    num_unscored: int
-    num_demonstrations: int
-    groups: Mapping[str, int]
-    """Groups by fate."""
-    entropy: float | None
-    """Mean entropy behind the trained tokens, nats."""
-    mismatch: float | None
-    """Mean |trainer - sampler| log-probability of sampled tokens, nats."""
-    truncated_weights: int
-    members_left_out: int
-    tree_tokens: int
-    """Tokens computed in the training forward."""
-    padded_tokens: int
-    """Tokens that padded rows would have taken for the same members."""
-    grad_norm: float | None
-    """Before clipping; None when the step changed nothing."""
-    kl: float | None
-    """Forward KL to the base on general prompts, where it was measured."""
+ScoredGroup = tuple[Group, Sequence[float | None]]
+"""A group and the advantage of each of its members; None takes no part."""
 
 
 class Trainer:
@@ -83,34 +52,40 @@ class Trainer:
         rubrics: Mapping[str, Rubric],
         night: str,
         demonstrate: Callable[[str], tuple[int, ...]],
+        max_tree_tokens: int = MAX_TREE_TOKENS,
     ) -> None:
+        """`night` is the manifest's digest; `demonstrate` gives the tokens of a human's answer with its end of turn."""
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
-        self._night, self._demonstrate = night, demonstrate
+        self._night, self._demonstrate, self._max_tree_tokens = night, demonstrate, max_tree_tokens
         self.optimizer = torch.optim.AdamW(
-            list(policy.parameters.values()), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            list(policy.parameters.values()), lr=settings.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY
         )
 
-    def step(self, number: int, examples: Sequence[Example]) -> StepFigures:
-        """Sample, score and learn from one batch of prompts."""
-        self.sampler.use(self.policy.save)
-        asks = [self._ask(number, example) for example in examples]
-        groups = [
-            score_group(example, rollouts, self.rubrics[example.task], self._demonstration(example))
-            for example, rollouts in zip(examples, self.sampler.sample(asks), strict=True)
-        ]
-        advantages = group_advantages(
-            [[member.reward for member in group.members] for group in groups], negative_weight=self.settings.negative_weight
-        )
+    def step(self, number: int, examples: Sequence[Example]) -> StepMetrics:
+        """Sample, score and learn from one batch of prompts; `number` counts from 0.
+
+        `NightError` when the loss or the gradient is not finite; then the policy is as it was before.
+        """
+        groups = self.score(examples, self.sample(number, examples))
+        advantages = group_advantages([group.rewards for group in groups], negative_weight=self.settings.negative_weight)
         kept = [
             (group, values)
             for group, values, fate in zip(groups, advantages.values, advantages.fates, strict=True)
             if fate is GroupFate.KEPT
         ]
-        learnt = self._learn(number, kept) if len(kept) >= self.settings.min_groups else _Learnt()
-        return _figures(number, groups, advantages.fates, learnt)
+        # With fewer groups the direction is mostly noise. Then not even Adam's momentum moves anything.
+        totals = self.learn(number, kept) if len(kept) >= self.settings.min_groups else StepTotals()
+        return _measure(number, groups, advantages.fates, totals)
 
-    def _ask(self, number: int, example: Example) -> Ask:
-        return Ask(
+    # --- step 3: rollouts -----------------------------------------------------------------------------------------------
+    def sample(self, number: int, examples: Sequence[Example]) -> list[list[Rollout]]:
+        """The group's rollouts for each prompt, from the policy as it is now."""
+        self.sampler.use_adapter(self.policy.save)
+        return self.sampler.sample([self.request(number, example) for example in examples])
+
+    def request(self, number: int, example: Example) -> SampleRequest:
+        """What is sampled for a prompt in step `number`. Not with production's top_p: it would bias the weights."""
+        return SampleRequest(
             prompt_ids=example.prompt_ids,
             num_samples=self.settings.group_size,
             max_tokens=example.max_tokens,
@@ -119,36 +94,61 @@ class Trainer:
             stop=example.stop,
         )
 
+    # --- step 4: rewards ------------------------------------------------------------------------------------------------
+    def score(self, examples: Sequence[Example], rollouts: Sequence[Sequence[Rollout]]) -> list[Group]:
+        """The group of each prompt, the human's answer joined, with its rewards."""
+        return [
+            score_group(example, answers, self.rubrics[example.task], self._demonstration(example))
+            for example, answers in zip(examples, rollouts, strict=True)
+        ]
+
     def _demonstration(self, example: Example) -> tuple[int, ...] | None:
+        """Tokens of the human's answer; None when there is none, or when it is longer than an answer may be."""
         if example.demonstration is None:
             return None
         ids = self._demonstrate(example.demonstration)
         return ids if len(ids) <= example.max_tokens else None
 
-    def _learn(self, number: int, kept: Sequence[tuple[Group, Sequence[float | None]]]) -> _Learnt:
-        batches = list(_batches(kept))
-        total = sum(len(sample.completion_ids) for samples, _ in batches for sample in samples)
-        learnt = _Learnt()
-        if not total:
-            return learnt
-        for samples, terms in batches:
+    # --- step 5: GRPO ---------------------------------------------------------------------------------------------------
+    def learn(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
+        """One optimizer step on the groups that carry a signal."""
+        totals = self._accumulate_gradient(number, kept)
+        if totals.tokens:
+            totals.grad_norm = self._update(number)
+        return totals
+
+    def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
+        """Forward and backward pass over every tree of the step."""
+        trees = list(_split(kept, self._max_tree_tokens))
+        total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
+        totals = StepTotals()
+        for samples, terms in trees:
             tree = pack_tree(samples)
             logprobs_N, entropy_N = self.policy.tree_logprobs(tree, temperature=self.settings.temperature)
-            loss, figures = policy_loss(logprobs_N, tree.lengths, terms, total_tokens=total)
+            loss, metrics = policy_loss(logprobs_N, tree.lengths, terms, total_tokens=total_tokens)
             if not torch.isfinite(loss):
                 raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
             loss.backward()  # type: ignore[no-untyped-call]
-            learnt.add(figures, float(entropy_N.sum()), len(entropy_N), len(tree), tree.padded_tokens)
-        parameters = list(self.policy.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
+            totals.add(
+                metrics,
+                entropy=float(entropy_N.sum()),
+                tokens=len(entropy_N),
+                tree_tokens=len(tree),
+                padded_tokens=tree.padded_tokens,
+            )
+        return totals
+
+    def _update(self, number: int) -> float:
+        """Clip the gradient, take one step of AdamW, and clear the gradient; its norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(list(self.policy.parameters.values()), _CLIP_NORM)
         if not torch.isfinite(norm):
             raise NightError(f"the gradient of step {number} has norm {norm.item()}; nothing was published, serving is as it was")
+        # Linear warm-up by the step's number, not by a count of updates: a resumed night has the same rate.
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * min(1.0, (number + 1) / max(1, self.settings.warmup_steps))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        learnt.grad_norm = float(norm)
-        return learnt
+        return float(norm)
 
     # --- checkpoint -----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, torch.Tensor]:
@@ -165,44 +165,20 @@ class Trainer:
         for name, parameter in self.policy.parameters.items():
             parameter.data.copy_(tensors[f"adapter/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"adam/step/{name}" in tensors:
+            if f"adam/step/{name}" in tensors:  # Adam has no state before the first update
                 self.optimizer.state[parameter] = {key: tensors[f"adam/{key}/{name}"].clone() for key in keys}
 
 
-@dataclass(slots=True)
-class _Learnt:
-    """Sums over the trees of one step."""
-
-    mismatch: float = 0.0
-    sampled_tokens: int = 0
-    truncated: int = 0
-    left_out: int = 0
-    entropy: float = 0.0
-    tokens: int = 0
-    tree_tokens: int = 0
-    padded_tokens: int = 0
-    grad_norm: float | None = None
-
-    def add(self, figures: LossFigures, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
-        self.mismatch += figures.mismatch_sum
-        self.sampled_tokens += figures.mismatch_tokens
-        self.truncated += figures.truncated_tokens
-        self.left_out += figures.members_left_out
-        self.entropy += entropy
-        self.tokens += tokens
-        self.tree_tokens += tree_tokens
-        self.padded_tokens += padded_tokens
-
-
-def _batches(kept: Sequence[tuple[Group, Sequence[float | None]]]) -> Iterator[tuple[list[Sample], list[MemberTerms]]]:
-    """Members that take part, in trees of bounded size; a group is never split."""
+def _split(kept: Sequence[ScoredGroup], max_tree_tokens: int) -> Iterator[tuple[list[Sample], list[MemberTerms]]]:
+    """Members that take part, in trees of bounded size; a group is never split, so its prompt is computed once."""
     samples: list[Sample] = []
     terms: list[MemberTerms] = []
     size = 0
     for group, values in kept:
+        # An advantage of exactly 0 adds nothing to the gradient.
         taking_part = [(m, a) for m, a in zip(group.members, values, strict=True) if a and m.token_ids]
         needs = len(group.example.prompt_ids) + sum(len(member.token_ids) for member, _ in taking_part)
-        if samples and size + needs > _MAX_TREE_TOKENS:
+        if samples and size + needs > max_tree_tokens:
             yield samples, terms
             samples, terms, size = [], [], 0
         samples += [Sample(group.example.prompt_ids, member.token_ids) for member, _ in taking_part]
@@ -212,11 +188,11 @@ def _batches(kept: Sequence[tuple[Group, Sequence[float | None]]]) -> Iterator[t
         yield samples, terms
 
 
-def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], learnt: _Learnt) -> StepFigures:
+def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], totals: StepTotals) -> StepMetrics:
     rollouts = [member for group in groups for member in group.rollouts]
     rewards = [member.reward for member in rollouts if member.reward is not None]
     counts = Counter(fates)
-    return StepFigures(
+    return StepMetrics(
         step=number,
         reward_mean=math.fsum(rewards) / len(rewards) if rewards else None,
         success=sum(reward >= 1 for reward in rewards) / len(rewards) if rewards else None,
@@ -224,24 +200,19 @@ def _figures(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], l
         num_unscored=len(rollouts) - len(rewards),
         num_demonstrations=sum(len(group.members) - len(group.rollouts) for group in groups),
         groups={fate.value: counts[fate] for fate in GroupFate},
-        entropy=learnt.entropy / learnt.tokens if learnt.tokens else None,
-        mismatch=learnt.mismatch / learnt.sampled_tokens if learnt.sampled_tokens else None,
-        truncated_weights=learnt.truncated,
-        members_left_out=learnt.left_out,
-        tree_tokens=learnt.tree_tokens,
-        padded_tokens=learnt.padded_tokens,
-        grad_norm=learnt.grad_norm,
+        entropy=totals.entropy / totals.tokens if totals.tokens else None,
+        mismatch=totals.mismatch / totals.sampled_tokens if totals.sampled_tokens else None,
+        truncated_weights=totals.truncated,
+        members_left_out=totals.left_out,
+        tree_tokens=totals.tree_tokens,
+        padded_tokens=totals.padded_tokens,
+        grad_norm=totals.grad_norm,
         kl=None,
     )
 
 
-def seed_of(*parts: str) -> int:
-    """A 31-bit seed out of names."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:4], "big") >> 1
-
-
 def schedule(examples: Sequence[Example], *, night: str, steps: int, prompts_per_step: int) -> list[list[Example]]:
-    """Which prompts each step samples: passes over all of them, each in an order of its own."""
+    """Which prompts each step samples, at most `prompts_per_step`: passes over all of them, each in its own order."""
     generator = random.Random(seed_of(night, "schedule"))  # noqa: S311 -- a schedule, not a secret
     queue: list[Example] = []
     batches = []
@@ -250,11 +221,6 @@ def schedule(examples: Sequence[Example], *, night: str, steps: int, prompts_per
             queue += generator.sample(list(examples), len(examples))
         size = min(prompts_per_step, len(examples))
         batch, queue = queue[:size], queue[size:]
-        # A pass may begin inside a batch; the same prompt twice in one batch would be one group counted twice.
+        # A pass may begin inside a batch. The same prompt twice in one batch would be one group counted twice.
         batches.append(list({example.id: example for example in batch}.values()))
     return batches
-
-
-def with_kl(figures: StepFigures, kl: float) -> StepFigures:
-    """The figures with the KL measured after the step."""
-    return StepFigures(**{**asdict(figures), "kl": kl})

@@ -1,15 +1,17 @@
 """Packs a batch of rollouts as one token tree, so that every shared prefix is computed once.
 
-All sequences of a batch go into one trie: system prompt -> few-shot examples -> message -> completion, merged wherever tokens
-are equal, completions included. The trie is laid out in depth-first order, so the descendants of token j are exactly the rows
-j+1 .. end[j]-1, and token i may attend to token j if and only if j <= i < end[j]: one integer per token is the whole mask. The
-position of a token is its depth.
+All sequences of a batch go into one trie: system prompt -> few-shot examples -> message -> completion, merged wherever
+tokens are equal, completions included. The rows of the trie are in depth-first order, so the descendants of row j are
+exactly the rows j+1 .. end[j]-1, and row i may attend to row j if and only if j <= i < end[j]: one integer for each
+row is the whole mask. The position of a token is its depth. (Sharing the prompt of a group: Prefix Grouper, arXiv
+2506.05433. A trie shares every prefix of the whole batch, across groups too.)
 
-A next-token prediction is an edge (a node, and the token that follows). Equal edges of several rollouts are computed once and
-used by each with its own weight, so merging equal completion tokens changes no gradient: the log-probability is the same number,
-and the weights add up.
+A next-token prediction is an edge: a row, and the token that follows it. Equal edges of several rollouts are computed
+once, and each rollout uses them with its own weight. So merging equal completion tokens changes no gradient: the
+log-probability is the same number, and the weights add up.
 
-Shapes: L tree tokens, P rows that predict something, E distinct edges, N trained tokens over all members.
+Shapes: L rows of the tree, one for each token in it; P rows that predict something; E distinct edges; N trained tokens
+over all samples.
 """
 
 from __future__ import annotations
@@ -34,20 +36,23 @@ class TokenTree:
     """A packed batch. Build with `pack_tree`."""
 
     input_ids_L: Tensor
+    """Token of each row."""
     position_ids_L: Tensor
+    """Depth of each row: its position in every sequence that runs through it."""
     end_L: Tensor
-    """One past the last descendant of each token."""
+    """One past the last descendant of each row."""
     rows_P: Tensor
-    """Tree rows whose hidden state predicts at least one edge."""
+    """Rows whose hidden state predicts at least one edge."""
     edge_row_E: Tensor
     """For each edge, the index into `rows_P` that predicts it."""
     edge_token_E: Tensor
+    """For each edge, the token it predicts."""
     edges_N: Tensor
     """For each completion token of each sample, in order, its edge."""
     lengths: tuple[int, ...]
     """Completion length of each sample; they add up to N."""
     padded_tokens: int
-    """What the same batch takes as padded rows (samples times the longest)."""
+    """Tokens that the same batch takes as padded rows: samples times the longest."""
 
     def __len__(self) -> int:
         return len(self.input_ids_L)
@@ -59,6 +64,8 @@ class TokenTree:
 
 
 class _Node:
+    """A token after a given prefix; its row is known once the trie is complete."""
+
     __slots__ = ("children", "depth", "row", "token")
 
     def __init__(self, token: int, depth: int) -> None:
@@ -67,12 +74,12 @@ class _Node:
 
 
 def pack_tree(samples: Sequence[Sample]) -> TokenTree:
-    """Pack `samples` into one tree; `ValueError` for an empty prompt, which no token could predict from."""
+    """Pack `samples` into one tree; `ValueError` for an empty prompt: nothing would predict the token after it."""
     root = _Node(-1, -1)
     edges: dict[tuple[int, int], int] = {}
     nodes: list[_Node] = []  # by edge: the node that predicts it
     tokens: list[int] = []  # by edge: the token predicted
-    used: list[int] = []
+    used: list[int] = []  # by completion token: its edge
     for sample in samples:
         if not sample.prompt_ids:
             raise ValueError("a sample has an empty prompt; at least one token (BOS) must come before a completion")
@@ -112,7 +119,11 @@ def _insert(node: _Node, tokens: Sequence[int]) -> _Node:
 
 
 def _depth_first(root: _Node) -> tuple[list[int], list[int], list[int]]:
-    """Number the nodes in depth-first order; token, depth and end of each row."""
+    """Number the nodes in depth-first order; token, depth and end of each row.
+
+    With a stack of its own: a prompt is deeper than Python's recursion limit. Each node is taken twice, the second
+    time when all its descendants have a row.
+    """
     ids: list[int] = []
     depths: list[int] = []
     ends: list[int] = []

@@ -1,11 +1,14 @@
 """Attention over a token tree that computes only the pairs a tree has.
 
-A dense [L, L] mask over a packed batch is mostly empty: a token sees its own path to the root, not its 15 sibling prompts. So the
-tree is cut into blocks, the largest subtrees of at most `max_block` rows, and the rows above the cuts (the shared system prompt,
-mostly). The rows above attend among themselves. Every block attends to its own path to the root and to itself; blocks are
-batched, padded to the widest. Exact: the same pairs, the same softmax.
+A dense [L, L] mask over a packed batch is mostly empty: a token sees its own path to the root and nothing of the other
+prompts. So the tree is cut into blocks, the largest subtrees of at most `max_block` rows, and the rows above the cuts
+(mostly the shared system prompt). The rows above attend among themselves. Every block attends to its own path to the
+root and to itself; blocks are batched, padded to the widest. It is exact: the same pairs, and the same softmax, as
+attention under the dense mask (softmax(q k / sqrt(D)) v, arXiv 1706.03762; with fewer key heads than query heads,
+arXiv 2305.13245).
 
-Shapes: L tree rows, T rows above the cuts, K blocks, R rows and C keys of a padded block, H heads, D head size.
+Shapes: L rows of the tree; T rows above the cuts; K blocks; R rows and C keys of a padded block; H query heads; G key
+heads, G divides H; D size of a head; B a batch of blocks.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ class TreePlan:
     keys_KC: Tensor
     """Path to the root, then the rows of the block; padding repeats row 0."""
     bias_KRC: Tensor
+    """As `top_bias_TT`, for each block."""
     order_L: Tensor
-    """Where each tree row stands in [top rows, blocks row by row]."""
+    """Where each row of the tree is in the sequence (top rows, then the blocks row by row)."""
 
     def to(self, device: torch.device) -> TreePlan:
         """The same plan on `device`."""
@@ -47,16 +51,20 @@ class TreePlan:
 
 
 def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
-    """Cut the tree whose rows have descendants up to `end_L` (see `tree.TokenTree`) into blocks of at most `max_block` rows."""
+    """Cut a tree into blocks of at most `max_block` rows; `end_L` is where each row's descendants end (`TokenTree`).
+
+    Larger blocks compute more pairs that the tree does not have; smaller ones repeat more of the path to the root. 96
+    rows hold the end of a short prompt and the short answers to it. The result does not depend on it.
+    """
     ends: list[int] = end_L.tolist()
     top: list[int] = []
     blocks: list[tuple[list[int], int, int]] = []  # path to the root, first row, one past the last
-    path: list[int] = []
+    path: list[int] = []  # rows above the cuts that the current row descends from
     row = 0
     while row < len(ends):
         while path and ends[path[-1]] <= row:
             path.pop()
-        if ends[row] - row <= max_block:
+        if ends[row] - row <= max_block:  # the whole subtree fits: cut here
             blocks.append((list(path), row, ends[row]))
             row = ends[row]
         else:
@@ -83,12 +91,13 @@ def _bias(mask: Tensor) -> Tensor:
 
 
 def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [K, R], keys [K, C] and mask [K, R, C] of all blocks, padded to the widest."""
     num_rows = max((last - first for _, first, last in blocks), default=0)
     num_keys = max((len(path) + last - first for path, first, last in blocks), default=0)
     rows_KR = torch.zeros(len(blocks), num_rows, dtype=torch.long)
     keys_KC = torch.zeros(len(blocks), num_keys, dtype=torch.long)
     mask_KRC = torch.zeros(len(blocks), num_rows, num_keys, dtype=torch.bool)
-    mask_KRC[:, :, :1] = True  # padding rows need one key, or their softmax is NaN; nobody reads them
+    mask_KRC[:, :, :1] = True  # a padding row needs one key, or its softmax is NaN; its output is never read
     for number, (path, first, last) in enumerate(blocks):
         rows = torch.arange(first, last)
         keys = torch.cat([torch.tensor(path, dtype=torch.long), rows])
@@ -99,13 +108,13 @@ def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tupl
 
 
 def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan, *, scaling: float) -> Tensor:
-    """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D], G dividing H."""
-    # Rows are gathered whole (all heads at once), so that the backward pass adds contiguous rows.
+    """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D]."""
+    # Whole rows are taken, all heads at once, so that the backward pass adds contiguous memory.
     query_LHD, key_LGD, value_LGD = (x.transpose(0, 1).contiguous() for x in (query_HLD, key_GLD, value_GLD))
 
     def part(rows_BR: Tensor, keys_BC: Tensor, bias_BRC: Tensor) -> Tensor:
         """Attention of `rows` over `keys` under `bias`: [B * R, H, D]."""
-        query, key, value = _gather(query_LHD, rows_BR), _gather(key_LGD, keys_BC), _gather(value_LGD, keys_BC)
+        query, key, value = _take_rows(query_LHD, rows_BR), _take_rows(key_LGD, keys_BC), _take_rows(value_LGD, keys_BC)
         return _softmax_attention(query, key, value, bias_BRC, scaling=scaling)
 
     pieces = []
@@ -116,20 +125,21 @@ def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan
     return torch.cat(pieces).index_select(0, plan.order_L)
 
 
-def _gather(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
+def _take_rows(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
     """[B, R, H, D] of the rows [B, R]."""
     return source_LHD.index_select(0, rows_BR.flatten()).view(*rows_BR.shape, *source_LHD.shape[1:])
 
 
 def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, bias_BRC: Tensor, *, scaling: float) -> Tensor:
-    """Plain attention, [B * R, H, D]. On a CPU the fused kernel takes five times as long on blocks this small."""
+    """Plain attention, [B * R, H, D]. On a CPU PyTorch's fused kernel takes five times as long on such small blocks."""
     batch, rows, heads, size = query_BRHD.shape
     keys, groups = key_BCGD.shape[1:3]
     shared = heads // groups  # query heads that share a key head are rows of one product
     query = query_BRHD.view(batch, rows, groups, shared, size).permute(0, 2, 3, 1, 4).reshape(batch * groups, shared * rows, size)
     key = key_BCGD.permute(0, 2, 3, 1).reshape(batch * groups, size, keys)
     value = value_BCGD.transpose(1, 2).reshape(batch * groups, keys, size)
-    # The bias is added inside the product, and a constant: backward, it costs nothing. softmax computes in fp32 whatever its type.
+    # The bias is a constant and is added inside the product: the backward pass costs nothing for it. softmax computes
+    # in fp32 whatever the type of its input.
     bias = bias_BRC.to(query.dtype)[:, None, None].expand(-1, groups, shared, -1, -1).reshape(batch * groups, shared * rows, keys)
     weights = torch.baddbmm(bias, query, key, alpha=scaling).softmax(-1)
     output = torch.bmm(weights, value)

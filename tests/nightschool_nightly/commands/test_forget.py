@@ -45,7 +45,7 @@ key_sha256 = ["{hash_key(KEYS[0])}", "{hash_key(KEYS[1])}"]
 [tenants.globex]
 """
 USERS = [f"u{n}" for n in range(10)]
-GAIN = Decision(True, (), (compare("base", [0.0] * 10, [1.0] * 10, USERS, confidence=0.95, seed=0),))
+GAIN = Decision(True, (), (compare("base", [0.0] * 10, [1.0] * 10, USERS, confidence=0.95, seed=0),), kl=0.1)
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Workplace:
         self.make_policy(moved=0.2, seed=seed).save(candidate)
         (candidate / REPORT).write_text("<p>better</p>")
         (candidate / NIGHT).write_text(with_lineage(manifest, selection).to_json())
-        return publish_release(self.registry, candidate, manifest, GAIN, kl=0.1)
+        return publish_release(self.registry, candidate, manifest, GAIN)
 
     def forget(self, *subjects: str, **options: Any) -> Any:
         return forget(self.config, "acme", subjects or (ANNA,), now_ms=lambda: 1_790_000_000_000, **options)

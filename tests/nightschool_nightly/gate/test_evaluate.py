@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.gate.evaluate import answer_holdout
+from nightschool_nightly.gate.evaluation import Contender
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter
 
 RUBRICS = {"triage": parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')}
 
@@ -18,14 +19,14 @@ class Script:
 
     def __init__(self, *answers: Rollout) -> None:
         self.answers = answers
-        self.asked: list[Ask] = []
-        self.used: list[Any] = []
+        self.asked: list[SampleRequest] = []
+        self.used: list[SaveAdapter | None] = []
 
-    def use(self, save: Callable[[Any], None] | None) -> None:
+    def use_adapter(self, save: SaveAdapter | None) -> None:
         self.used.append(save)
 
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        self.asked += asks
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
+        self.asked += requests
         return [[answer] for answer in self.answers]
 
 
@@ -36,7 +37,9 @@ def said(text: str, *, finished: bool = True) -> Rollout:
 def test_answers_are_scored_in_order(make_example: Callable[..., Example]) -> None:
     """Each prompt's text and reward stand in its own place, under the policy's name."""
     examples = [make_example("a"), make_example("b", references={"queue": "loan"}), make_example("c", references={})]
-    found = answer_holdout("base", Script(said("fraud"), said("fraud"), said("fraud")), None, examples, RUBRICS, night="n")
+    found = answer_holdout(
+        Contender.BASE, Script(said("fraud"), said("fraud"), said("fraud")), None, examples, RUBRICS, night="n"
+    )
     assert (found.policy, found.texts, found.rewards) == ("base", ("fraud",) * 3, (1.0, 0.0, None))
 
 
@@ -44,19 +47,19 @@ def test_an_answer_cut_below_productions_limit_is_unscored(make_example: Callabl
     """The night stopped it where production would have gone on: it says nothing; cut where production cuts, it does."""
     examples = [make_example("a", cut_short=True), make_example("b", cut_short=False), make_example("c", cut_short=True)]
     script = Script(said("fraud", finished=False), said("fraud", finished=False), said("fraud"))
-    assert answer_holdout("base", script, None, examples, RUBRICS, night="n").rewards == (None, 1.0, 1.0)
+    assert answer_holdout(Contender.BASE, script, None, examples, RUBRICS, night="n").rewards == (None, 1.0, 1.0)
 
 
 def test_every_policy_is_asked_the_same(make_example: Callable[..., Example]) -> None:
-    """One answer a prompt with production's own settings, and seeds of the night and the prompt that all policies share."""
+    """One answer a prompt with production's own settings, and a seed of the night and the prompt for all policies."""
     examples = [make_example("a", temperature=0.0, top_p=0.5, stop=("\n",), max_tokens=7), make_example("b")]
     base, candidate, tomorrow = (Script(said("x"), said("y")) for _ in range(3))
 
-    def save(folder: Any) -> None: ...
+    def save(folder: Path) -> None: ...
 
-    answer_holdout("base", base, None, examples, RUBRICS, night="n")
-    answer_holdout("candidate", candidate, save, examples, RUBRICS, night="n")
-    answer_holdout("base", tomorrow, None, examples, RUBRICS, night="m")
+    answer_holdout(Contender.BASE, base, None, examples, RUBRICS, night="n")
+    answer_holdout(Contender.CANDIDATE, candidate, save, examples, RUBRICS, night="n")
+    answer_holdout(Contender.BASE, tomorrow, None, examples, RUBRICS, night="m")
     assert base.asked == candidate.asked and base.used == [None] and candidate.used == [save]
     first, second = base.asked
     assert (first.num_samples, first.max_tokens, first.temperature, first.top_p, first.stop) == (1, 7, 0.0, 0.5, ("\n",))

@@ -77,7 +77,7 @@ def test_the_bound_is_close_to_students() -> None:
 
 
 def test_a_comparison_can_be_repeated() -> None:
-    """The same rewards and seed give the same bounds; the order of the prompts does not matter much, the seed neither."""
+    """The same rewards and seed give the same bounds; another seed moves them only a little."""
     before, after, users = [0.0] * 20, [1.0, 0.0] * 10, [f"u{n % 10}" for n in range(20)]
     one, same, other = (compare("base", before, after, users, confidence=0.95, seed=seed) for seed in (1, 1, 2))
     assert one == same
@@ -170,7 +170,7 @@ def test_better_than_both_is_accepted() -> None:
     ],
 )
 def test_one_reason_is_enough_to_refuse(changes: dict[str, object], kl: float, reason: str) -> None:
-    """Every guardrail alone keeps the candidate out, and says its figures; NaN is never good enough."""
+    """Every guardrail alone keeps the candidate out, and says its metrics; NaN is never good enough."""
     found = decision(comparison(), comparison(**changes), kl=kl)
     assert not found.accepted
     (only,) = found.reasons
@@ -187,6 +187,19 @@ def test_without_a_comparison_nothing_is_accepted() -> None:
     """A candidate that was compared with nothing is not better than anything."""
     found = decide([], min_holdout=20, kl=0.0, kl_budget=0.5)
     assert not found.accepted and found.reasons == ("compared with no other policy",)
+
+
+def test_the_gain_over_the_release_is_the_headline() -> None:
+    """A person compares with what served before: the release, in whatever place it is, else the base."""
+    base, release = comparison(difference=0.5), comparison(against="release", difference=0.1)
+    assert decision(base).headline == base
+    assert decision(base, release).headline == decision(release, base).headline == release
+
+
+def test_a_decision_keeps_the_kl_it_decided_on() -> None:
+    """The report and the release's manifest show the very number that was held against the budget."""
+    assert decision(kl=0.3).kl == 0.3 and decision(kl=0.3).accepted
+    assert decision(kl=0.6).kl == 0.6 and not decision(kl=0.6).accepted
 
 
 def test_the_budget_itself_may_be_spent() -> None:

@@ -16,7 +16,7 @@ from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.training.policy import Policy
 
 USERS = [f"u{n}" for n in range(10)]
-GAIN = Decision(True, (), (compare("base", [0.0] * 10, [1.0] * 10, USERS, confidence=0.95, seed=0),))
+GAIN = Decision(True, (), (compare("base", [0.0] * 10, [1.0] * 10, USERS, confidence=0.95, seed=0),), kl=0.125)
 
 MakeCandidate = Callable[..., Path]
 
@@ -46,9 +46,9 @@ Manifest = Callable[..., NightManifest]
 def test_a_published_candidate_is_a_release_that_serving_accepts(
     registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
 ) -> None:
-    """Every file, hash and shape passes serving's own check, the pointer is there, and the manifest says where it came from."""
+    """It passes serving's own check, the pointer names it, and its manifest says where it came from."""
     manifest = make_manifest()
-    digest = publish_release(registry, make_candidate(manifest), manifest, GAIN, kl=0.125)
+    digest = publish_release(registry, make_candidate(manifest), manifest, GAIN)
     folder = registry.release_folder("acme", digest)
     release = verify_release(folder, tenant="acme", digest=digest, base_model=manifest.base_model, max_rank=16)
     assert registry.pointer("acme") == Pointer(epoch=1, stable=digest)
@@ -62,8 +62,8 @@ def test_publishing_twice_changes_nothing(registry: Registry, make_candidate: Ma
     """A night killed after it published, and resumed, gives the same release and the same pointer."""
     manifest = make_manifest()
     candidate = make_candidate(manifest)
-    first = publish_release(registry, candidate, manifest, GAIN, kl=0.1)
-    assert publish_release(registry, candidate, manifest, GAIN, kl=0.1) == first
+    first = publish_release(registry, candidate, manifest, GAIN)
+    assert publish_release(registry, candidate, manifest, GAIN) == first
     assert registry.releases("acme") == [first]
     assert registry.pointer("acme") == Pointer(epoch=1, stable=first)
 
@@ -73,9 +73,9 @@ def test_a_release_on_a_release_names_its_parent(
 ) -> None:
     """The next night's release is trained on top of the one that served, and takes its place."""
     manifest = make_manifest()
-    first = publish_release(registry, make_candidate(manifest), manifest, GAIN, kl=0.1)
+    first = publish_release(registry, make_candidate(manifest), manifest, GAIN)
     following = make_manifest(pointer=registry.pointer("acme"))
-    second = publish_release(registry, make_candidate(following, seed=1), following, GAIN, kl=0.1)
+    second = publish_release(registry, make_candidate(following, seed=1), following, GAIN)
     assert registry.manifest("acme", second).parent == first
     assert registry.pointer("acme") == Pointer(epoch=2, stable=second)
     assert registry.manifest("acme", first).engine_id != registry.manifest("acme", second).engine_id
@@ -86,9 +86,9 @@ def test_a_pointer_moved_meanwhile_is_left_alone(
 ) -> None:
     """Somebody decided while the night ran: the release is filed, and the pointer stays as they set it."""
     manifest = make_manifest()
-    other = publish_release(registry, make_candidate(manifest), manifest, GAIN, kl=0.1)
+    other = publish_release(registry, make_candidate(manifest), manifest, GAIN)
     with pytest.raises(PointerConflict, match="at epoch 1, expected 0"):
-        publish_release(registry, make_candidate(manifest, seed=1), manifest, GAIN, kl=0.1)
+        publish_release(registry, make_candidate(manifest, seed=1), manifest, GAIN)
     assert registry.pointer("acme") == Pointer(epoch=1, stable=other)
     assert len(registry.releases("acme")) == 2
 
@@ -97,11 +97,11 @@ def test_a_pointer_moved_meanwhile_is_left_alone(
 def test_a_frozen_pointer_is_left_alone(
     frozen_before: bool, registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
 ) -> None:
-    """A person stopped automatic changes, before the night or during it: nothing moves, and the message says what to do."""
+    """A person stopped automatic changes before the night or during it: nothing moves; the message says what to do."""
     open_pointer = registry.pointer("acme")
     frozen = registry.move_pointer("acme", open_pointer, frozen=True)
     manifest = make_manifest(pointer=frozen if frozen_before else open_pointer)
     with pytest.raises(PointerConflict, match="is filed, but the pointer of 'acme' is frozen; unfreeze it and run --resume"):
-        publish_release(registry, make_candidate(manifest), manifest, GAIN, kl=0.1)
+        publish_release(registry, make_candidate(manifest), manifest, GAIN)
     assert registry.pointer("acme") == frozen
     assert len(registry.releases("acme")) == 1

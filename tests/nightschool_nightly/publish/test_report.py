@@ -11,10 +11,10 @@ import pytest
 from nightschool.registry.folder import Pointer
 from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.gate.evaluate import Answers
+from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
 from nightschool_nightly.gate.gate import Comparison, Decision
 from nightschool_nightly.publish.report import changed_answers, draw_curve, render_report
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.training.metrics import StepMetrics
 
 EVIL = '<script>alert("1")</script>'
 GAIN = Comparison("base", 40, 30, 0, 0.31, 0.82, 0.51, 0.4, (0.38, 0.62))
@@ -34,12 +34,12 @@ class Tags(HTMLParser):
         self.links += [value for name, value in attrs if name in ("href", "src", "action")]
 
 
-def figures(step: int, reward: float | None) -> StepFigures:
-    return StepFigures(step, reward, reward, 8, 0, 0, {"kept": 1}, 0.1, 0.01, 0, 0, 1000, 9000, 0.5, None)
+def metrics(step: int, reward: float | None) -> StepMetrics:
+    return StepMetrics(step, reward, reward, 8, 0, 0, {"kept": 1}, 0.1, 0.01, 0, 0, 1000, 9000, 0.5, None)
 
 
 def answers(policy: str, texts: Sequence[str], rewards: Sequence[float | None]) -> Answers:
-    return Answers(policy, tuple(texts), tuple(rewards))
+    return Answers(Contender(policy), tuple(texts), tuple(rewards))
 
 
 Render = Callable[..., str]
@@ -49,23 +49,28 @@ Render = Callable[..., str]
 def render(make_manifest: Callable[..., NightManifest], make_example: Callable[..., Example]) -> Render:
     """Renders a report of one held-out prompt; keywords replace its parts."""
 
-    def make(*, accepted: bool = True, message: str = "lost my card", text: str = "card", **parts: object) -> str:
+    def make(
+        *,
+        accepted: bool = True,
+        message: str = "lost my card",
+        text: str = "card",
+        steps: Sequence[StepMetrics] = (metrics(0, 0.25), metrics(1, 0.75)),
+        release: Answers | None = None,
+        **parts: Any,
+    ) -> str:
         holdout = (make_example("h1", message=message, demonstration=text),)
         selection = Selection((make_example(),), holdout, {"no-outcome": 1234}, 2)
-        decision = Decision(accepted, () if accepted else (f"not better {EVIL}",), (GAIN,))
-        used: dict[str, Any] = {
-            "figures": [figures(0, 0.25), figures(1, 0.75)],
-            "answers": [answers("base", ["loan"], [0.0]), answers("candidate", [text], [1.0])],
-            "manifest": make_manifest(),
-            **parts,
-        }
-        return render_report(selection=selection, decision=decision, kl=0.07, num_records=12345, **used)
+        decision = Decision(accepted, () if accepted else (f"not better {EVIL}",), (GAIN,), kl=0.07)
+        base, candidate = answers("base", ["loan"], [0.0]), answers("candidate", [text], [1.0])
+        evaluation = Evaluation(tuple(steps), 0.07, base, release, candidate)
+        used: dict[str, Any] = {"manifest": make_manifest(), **parts}
+        return render_report(selection=selection, evaluation=evaluation, decision=decision, num_records=12345, **used)
 
     return make
 
 
 def test_a_report_says_what_a_reader_wants_to_know(render: Render, make_manifest: Callable[..., NightManifest]) -> None:
-    """Released or not, on top of what, the figures of the gate, what was left out, the curve, and the changed answers."""
+    """Released or not, on top of what, what the gate found, what was left out, the curve, and the changed answers."""
     html = render()
     for part in (
         "acme",
@@ -73,6 +78,7 @@ def test_a_report_says_what_a_reader_wants_to_know(render: Render, make_manifest
         "the base model",
         "0.31",
         "0.82",
+        "0.070",
         "12,345",
         "no-outcome",
         "1234",
@@ -101,48 +107,48 @@ def test_a_rejected_night_says_why(render: Render) -> None:
     assert "not released" in html and "not better" in html
 
 
-def test_a_night_without_figures_still_has_a_report(render: Render) -> None:
+def test_a_night_without_metrics_still_has_a_report(render: Render) -> None:
     """No steps, or steps that could score nothing, draw no curve."""
-    for steps in ([], [figures(0, None)]):
-        assert "<path" not in render(figures=steps)
+    for steps in ([], [metrics(0, None)]):
+        assert "<path" not in render(steps=steps)
 
 
 def test_answers_that_stayed_are_not_shown(make_example: Callable[..., Example]) -> None:
     """White space is no change."""
     examples = [make_example("a"), make_example("b")]
     found = changed_answers(
-        examples, [answers("base", [" card", "loan"], [1.0, 0.0]), answers("candidate", ["card\n", "fraud"], [1.0, 1.0])]
+        examples, answers("base", [" card", "loan"], [1.0, 0.0]), answers("candidate", ["card\n", "fraud"], [1.0, 1.0])
     )
     assert [(item.before, item.after, item.human) for item in found] == [("loan", "fraud", "fraud")]
 
 
 def test_regressions_come_first(make_example: Callable[..., Example]) -> None:
-    """Of many changed answers ten are shown: up to five that got worse, then others; a score that was lost is worse too."""
+    """Of many changed answers ten are shown: up to five that got worse, then others; a lost score is worse, too."""
     before = [0.0] * 12 + [1.0] * 7 + [0.5]
     after: list[float | None] = [1.0] * 12 + [0.0] * 7 + [None]
     examples = [make_example(f"e{n}", message=str(n)) for n in range(20)]
     found = changed_answers(
         examples,
-        [answers("base", [f"b{n}" for n in range(20)], before), answers("candidate", [f"a{n}" for n in range(20)], after)],
+        answers("base", [f"b{n}" for n in range(20)], before),
+        answers("candidate", [f"a{n}" for n in range(20)], after),
     )
     assert [item.message for item in found] == ["12", "13", "14", "15", "16", "0", "1", "2", "3", "4"]
-    only_worse = changed_answers(examples[19:], [answers("base", ["b"], [0.5]), answers("candidate", ["a"], [None])])
+    only_worse = changed_answers(examples[19:], answers("base", ["b"], [0.5]), answers("candidate", ["a"], [None]))
     assert [item.reward_after for item in only_worse] == [None]
 
 
 def test_more_regressions_than_anything_fill_the_table(make_example: Callable[..., Example]) -> None:
     """When little got better, regressions take the free places: none is hidden behind an empty row."""
     examples = [make_example(f"e{n}", message=str(n)) for n in range(9)]
-    found = changed_answers(examples, [answers("base", ["b"] * 9, [1.0] * 9), answers("candidate", ["a"] * 9, [0.0] * 8 + [1.0])])
+    found = changed_answers(examples, answers("base", ["b"] * 9, [1.0] * 9), answers("candidate", ["a"] * 9, [0.0] * 8 + [1.0]))
     assert [item.message for item in found] == [*"01234567", "8"]
 
 
-def test_the_release_is_what_answers_are_compared_with(make_example: Callable[..., Example]) -> None:
+def test_the_release_is_what_answers_are_compared_with(render: Render) -> None:
     """With a release before it, the candidate's changes are those against the release, not against the base."""
-    found = changed_answers(
-        [make_example()], [answers("base", ["x"], [0.0]), answers("release", ["y"], [0.0]), answers("candidate", ["z"], [1.0])]
-    )
-    assert found[0].before == "y"
+    assert "loan" in render()
+    html = render(release=answers("release", ["transfer"], [0.0]))
+    assert "transfer" in html and "loan" not in html
 
 
 def test_a_curve_is_a_path_from_left_to_right() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from nightschool.errors import RubricError
-from nightschool_nightly.rewards.rubric import load_rubric, parse_rubric
+from nightschool_nightly.rewards.items import Answer
+from nightschool_nightly.rewards.rubric import KINDS, Rubric, Score, load_rubric, parse_rubric
 
 RUBRIC = """
 task = "triage"
@@ -31,6 +34,19 @@ hard = true
 """
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a rubric sees of a prompt."""
+
+    references: Mapping[str, str] = field(default_factory=dict)
+    cut_short: bool = False
+    message: str = "a message"
+
+
+def score(rubric: Rubric, text: str, references: Mapping[str, str]) -> Score:
+    return rubric.score(Asked(references), Answer(text))
+
+
 @pytest.mark.parametrize(
     ("answer", "reward"),
     [
@@ -43,27 +59,35 @@ hard = true
 )
 def test_the_reward_is_the_share_of_the_weights(answer: str, reward: float) -> None:
     """Passed weights over all weights, and 0 when a hard item fails."""
-    assert parse_rubric(RUBRIC).score(answer, {"queue": "fraud"}).reward == pytest.approx(reward)
+    assert score(parse_rubric(RUBRIC), answer, {"queue": "fraud"}).reward == pytest.approx(reward)
 
 
 def test_full_marks_are_exactly_one() -> None:
-    """Weights that add up only approximately still give exactly 1 when everything passes: it is counted as a success."""
+    """Weights whose sum is rounded still give exactly 1 when everything passes: it is counted as a success."""
     items = "".join(f'[[items]]\nname = "i{n}"\nkind = "check"\ncheck = "length"\nweight = 0.{n}\n' for n in range(1, 8))
-    assert parse_rubric('task = "t"\n' + items).score("x", {}).reward == 1.0
+    assert score(parse_rubric('task = "t"\n' + items), "x", {}).reward == 1.0
 
 
 def test_an_unknown_outcome_leaves_the_answer_unscored() -> None:
     """Without the human's choice there is no reward, not even 0, and the item says None."""
-    score = parse_rubric(RUBRIC).score("weather", {"mood": "good"})
-    assert score.reward is None
-    assert score.items == {"right-queue": None, "short": False, "known-queue": False}
+    found = score(parse_rubric(RUBRIC), "weather", {"mood": "good"})
+    assert found.reward is None
+    assert found.items == {"right-queue": None, "short": False, "known-queue": False}
+
+
+@pytest.mark.parametrize(("cut_short", "finished", "scored"), [(True, False, False), (True, True, True), (False, False, True)])
+def test_an_answer_that_the_night_cut_short_is_unscored(cut_short: bool, finished: bool, scored: bool) -> None:
+    """Stopped where production would have gone on, no item can decide; stopped where production stops, it counts."""
+    found = parse_rubric(RUBRIC).score(Asked({"queue": "fraud"}, cut_short), Answer("fraud", finished=finished))
+    assert found.reward == (1.0 if scored else None)
+    assert found.items == dict.fromkeys(("right-queue", "short", "known-queue"), True if scored else None)
 
 
 def test_outcomes_may_be_compared_without_case() -> None:
     """`ignore_case` folds both sides; without it case counts."""
-    assert parse_rubric(RUBRIC).score("fraud", {"queue": "Fraud"}).items["right-queue"] is False
+    assert score(parse_rubric(RUBRIC), "fraud", {"queue": "Fraud"}).items["right-queue"] is False
     folded = RUBRIC.replace('outcome = "queue"', 'outcome = "queue"\nignore_case = true')
-    assert parse_rubric(folded).score("fraud", {"queue": "Fraud"}).items["right-queue"] is True
+    assert score(parse_rubric(folded), "fraud", {"queue": "Fraud"}).items["right-queue"] is True
 
 
 def test_outcome_names_are_what_the_rubric_needs() -> None:
@@ -113,18 +137,26 @@ def test_any_other_meaning_is_another_digest(old: str, new: str) -> None:
         ('task = "t"\nitems = [{kind = "check"}]', "item 1 has no name"),
         (
             'task = "t"\nitems = [{name = "a", kind = "vibes"}]',
-            r"item 1 \('a'\): kind is 'vibes'; allowed are 'check' and 'outcome'",
+            r"item 1 \('a'\): kind is 'vibes'; allowed are check, outcome",
         ),
-        ('task = "t"\nitems = [{name = "a"}]', r"kind is None; allowed are 'check' and 'outcome'"),
-        ('task = "t"\nitems = [{name = "a", kind = ["check"]}]', r"kind is \['check'\]; allowed are 'check' and 'outcome'"),
+        ('task = "t"\nitems = [{name = "a"}]', r"kind is missing; allowed are check, outcome"),
+        ('task = "t"\nitems = [{name = "a", kind = ["check"]}]', r"kind is \['check'\]; allowed are check, outcome"),
         (
             'task = "t"\nitems = [{name = "a", kind = "check", check = "nice"}]',
             r"item 1 \('a'\): check is 'nice'; allowed are exact",
         ),
-        ('task = "t"\nitems = [{name = "a", kind = "outcome"}]', "outcome must be the name of an outcome"),
+        ('task = "t"\nitems = [{name = "a", kind = "outcome"}]', "outcome is missing; it must be the name that the app gives"),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = ""}]',
+            "outcome is ''; it must be the name that the app gives",
+        ),
+        (
+            'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", ignore_case = 1}]',
+            "ignore_case is 1; it must be true or false",
+        ),
         (
             'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", fold = 1}]',
-            "unknown option 'fold'; allowed are ignore_case, outcome",
+            "kind 'outcome' has the unknown option 'fold'; allowed are ignore_case, outcome",
         ),
         (
             'task = "t"\nitems = [{name = "a", kind = "outcome", outcome = "q", weight = 0}]',
@@ -158,7 +190,20 @@ def test_a_rubric_that_cannot_be_read_names_the_file(tmp_path: Path) -> None:
 
 
 def test_the_rubrics_of_the_demo_are_good() -> None:
-    """The files we ship load, and need an outcome."""
-    for path in sorted(Path(__file__).parents[3].glob("examples/helpdesk/*.toml")):
-        if "[[items]]" in path.read_text():
-            assert load_rubric(path).outcome_names
+    """The files we ship load, read an outcome, and can be passed."""
+    folder = Path(__file__).parents[3] / "examples" / "helpdesk"
+    rubrics = {path.name: load_rubric(path) for path in sorted(folder.glob("*.toml"))}
+    assert set(rubrics) == {"bank.toml", "telecom.toml"}
+    for rubric in rubrics.values():
+        assert rubric.task == "triage" and rubric.outcome_names == ("queue",)
+        assert score(rubric, "Fees", {"queue": "fees"}).items["right-queue"] is True
+
+
+def test_every_kind_refuses_an_option_it_does_not_know() -> None:
+    """A misspelled option is never ignored, whatever the kind of the item."""
+    needed = {"check": 'check = "exact", value = "a"', "outcome": 'outcome = "q"'}
+    assert set(needed) == set(KINDS)
+    for kind, options in needed.items():
+        assert parse_rubric(f'task = "t"\nitems = [{{name = "a", kind = "{kind}", {options}}}]').items
+        with pytest.raises(RubricError, match="has the unknown option 'ignorecase'; allowed are ignore_case"):
+            parse_rubric(f'task = "t"\nitems = [{{name = "a", kind = "{kind}", {options}, ignorecase = true}}]')

@@ -76,16 +76,16 @@ def test_a_new_adapter_is_the_base(block: Block) -> None:
 
 
 def test_disabled_layers_are_the_base_and_come_back(block: Block) -> None:
-    """Inside `disabled` the layers answer as before LoRA was added, and after it, even after an error, as they had learnt."""
+    """Inside `disabled` the layers answer as before LoRA was added; after it, even after an error, as they learned."""
     x = torch.randn(5, 6)
     base = block(x)
     layers = with_values(add_lora(block, frozenset({"up"}), rank=RANK, alpha=ALPHA))
-    learnt = block(x)
-    assert not torch.allclose(base, learnt)
+    learned = block(x)
+    assert not torch.allclose(base, learned)
     with pytest.raises(KeyError), disabled(layers):
         assert torch.equal(block(x), base)
         raise KeyError
-    assert torch.equal(block(x), learnt)
+    assert torch.equal(block(x), learned)
 
 
 def test_only_named_layers_are_replaced_and_only_lora_learns(block: Block) -> None:

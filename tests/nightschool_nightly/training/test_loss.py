@@ -28,7 +28,7 @@ def logprobs() -> Tensor:
 def naive(
     logprobs_N: Tensor, lengths: Sequence[int], members: Sequence[MemberTerms], *, total_tokens: int
 ) -> tuple[float, Tensor]:
-    """Loss and gradient token by token in Python floats, from the formula; the ratio exp(l - sg[l]) is 1 with gradient 1."""
+    """Loss and gradient from the formula, token by token in Python floats; exp(l - sg[l]) is 1 with gradient 1."""
     values = [float(value) for value in logprobs_N.detach().double()]
     loss, gradient, at = 0.0, [], 0
     for length, member in zip(lengths, members, strict=True):
@@ -46,50 +46,50 @@ def naive(
 def test_value_and_gradient_are_the_definition() -> None:
     """The loss and its gradient equal the formula evaluated token by token in float64."""
     logprobs_N = logprobs()
-    loss, figures = policy_loss(logprobs_N, LENGTHS, MEMBERS, total_tokens=20)
+    loss, metrics = policy_loss(logprobs_N, LENGTHS, MEMBERS, total_tokens=20)
     (found_N,) = torch.autograd.grad(loss, logprobs_N)
     expected, expected_N = naive(logprobs_N, LENGTHS, MEMBERS, total_tokens=20)
     assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
     torch.testing.assert_close(found_N, expected_N, rtol=1e-6, atol=1e-7)
-    assert (figures.mismatch_tokens, figures.truncated_tokens, figures.members_left_out) == (6, 1, 0)
-    assert figures.mismatch_sum == pytest.approx(0.1 + 0.2 + 0.2 + 0.3 + 5.3 + 0.1, rel=1e-5)
+    assert (metrics.mismatch_tokens, metrics.truncated_tokens, metrics.members_left_out) == (6, 1, 0)
+    assert metrics.mismatch_sum == pytest.approx(0.1 + 0.2 + 0.2 + 0.3 + 5.3 + 0.1, rel=1e-5)
 
 
 @pytest.mark.parametrize(("difference", "weight"), [(-1.0, math.exp(-1)), (math.log(1.9), 1.9), (math.log(2.1), 2.0), (9.0, 2.0)])
 def test_importance_weights_are_cut_at_two(difference: float, weight: float) -> None:
     """A token counts by how much likelier the trainer finds it than the sampler did, at most double."""
     logprobs_N = torch.tensor([-1.0], requires_grad=True)
-    loss, figures = policy_loss(logprobs_N, (1,), [MemberTerms(1.0, (-1.0 - difference,))], total_tokens=1)
+    loss, metrics = policy_loss(logprobs_N, (1,), [MemberTerms(1.0, (-1.0 - difference,))], total_tokens=1)
     loss.backward()  # type: ignore[no-untyped-call]
     assert logprobs_N.grad is not None
     assert float(logprobs_N.grad) == pytest.approx(-weight, rel=1e-5)
-    assert figures.truncated_tokens == (weight == 2.0)
+    assert metrics.truncated_tokens == (weight == 2.0)
 
 
 def test_a_demonstration_has_weight_one_however_unlikely() -> None:
     """No ratio is estimated for an answer that nobody sampled: no weight, no mismatch, never left out."""
     logprobs_N = torch.tensor([-80.0, -0.01], requires_grad=True)
-    loss, figures = policy_loss(logprobs_N, (2,), [MemberTerms(0.5, None)], total_tokens=2)
+    loss, metrics = policy_loss(logprobs_N, (2,), [MemberTerms(0.5, None)], total_tokens=2)
     (gradient_N,) = torch.autograd.grad(loss, logprobs_N)
     assert gradient_N.tolist() == [-0.25, -0.25]
-    assert (figures.mismatch_sum, figures.mismatch_tokens, figures.truncated_tokens, figures.members_left_out) == (0.0, 0, 0, 0)
+    assert (metrics.mismatch_sum, metrics.mismatch_tokens, metrics.truncated_tokens, metrics.members_left_out) == (0.0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("far", [-10.5, 10.5])
 def test_a_member_of_other_weights_is_left_out_whole(far: float) -> None:
-    """One token that sampler and trainer see more than 10 nats apart takes its whole member out, counted; others stay."""
+    """One token that sampler and trainer see over 10 nats apart takes its whole member out, counted; others stay."""
     logprobs_N = torch.tensor([-11.0, -1.0, -1.0], requires_grad=True)
     members = [MemberTerms(1.0, (-11.0 + far, -1.0)), MemberTerms(1.0, (-1.0,))]
-    loss, figures = policy_loss(logprobs_N, (2, 1), members, total_tokens=3)
+    loss, metrics = policy_loss(logprobs_N, (2, 1), members, total_tokens=3)
     (gradient_N,) = torch.autograd.grad(loss, logprobs_N)
     assert gradient_N.tolist() == pytest.approx([0.0, 0.0, -1 / 3])
-    assert figures.members_left_out == 1
+    assert metrics.members_left_out == 1
 
 
 def test_ten_nats_apart_is_still_trained_on() -> None:
     """The limit itself is allowed: only what lies beyond it is another policy's."""
-    _, figures = policy_loss(torch.tensor([-1.0]), (1,), [MemberTerms(1.0, (-11.0,))], total_tokens=1)
-    assert figures.members_left_out == 0
+    _, metrics = policy_loss(torch.tensor([-1.0]), (1,), [MemberTerms(1.0, (-11.0,))], total_tokens=1)
+    assert metrics.members_left_out == 0
 
 
 @pytest.mark.parametrize("sampler", [(-1.0,), (-1.0, -1.0, -1.0), ()])
@@ -105,7 +105,7 @@ REWARDS = dict(zip(PAIRS, (1, 0, 0.5, 0, 0, 1, 0.2, 0.9, 0), strict=True))
 
 
 def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:
-    """Over all answers of two tokens, weighted by their probability, the loss has the gradient of minus the mean reward."""
+    """Over all answers of two tokens, weighted by probability, the loss has the gradient of minus the mean reward."""
     first, second = (torch.randn(*shape, generator=torch.Generator().manual_seed(3)).requires_grad_() for shape in ((3,), (3, 3)))
     logprobs = {(a, b): torch.stack([first.log_softmax(0)[a], second[a].log_softmax(0)[b]]) for a, b in REWARDS}
     chances = {pair: both.sum().exp() for pair, both in logprobs.items()}
@@ -120,7 +120,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward() -> None:
 
 
 def test_importance_weights_correct_for_another_sampler() -> None:
-    """One-token answers drawn from another distribution have, weighted, the gradient of the policy's own mean reward."""
+    """Answers drawn from another distribution have, weighted, the gradient of the policy's own mean reward."""
     theta = torch.tensor([0.3, -0.2, 0.5], requires_grad=True)
     logprobs_V, sampler_V = theta.log_softmax(0), torch.tensor([0.5, 0.2, 0.3]).log()
     rewards = (1.0, 0.0, 0.25)

@@ -59,7 +59,8 @@ def test_a_tree_gives_the_numbers_of_plain_rows(name: str, make_policy: Callable
     packed_N, _ = policy.tree_logprobs(tree, temperature=0.7)
     plain_N = torch.cat([plain_logprobs(policy, sample, temperature=0.7) for sample in samples])
     torch.testing.assert_close(packed_N, plain_N, rtol=1e-5, atol=1e-5)
-    weights_N = torch.randn(len(plain_N), generator=torch.Generator().manual_seed(1))  # members disagree on equal tokens
+    # Members disagree on equal tokens.
+    weights_N = torch.randn(len(plain_N), generator=torch.Generator().manual_seed(1))
     assert_same_direction_and_size(gradient(policy, packed_N @ weights_N), gradient(policy, plain_N @ weights_N))
 
 
@@ -98,7 +99,7 @@ def test_any_split_into_trees_has_the_same_gradient(make_policy: Callable[..., P
 @settings(max_examples=60, deadline=None)
 @given(batches)
 def test_every_row_sees_itself_and_its_ancestors_only(samples: Sequence[Sample]) -> None:
-    """Rows are the distinct prefixes of the inputs; each sees exactly its own prefixes and has its depth as position."""
+    """Rows are the distinct prefixes of the inputs; each sees its own prefixes and has its depth as position."""
     tree = pack_tree(samples)
     mask_LL = tree.mask_LL()
     paths = paths_of(tree)
@@ -112,7 +113,7 @@ def test_every_row_sees_itself_and_its_ancestors_only(samples: Sequence[Sample])
 @settings(max_examples=60, deadline=None)
 @given(batches)
 def test_every_completion_token_is_predicted_from_what_came_before_it(samples: Sequence[Sample]) -> None:
-    """The edge of a completion token hangs on the row of everything before it; the first one on the prompt's last token."""
+    """A completion token is predicted by the row of everything before it; the first one by the prompt's last token."""
     tree = pack_tree(samples)
     paths, edges = paths_of(tree), iter(tree.edges_N.tolist())
     for sample in samples:

@@ -56,7 +56,7 @@ def test_blocks_give_the_numbers_of_the_dense_mask(
 
 
 def test_max_block_decides_what_stands_above_the_cuts() -> None:
-    """Nothing fits a block of 0 rows, everything fits one as large as the tree, and in between the shared prompt stays above."""
+    """Nothing fits a block of 0 rows, all fits one as large as the tree; in between the shared prompt stays above."""
     tree = tree_of([(1, 2, 3, 4), (1, 2, 5, 6)])
     assert plan_attention(tree.end_L, max_block=0).top_T.tolist() == [0, 1, 2, 3, 4, 5]
     assert plan_attention(tree.end_L, max_block=6).top_T.tolist() == []

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from nightschool.errors import NightError
-from nightschool_nightly.folder import NightFolder, NightFolders
+from nightschool_nightly.examples.select import Selection
+from nightschool_nightly.folder import EVALUATION, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.training.trainer import StepFigures
+from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.training.metrics import StepMetrics
 
 STATE = {"adapter/a": torch.tensor([[1.5, -2.0]]), "adam/step/a": torch.tensor(3.0)}
 
 
-def figures(step: int) -> StepFigures:
-    return StepFigures(step, 0.5, None, 8, 1, 2, {"kept": 1, "uniform": 0}, 0.1, None, 0, 0, 10, 40, None, 0.25)
+def metrics(step: int) -> StepMetrics:
+    return StepMetrics(step, 0.5, None, 8, 1, 2, {"kept": 1, "uniform": 0}, 0.1, None, 0, 0, 10, 40, None, 0.25)
 
 
 @pytest.fixture
@@ -27,13 +29,13 @@ def folder(tmp_path: Path) -> NightFolder:
 
 
 def test_a_checkpoint_comes_back_whole(folder: NightFolder) -> None:
-    """Steps, state and figures are those that were saved; before the first there is none."""
+    """Steps, state and metrics are those that were saved; before the first there is none."""
     assert folder.load_checkpoint() is None
-    folder.save_checkpoint(5, STATE, [figures(n) for n in range(5)])
+    folder.save_checkpoint(5, STATE, [metrics(n) for n in range(5)])
     found = folder.load_checkpoint()
     assert found is not None
     steps, state, read = found
-    assert steps == 5 and read == [figures(n) for n in range(5)]
+    assert steps == 5 and read == [metrics(n) for n in range(5)]
     assert set(state) == set(STATE) and all(torch.equal(state[name], STATE[name]) for name in STATE)
 
 
@@ -57,17 +59,17 @@ def test_a_torn_draft_does_not_count(folder: NightFolder) -> None:
     (torn / "state.safetensors").write_bytes(b"half a sta")
     found = folder.load_checkpoint()
     assert found is not None and found[0] == 5
-    folder.save_checkpoint(10, STATE, [figures(9)])
+    folder.save_checkpoint(10, STATE, [metrics(9)])
     found = folder.load_checkpoint()
-    assert found is not None and (found[0], found[2]) == (10, [figures(9)]) and not torn.exists()
+    assert found is not None and (found[0], found[2]) == (10, [metrics(9)]) and not torn.exists()
 
 
 def test_a_checkpoint_may_be_saved_again(folder: NightFolder) -> None:
     """A resumed night that repeats its last step replaces that checkpoint."""
     folder.save_checkpoint(5, STATE, [])
-    folder.save_checkpoint(5, {"adapter/a": torch.zeros(2)}, [figures(4)])
+    folder.save_checkpoint(5, {"adapter/a": torch.zeros(2)}, [metrics(4)])
     found = folder.load_checkpoint()
-    assert found is not None and set(found[1]) == {"adapter/a"} and found[2] == [figures(4)]
+    assert found is not None and set(found[1]) == {"adapter/a"} and found[2] == [metrics(4)]
 
 
 def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
@@ -81,6 +83,16 @@ def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
     folder.write("finished.json", '{"end": "published"}')
     assert folder.finished == {"end": "published"}
     assert not [path for path in folder.path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_each_step_finds_what_it_left(folder: NightFolder) -> None:
+    """The selection and the evaluation come back as they were written; a step that has not run has left nothing."""
+    assert folder.selection() is None and folder.evaluation() is None
+    selection = Selection((), (), {"no-outcome": 3}, 3)
+    folder.write(SELECTION, selection.to_json())
+    evaluation = Evaluation((metrics(0),), 0.25, Answers(Contender.BASE, (), ()), None, Answers(Contender.CANDIDATE, (), ()))
+    folder.write(EVALUATION, evaluation.to_json())
+    assert folder.selection() == selection and folder.evaluation() == evaluation
 
 
 def test_starting_over_keeps_only_the_manifest(folder: NightFolder) -> None:

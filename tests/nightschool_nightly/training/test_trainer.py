@@ -16,9 +16,9 @@ from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool_nightly.examples.select import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.engine import Ask, Rollout
+from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter, seed_of
 from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.trainer import Trainer, schedule, seed_of, with_kl
+from nightschool_nightly.training.trainer import MAX_TREE_TOKENS, Trainer, schedule
 
 X = 27  # about one sample in twenty
 RARE = 49  # about one in two hundred
@@ -37,30 +37,30 @@ class SelfSampler:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.asked: list[list[Ask]] = []
+        self.asked: list[list[SampleRequest]] = []
         self.num_adapters = 0
 
-    def use(self, save: Callable[[Any], None] | None) -> None:
+    def use_adapter(self, save: SaveAdapter | None) -> None:
         self.num_adapters += save is not None
 
-    def sample(self, asks: Sequence[Ask]) -> list[list[Rollout]]:
-        self.asked.append(list(asks))
-        return [self.answer(ask) for ask in asks]
+    def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
+        self.asked.append(list(requests))
+        return [self.answer(request) for request in requests]
 
     @torch.no_grad()
-    def answer(self, ask: Ask) -> list[Rollout]:
-        generator = torch.Generator().manual_seed(ask.seed)
-        ids = torch.tensor([ask.prompt_ids] * ask.num_samples)
+    def answer(self, request: SampleRequest) -> list[Rollout]:
+        generator = torch.Generator().manual_seed(request.seed)
+        ids = torch.tensor([request.prompt_ids] * request.num_samples)
         chosen = []
-        for _ in range(ask.max_tokens):
+        for _ in range(request.max_tokens):
             length = ids.shape[1]
             mask = torch.ones(1, length, length, dtype=torch.bool).tril()
             hidden = self.policy.hidden(ids, torch.arange(length)[None], mask)[:, -1]
-            logprobs = torch.log_softmax(self.policy.logits(hidden) / ask.temperature, -1)
+            logprobs = torch.log_softmax(self.policy.logits(hidden) / request.temperature, -1)
             token = torch.multinomial(logprobs.exp(), 1, generator=generator)
             chosen.append(logprobs.gather(1, token))
             ids = torch.cat([ids, token], 1)
-        completions, chances = ids[:, len(ask.prompt_ids) :].tolist(), torch.cat(chosen, 1).tolist()
+        completions, chances = ids[:, len(request.prompt_ids) :].tolist(), torch.cat(chosen, 1).tolist()
         return [
             Rollout(tuple(tokens), tuple(values), " ".join(map(str, tokens)), finished=True)
             for tokens, values in zip(completions, chances, strict=True)
@@ -70,8 +70,8 @@ class SelfSampler:
 class BrokenSampler(SelfSampler):
     """An engine that returns NaN log-probabilities."""
 
-    def answer(self, ask: Ask) -> list[Rollout]:
-        return [replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)) for rollout in super().answer(ask)]
+    def answer(self, request: SampleRequest) -> list[Rollout]:
+        return [replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)) for rollout in super().answer(request)]
 
 
 Start = Callable[..., Trainer]
@@ -81,7 +81,9 @@ Start = Callable[..., Trainer]
 def start(make_policy: Callable[..., Policy]) -> Start:
     """Makes a trainer on a new policy; keywords are settings of the night, or the policy's seed."""
 
-    def make(*, seed: int = 0, sampler: type[SelfSampler] = SelfSampler, **settings: Any) -> Trainer:
+    def make(
+        *, seed: int = 0, sampler: type[SelfSampler] = SelfSampler, max_tree_tokens: int = MAX_TREE_TOKENS, **settings: Any
+    ) -> Trainer:
         policy = make_policy(seed=seed)
         plain = {"learning_rate": 1e-2, "group_size": 8, "warmup_steps": 0}
         return Trainer(
@@ -91,6 +93,7 @@ def start(make_policy: Callable[..., Policy]) -> Start:
             rubrics=RUBRICS,
             night="night-1",
             demonstrate=lambda text: tuple(int(token) for token in text.split()),
+            max_tree_tokens=max_tree_tokens,
         )
 
     return make
@@ -131,9 +134,9 @@ def test_what_is_rewarded_becomes_likely(start: Start, examples: Examples) -> No
     """A token that is right goes from rare to nearly certain, by sampling alone."""
     trainer = start(group_size=16)
     assert chance_of(X, trainer.policy) < 0.3
-    figures = [trainer.step(number, examples()) for number in range(25)]
+    metrics = [trainer.step(number, examples()) for number in range(25)]
     assert chance_of(X, trainer.policy) > 0.9
-    assert (figures[0].reward_mean or 0) < 0.3 and (figures[-1].reward_mean or 0) > 0.9
+    assert (metrics[0].reward_mean or 0) < 0.3 and (metrics[-1].reward_mean or 0) > 0.9
 
 
 def test_a_demonstration_teaches_what_is_never_sampled(start: Start, examples: Examples) -> None:
@@ -142,32 +145,32 @@ def test_a_demonstration_teaches_what_is_never_sampled(start: Start, examples: E
     before = alone.state()
     for number in range(20):
         assert alone.step(number, examples("emit-rare")).groups["kept"] == 0
-        figures = shown.step(number, examples("emit-rare", demonstration=str(RARE)))
-        assert figures.num_demonstrations == len(PROMPTS) and figures.num_rollouts == 2 * len(PROMPTS)
+        metrics = shown.step(number, examples("emit-rare", demonstration=str(RARE)))
+        assert metrics.num_demonstrations == len(PROMPTS) and metrics.num_rollouts == 2 * len(PROMPTS)
     assert_equal_states(alone.state(), before)
     assert chance_of(RARE, shown.policy) > 0.5
 
 
 def test_a_demonstration_longer_than_an_answer_may_be_is_left_out(start: Start, examples: Examples) -> None:
     """What production could never answer is not taught."""
-    figures = start().step(0, examples(demonstration=f"{X} {X}"))
-    assert figures.num_demonstrations == 0
+    metrics = start().step(0, examples(demonstration=f"{X} {X}"))
+    assert metrics.num_demonstrations == 0
     assert start().step(0, examples(demonstration=f"{X}")).num_demonstrations == len(PROMPTS)
 
 
 # --- steps that must change nothing -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("task", "fate"), [("anything", "all-pass"), ("nothing", "uniform"), ("unknown", "unscored")])
 def test_a_step_without_signal_changes_nothing(task: str, fate: str, start: Start, examples: Examples) -> None:
-    """Neither the adapter nor Adam's state moves, not even by momentum from earlier steps, and the figures say why."""
+    """Neither the adapter nor Adam's state moves, not even by momentum from earlier steps, and the metrics say why."""
     trainer = start()
     trainer.step(0, examples())
     before = trainer.state()
     assert any(name.startswith("adam/") and tensor.any() for name, tensor in before.items())
-    figures = trainer.step(1, examples(task))
+    metrics = trainer.step(1, examples(task))
     assert_equal_states(trainer.state(), before)
-    assert figures.grad_norm is None and figures.tree_tokens == 0
-    assert figures.groups == {name: len(PROMPTS) if name == fate else 0 for name in ("kept", "unscored", "all-pass", "uniform")}
-    assert figures.num_unscored == (figures.num_rollouts if task == "unknown" else 0)
+    assert metrics.grad_norm is None and metrics.tree_tokens == 0
+    assert metrics.groups == {name: len(PROMPTS) if name == fate else 0 for name in ("kept", "unscored", "all-pass", "uniform")}
+    assert metrics.num_unscored == (metrics.num_rollouts if task == "unknown" else 0)
 
 
 def test_too_few_groups_with_signal_change_nothing(start: Start, examples: Examples) -> None:
@@ -199,37 +202,32 @@ def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: St
     sampler, other = trainer.sampler, again.sampler
     assert isinstance(sampler, SelfSampler) and isinstance(other, SelfSampler)
     assert sampler.num_adapters == 3 and sampler.asked == other.asked
-    asks = [ask for step in sampler.asked for ask in step]
-    assert len({ask.seed for ask in asks}) == len(asks) == 3 * len(PROMPTS)
-    assert {(ask.num_samples, ask.max_tokens, ask.temperature, ask.stop, ask.top_p) for ask in asks} == {
-        (8, 1, 0.5, ("\n",), 1.0)
-    }
+    asked = [request for step in sampler.asked for request in step]
+    assert len({request.seed for request in asked}) == len(asked) == 3 * len(PROMPTS)
+    assert {(r.num_samples, r.max_tokens, r.temperature, r.stop, r.top_p) for r in asked} == {(8, 1, 0.5, ("\n",), 1.0)}
 
 
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, examples: Examples) -> None:
-    """The mismatch figure is zero when the same model samples and learns: both use the temperature of the rollouts."""
-    figures = start(temperature=0.6).step(0, examples(max_tokens=3, demonstration=str(X)))
-    assert figures.mismatch == pytest.approx(0.0, abs=1e-4)
-    assert (figures.truncated_weights, figures.members_left_out) == (0, 0)
-    assert figures.entropy is not None and 0 < figures.entropy < math.log(64)
+    """The mismatch is zero when the same model samples and learns: both use the temperature of the rollouts."""
+    metrics = start(temperature=0.6).step(0, examples(max_tokens=3, demonstration=str(X)))
+    assert metrics.mismatch == pytest.approx(0.0, abs=1e-4)
+    assert (metrics.truncated_weights, metrics.members_left_out) == (0, 0)
+    assert metrics.entropy is not None and 0 < metrics.entropy < math.log(64)
 
 
-def test_figures_count_rollouts_not_demonstrations(start: Start, examples: Examples) -> None:
+def test_metrics_count_rollouts_not_demonstrations(start: Start, examples: Examples) -> None:
     """Reward and success are those of the policy's own answers."""
-    figures = start().step(0, examples("anything"))
-    assert (figures.reward_mean, figures.success, figures.num_rollouts) == (1.0, 1.0, 8 * len(PROMPTS))
+    metrics = start().step(0, examples("anything"))
+    assert (metrics.reward_mean, metrics.success, metrics.num_rollouts) == (1.0, 1.0, 8 * len(PROMPTS))
     shown = start(group_size=2).step(0, examples(demonstration=str(X)))
     assert shown.num_rollouts == 2 * len(PROMPTS) and (shown.reward_mean or 0) < 1
 
 
-def test_a_batch_too_large_for_one_tree_has_the_same_gradient(
-    start: Start, examples: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Split into trees of one group each, a step's gradient and its counts stay; only shared prefixes are computed again."""
+def test_a_batch_too_large_for_one_tree_has_the_same_gradient(start: Start, examples: Examples) -> None:
+    """In trees of one group each, a step's gradient and its counts stay; only shared prefixes are computed again."""
     batch = examples(demonstration=str(X), max_tokens=3)
-    whole, split = start(), start()
+    whole, split = start(), start(max_tree_tokens=1)
     one = whole.step(0, batch)
-    monkeypatch.setattr("nightschool_nightly.training.trainer._MAX_TREE_TOKENS", 1)
     several = split.step(0, batch)
     assert several.tree_tokens > one.tree_tokens
     assert several.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
@@ -240,7 +238,7 @@ def test_a_batch_too_large_for_one_tree_has_the_same_gradient(
 
 
 def test_the_learning_rate_warms_up(start: Start, examples: Examples) -> None:
-    """It grows linearly over the first steps and then stays, by the number of the step and not by how many ran before."""
+    """It grows linearly over the first steps and then stays, by the step's number and not by how many ran before."""
     trainer = start(warmup_steps=4, learning_rate=1e-3)
     rates = []
     for number in (0, 1, 3, 9):
@@ -259,8 +257,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(start: Start, examples: Examples
     save_file(first.state(), tmp_path / "state")
     second = start(seed=99)
     second.restore(load_file(tmp_path / "state"))
-    figures = [second.step(number, examples()) for number in (2, 3)]
-    assert figures == expected[2:]
+    metrics = [second.step(number, examples()) for number in (2, 3)]
+    assert metrics == expected[2:]
     assert_equal_states(second.state(), whole.state())
 
 
@@ -303,7 +301,7 @@ def test_seeds_differ_by_their_parts() -> None:
     assert len({seed_of("night", str(n)) for n in range(100)}) == 100
 
 
-def test_kl_is_added_to_figures_and_nothing_else(start: Start, examples: Examples) -> None:
-    """Figures with their KL are the same figures."""
-    figures = start().step(0, examples())
-    assert with_kl(figures, 0.25) == replace(figures, kl=0.25)
+def test_kl_is_added_to_metrics_and_nothing_else(start: Start, examples: Examples) -> None:
+    """Metrics with their KL are the same metrics."""
+    metrics = start().step(0, examples())
+    assert metrics.with_kl(0.25) == replace(metrics, kl=0.25)

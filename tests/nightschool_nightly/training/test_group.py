@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nightschool_nightly.examples.select import Example
-from nightschool_nightly.rewards.reward import score_group
 from nightschool_nightly.rewards.rubric import parse_rubric
-from nightschool_nightly.rollouts.engine import Rollout
+from nightschool_nightly.rollouts.sampler import Rollout
+from nightschool_nightly.training.group import score_group
 
 RUBRIC = parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
 RIGHT = Rollout((5, 2), (-0.1, -0.2), "fraud", finished=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from nightschool_nightly.gate.drift import GeneralKl
+from nightschool_nightly.gate.drift import Drift
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample
 
@@ -34,21 +34,21 @@ def exact_kl(policy: Policy) -> float:
 
 def test_a_new_policy_is_at_no_distance(make_policy: Callable[..., Policy]) -> None:
     """Before the first step the KL is zero, up to the rounding of what is kept of the base."""
-    assert GeneralKl(make_policy(), SAMPLES)() == pytest.approx(0.0, abs=1e-4)
+    assert Drift(make_policy(), SAMPLES).measure() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_it_is_the_forward_kl_of_now(make_policy: Callable[..., Policy]) -> None:
     """Measured against the base as it was kept, on the policy as it is, over the distinct positions of the answers."""
     policy = make_policy()
-    kl = GeneralKl(policy, SAMPLES)
+    drift = Drift(policy, SAMPLES)
     for parameter in policy.parameters.values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
-    assert kl() > 0.01
-    assert kl() == pytest.approx(exact_kl(policy), rel=0.02)
+    assert drift.measure() > 0.01
+    assert drift.measure() == pytest.approx(exact_kl(policy), rel=0.02)
 
 
 def test_the_adapter_is_on_again_afterwards(make_policy: Callable[..., Policy]) -> None:
     """Measuring the base switches the adapter off only for that."""
     policy = make_policy(moved=0.2)
-    GeneralKl(policy, SAMPLES)
+    Drift(policy, SAMPLES)
     assert all(layer.enabled for layer in policy.layers.values())

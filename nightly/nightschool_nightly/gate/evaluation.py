@@ -1,0 +1,87 @@
+"""What a night found out about its candidate: what the gate decides on and the report shows.
+
+It is a file of its own in the night's folder, because it took minutes of training to make and deciding takes none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from nightschool.errors import NightError
+from nightschool_nightly.training.advantage import GroupFate
+from nightschool_nightly.training.metrics import StepMetrics
+
+
+class Contender(StrEnum):
+    """A policy that answers the held-out prompts."""
+
+    BASE = "base"
+    """The base model without an adapter."""
+    RELEASE = "release"
+    """What serves now; the candidate was trained on top of it. There is none on a tenant's first night."""
+    CANDIDATE = "candidate"
+    """What came out of this night."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One policy's answers to the held-out prompts, in their order."""
+
+    policy: Contender
+    texts: tuple[str, ...]
+    rewards: tuple[float | None, ...]
+    """From 0 to 1; None is unscored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How the training went, and the answers of every policy to the held-out prompts."""
+
+    metrics: tuple[StepMetrics, ...]
+    """Of every step, in order."""
+    kl: float
+    """Forward KL(base || candidate) on general prompts, nats per token, after the last step."""
+    base: Answers
+    release: Answers | None
+    candidate: Answers
+
+    @property
+    def before(self) -> Answers:
+        """The answers of what served before this night: the release, or the base model where there is none."""
+        return self.release or self.base
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any step had a group whose rewards differ; without one nothing was learned."""
+        return any(step.groups[GroupFate.KEPT] for step in self.metrics)
+
+    def to_json(self) -> str:
+        answers = {a.policy: {"texts": a.texts, "rewards": a.rewards} for a in (self.base, self.release, self.candidate) if a}
+        return json.dumps({"kl": self.kl, "metrics": [step.to_json() for step in self.metrics], "answers": answers})
+
+    @classmethod
+    def from_json(cls, text: str) -> Evaluation:
+        """Read back an evaluation; `NightError` when it is damaged."""
+        try:
+            raw = json.loads(text)
+            answers: Mapping[str, Any] = raw["answers"]
+            found = {
+                policy: Answers(policy, tuple(answers[policy]["texts"]), tuple(answers[policy]["rewards"]))
+                for policy in Contender
+                if policy in answers
+            }
+            return cls(
+                metrics=tuple(StepMetrics.from_json(step) for step in raw["metrics"]),
+                kl=raw["kl"],
+                base=found[Contender.BASE],
+                release=found.get(Contender.RELEASE),
+                candidate=found[Contender.CANDIDATE],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise NightError(
+                f"the evaluation of the night cannot be read ({error!r}); start the night without --resume"
+            ) from None
