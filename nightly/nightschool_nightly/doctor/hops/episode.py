@@ -1,0 +1,167 @@
+"""Hops of the nights: the episode, what is joined to it, and whether a night would learn from it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nightschool import semconv as names
+from nightschool.config.redactors import redactors
+from nightschool.registry.base_model import base_model_folder
+from nightschool.registry.folder import Pointer
+from nightschool.registry.release import BaseModel, describe_file
+from nightschool.stream import StoredRecord, Stream
+from nightschool_nightly.doctor.findings import BrokenHopError, Passed
+from nightschool_nightly.doctor.hops.shared import missing_of
+from nightschool_nightly.doctor.visit import QUESTION, USER, Visit
+from nightschool_nightly.episodes.redacted_stream import RedactedStream
+from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
+from nightschool_nightly.examples.gather import settling_of
+from nightschool_nightly.examples.reasons import explain
+from nightschool_nightly.examples.select import Drop, Example, select_examples
+from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.settling import HOUR_MS, lateness_of
+
+
+def build_episode(visit: Visit) -> Passed:
+    """Let the nights' own episode builder read what arrived, and nothing else, by the tenant's erasures and redaction."""
+    redactor = redactors(visit.config).get(visit.tenant)
+    stream = visit.follower.stream
+    visit.manifest = _manifest(visit, [*_ranges_of(visit.follower.found), *_erasures_in(stream)])
+    with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
+        store = EpisodeStore(Path(work))
+        try:
+            store.build(RedactedStream(stream, redactor) if redactor else stream, visit.manifest)
+            built = [item.episode for item in store.episodes(visit.tenant)]
+        finally:
+            store.close()
+    visit.left_out = dict(sorted(store.counts.dropped.items()))
+    ours = [episode for episode in built if episode.trace_id == visit.trace_id]
+    if not ours:
+        raise BrokenHopError(f"the records make no episode: {_counted(visit.left_out)}", _remedies(visit))
+    visit.episode = ours[0]
+    call = visit.episode.calls[-1]
+    arrived = {
+        "content": call.messages[-1].text == QUESTION,
+        "answer": call.answer.text == visit.said,
+        "task": visit.episode.task == names.DOCTOR_TASK,
+        "user": visit.episode.subject is not None,
+        "conversation": visit.episode.conversation is not None,
+    }
+    if missing := missing_of(arrived):
+        raise BrokenHopError(
+            f"the episode lacks, or has changed: {missing}",
+            "the records hold it, and a night redacts what no collector of ours did: look at the [privacy] settings",
+            arrived,
+        )
+    return Passed(f"one episode, {len(visit.episode.calls)} model call", arrived)
+
+
+def _ranges_of(records: Iterable[StoredRecord]) -> list[FrozenRange]:
+    """A range for each of `records`, in an order that is always the same."""
+    places = sorted((record.topic, record.partition, record.offset) for record in records)
+    return [FrozenRange(topic, "", partition, offset, offset, offset + 1) for topic, partition, offset in places]
+
+
+def _erasures_in(stream: Stream) -> list[FrozenRange]:
+    """All erasures so far, as a night freezes them."""
+    ends = stream.end_offsets(names.TOPIC_ERASURE)
+    return [FrozenRange(names.TOPIC_ERASURE, "", partition, 0, 0, end) for partition, end in sorted(ends.items())]
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in reasons.items()) or "nothing was left out"
+
+
+def _remedies(visit: Visit) -> str:
+    """What to do about everything that was left out."""
+    if any(name.startswith("erased-") for name in visit.left_out):
+        undo = f"nightschool forget --tenant {visit.tenant} --user {USER} --undo"
+        return f"the doctor's own user was asked to be forgotten; no app has it. To examine again: {undo}"
+    return "; ".join(f"{name}: {explain(name).remedy}" for name in visit.left_out) or "report this"
+
+
+def _manifest(visit: Visit, ranges: Sequence[FrozenRange]) -> NightManifest:
+    """The manifest of a night that would read `ranges` and nothing else; it decides nothing, and no night ever sees it."""
+    now_ms = time.time_ns() // 1_000_000
+    return NightManifest(
+        tenant=visit.tenant,
+        ranges=tuple(ranges),
+        settings={"outcome_window": visit.config.night.outcome_window},
+        dtype=visit.config.model.dtype,
+        base_model=BaseModel("0" * 64, "0" * 64, "0" * 64),
+        rubrics={},
+        pointer=Pointer(),
+        frozen_at_ms=now_ms,
+        settles_after_ms=settling_of(visit.config, visit.rubrics),
+        as_of_ms=now_ms - now_ms % HOUR_MS,
+    )
+
+
+def check_join(visit: Visit) -> Passed:
+    call = visit.episode.calls[-1]
+    arrived = {
+        "token ids": call.tokens is not None,
+        "log-probabilities": call.tokens is not None,
+        "release": call.release is not None,
+    }
+    if missing := missing_of(arrived):
+        raise BrokenHopError(
+            f"not joined to the app's call: {missing}",
+            "app and server must name the same response id; let the app record the id that the server answered with",
+            arrived,
+        )
+    return Passed("the server's tokens and release are on the app's call", arrived)
+
+
+def check_outcome_join(visit: Visit) -> Passed:
+    said = {history.current.name: history.current.final_text for history in visit.episode.outcomes}
+    arrived = {name: name in said for name in visit.outcome_ids}
+    if missing := missing_of(arrived):
+        raise BrokenHopError(f"not joined to their episode: {missing} ({_counted(visit.left_out)})", _remedies(visit), arrived)
+    if changed := sorted(name for name in visit.outcome_ids if said[name] != visit.final_text):
+        raise BrokenHopError(
+            f"another text than was sent: {', '.join(changed)}", "redaction changed it: look at the [privacy] settings", arrived
+        )
+    return Passed(f"on the episode: {', '.join(visit.outcome_ids)}", arrived)
+
+
+def check_selection(visit: Visit) -> Passed:
+    """As if the marked request were the app's: the doctor's own task is left out of every night."""
+    model = visit.config.model.path
+    digest = describe_file(base_model_folder(model) / "tokenizer.json").sha256
+    for task in sorted(visit.rubrics):
+        fates: list[Example | Drop] = []
+        select_examples(
+            [BuiltEpisode(replace(visit.episode, task=task), new=True)],
+            tenant=visit.tenant,
+            settings=visit.config.night,
+            rubrics=visit.rubrics,
+            tokenizer=_Tokenizer(model),
+            max_model_len=visit.config.serving.max_model_len,
+            tokenizer_digest=digest,
+            lateness=lateness_of(visit.manifest),
+            watch=lambda _, fate, fates=fates: fates.append(fate),  # type: ignore[misc]
+        )
+        if isinstance(fates[0], Drop):
+            reason = explain(fates[0])
+            raise BrokenHopError(
+                f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy
+            )
+    return Passed(f"it would be learned from as an episode of: {', '.join(sorted(visit.rubrics))}; being the doctor's, it is not")
+
+
+class _Tokenizer:
+    """The base model's tokenizer, loaded only when it is asked, which is where serving recorded no tokens."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(base_model_folder(self._model)).apply_chat_template(conversation, **options)
