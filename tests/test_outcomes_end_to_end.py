@@ -27,7 +27,8 @@ from nightschool.stream import Stream, open_stream
 from nightschool_collector.app import create_app
 from nightschool_collector.outcomes.browser import BrowserSettings
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.examples.select import Example, select_examples
+from nightschool_nightly.examples.example import Example
+from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.freeze.freeze import freeze_night
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.freeze.settling import lateness_of

@@ -24,11 +24,12 @@ from nightschool.registry.base_model import base_model_folder, describe_base_mod
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
 from nightschool.stream import Stream
+from nightschool_nightly.examples.choose import choose_examples
+from nightschool_nightly.examples.example import Selection, load_selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, redaction_of, settling_of
-from nightschool_nightly.examples.select import Selection, load_selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze import manifest as night_manifest
+from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of, settling_of
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.drift import PROMPTS, GeneralKl, sample_general
 from nightschool_nightly.gate.evaluate import Answers, answer_holdout

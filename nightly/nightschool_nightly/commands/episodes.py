@@ -22,7 +22,7 @@ from nightschool.registry.folder import Registry
 
 if TYPE_CHECKING:
     from nightschool.episode import Episode, OutcomeHistory
-    from nightschool_nightly.examples.select import Drop, Example
+    from nightschool_nightly.examples.example import Drop, Example
 
 HELD_OUT, TRAINS = "tests only", "learned from"
 
@@ -71,8 +71,9 @@ class Look:
 
 def look(config: Config, tenant: str, *, limit: int, now_ms: int) -> Look:
     """The first `limit` new episodes of `tenant` with their fates, and the counts of all."""
-    from nightschool_nightly.examples.gather import choose_examples, freeze_tenant
-    from nightschool_nightly.examples.select import Drop
+    from nightschool_nightly.examples.choose import choose_examples
+    from nightschool_nightly.examples.example import Drop
+    from nightschool_nightly.freeze.freeze import freeze_tenant
     from nightschool_nightly.rewards.load import load_rubrics
 
     rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)

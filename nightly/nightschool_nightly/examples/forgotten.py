@@ -6,7 +6,7 @@ from nightschool.erasure import hash_subject, stored_erasures
 from nightschool.errors import NightError
 from nightschool.stream import Stream
 from nightschool_nightly.episodes.erasures import forgotten_hashes, frozen_erasures
-from nightschool_nightly.examples.select import Selection
+from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 
 

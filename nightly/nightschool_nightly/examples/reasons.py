@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nightschool_nightly.examples.select import Drop
+from nightschool_nightly.examples.example import Drop
 
 
 class Reason(NamedTuple):

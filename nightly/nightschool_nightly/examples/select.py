@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -17,89 +13,11 @@ from jinja2 import TemplateError
 from nightschool import semconv as names
 from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode, Message, ModelCall, OutcomeHistory, TextPart
-from nightschool.errors import NightError
 from nightschool_nightly.episodes.store import BuiltEpisode
+from nightschool_nightly.examples.example import Drop, Example, Selection
+from nightschool_nightly.examples.split import cap_users, is_held_out
 from nightschool_nightly.freeze.settling import Lateness, standing
 from nightschool_nightly.rewards.rubric import Rubric
-
-
-class Drop(StrEnum):
-    """Why an episode, or an example, takes no part in a night."""
-
-    SEEN = "seen-by-an-earlier-night"
-    """None of its records is new since the last published night."""
-    DOCTOR = "doctor"
-    """A marked request of `nightschool doctor`, which is nobody's traffic."""
-    NO_RUBRIC = "task-without-rubric"
-    NOT_TEXT_ANSWER = "answer-is-not-text"
-    """The answer called a tool, or holds parts other than text."""
-    NOT_TEXT_PROMPT = "message-is-not-text"
-    NOT_CHAT = "completion-without-token-ids"
-    """A bare completion: its prompt had no chat template around it, and the server recorded no token ids of this tokenizer."""
-    NO_TEMPLATE = "refused-by-chat-template"
-    """The base model's chat template has no spelling for the conversation (a role it does not know, say)."""
-    NO_OUTCOME = "no-outcome"
-    """Nobody said how it turned out; that is not a bad grade."""
-    UNSETTLED = "outcome-not-settled"
-    """What somebody said may still change; a later night learns from it once it has stood for its time."""
-    CONFLICT = "conflicting-outcomes"
-    """Two raters chose differently."""
-    TOO_LONG = "prompt-too-long"
-    DUPLICATE = "duplicate-prompt"
-    """The same prompt as another example's; it could stand on both sides of the split."""
-    USER_SHARE = "over-share-of-one-user"
-    OTHER_TOKENIZER = "tokens-of-another-tokenizer"
-    """Not the example: its recorded token ids, because their tokenizer is not this base model's, or not known. The prompt is
-    rendered from its messages instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One captured prompt, ready to sample from and to score."""
-
-    id: str
-    trace_id: str
-    task: str
-    user: str
-    """Pseudonym of the user, or the trace id when the app named none: the cluster of all statistics."""
-    message: str
-    """The last user message, for people."""
-    prompt_ids: tuple[int, ...]
-    answer: str
-    """What production answered."""
-    references: Mapping[str, str]
-    """What the human finally chose, by outcome name."""
-    demonstration: str | None
-    """The human's own final answer, when it is an answer to this prompt."""
-    max_tokens: int
-    cut_short: bool
-    """The night samples fewer tokens than production would: a truncated rollout says nothing."""
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    revision: int = 0
-    """How many outcomes came after the episode was final; above 0, an earlier night may have learned from another answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The examples of a night. The same manifest gives the same selection."""
-
-    train: tuple[Example, ...]
-    holdout: tuple[Example, ...]
-    dropped: Mapping[str, int]
-    """Reason -> count."""
-    num_new_episodes: int
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Selection:
-        raw = json.loads(text)
-        train, holdout = (tuple(_example(item) for item in raw[name]) for name in ("train", "holdout"))
-        return cls(train, holdout, raw["dropped"], raw["num_new_episodes"])
-
 
 Watch = Callable[[Episode, Example | Drop], None]
 """Sees every new episode, and the example it gave or why it gave none."""
@@ -230,15 +148,9 @@ def select_examples(
             dropped[example] += 1
         else:
             (holdout if is_held_out(tenant, example.user, settings.holdout_share) else train).append(example)
-    train = _cap_users(train, settings.max_share_per_user, dropped)
-    holdout = _cap_users(holdout, settings.max_share_per_user, dropped)
+    train = cap_users(train, settings.max_share_per_user, dropped)
+    holdout = cap_users(holdout, settings.max_share_per_user, dropped)
     return Selection(tuple(train), tuple(holdout), dict(sorted(dropped.items())), num_new)
-
-
-def is_held_out(tenant: str, user: str, share: float) -> bool:
-    """Whether a user only tests. By a hash of the user alone, so that it is the same every night: nobody trained on ever tests."""
-    digest = hashlib.sha256(f"holdout/{tenant}/{user}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def find_references(call: ModelCall, outcomes: Sequence[OutcomeHistory], rubric: Rubric) -> dict[str, str] | Drop:
@@ -265,31 +177,5 @@ def _chosen(call: ModelCall, history: OutcomeHistory) -> str | None:
     return call.answer.text if outcome.value is True else None
 
 
-def _cap_users(examples: list[Example], share: float, dropped: Counter[str]) -> list[Example]:
-    """Keep at most `share` of the examples from one user, the first by id."""
-    limit = max(1, math.ceil(share * len(examples)))
-    taken: dict[str, int] = defaultdict(int)
-    kept = []
-    for example in sorted(examples, key=lambda example: example.id):
-        taken[example.user] += 1
-        if taken[example.user] <= limit:
-            kept.append(example)
-        else:
-            dropped[Drop.USER_SHARE] += 1
-    return kept
-
-
 def _chat_message(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.text}
-
-
-def _example(raw: Mapping[str, Any]) -> Example:
-    return Example(**{**raw, "prompt_ids": tuple(raw["prompt_ids"]), "stop": tuple(raw["stop"])})
-
-
-def load_selection(path: Path) -> Selection:
-    """Read back a selection; `NightError` when it is damaged."""
-    try:
-        return Selection.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NightError(f"{path} cannot be read ({error}); start the night without --resume") from None

@@ -6,20 +6,65 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
+from nightschool.config.redactors import redactors
+from nightschool.config.settings import Config, NightConfig
 from nightschool.errors import DataLossError
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
+from nightschool.registry.base_model import describe_base_model
+from nightschool.registry.folder import Pointer, Registry
+from nightschool.registry.release import NIGHT, BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
-from nightschool_nightly.freeze.settling import HOUR_MS
+from nightschool_nightly.freeze.settling import HOUR_MS, settling_names
 from nightschool_nightly.rewards.rubric import Rubric
 
 TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
 _FOLDERS = {"state"}
 _ANEW = "start a new night without --resume"
+
+
+def freeze_tenant(
+    config: Config,
+    tenant: str,
+    stream: Stream,
+    *,
+    registry: Registry,
+    model: Path,
+    rubrics: Mapping[str, Rubric],
+    now_ms: int,
+) -> NightManifest:
+    """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
+    pointer = registry.pointer(tenant)
+    last = None
+    if pointer.stable is not None:
+        frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
+        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
+    return freeze_night(
+        stream,
+        tenant=tenant,
+        settings=config.night,
+        dtype=config.model.dtype,
+        base_model=describe_base_model(model),
+        rubrics=rubrics,
+        pointer=pointer,
+        last_published=last,
+        now_ms=now_ms,
+        settles_after_ms=settling_of(config, rubrics),
+        redaction=redaction_of(config, tenant),
+    )
+
+
+def redaction_of(config: Config, tenant: str) -> str:
+    """What the manifest says of the tenant's redaction; empty where it is switched off."""
+    redactor = redactors(config).get(tenant)
+    return redactor.digest if redactor else ""
+
+
+def settling_of(config: Config, rubrics: Mapping[str, Rubric]) -> dict[str, int]:
+    """The outcomes that the rubrics read and that must stand for a while, in milliseconds."""
+    return settling_names(config, (name for rubric in rubrics.values() for name in rubric.outcome_names))
 
 
 def freeze_night(

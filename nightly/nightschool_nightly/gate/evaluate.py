@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import Ask
 from nightschool_nightly.training.trainer import Sampler, seed_of

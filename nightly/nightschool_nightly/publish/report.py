@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import jinja2
 
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluate import Answers
 from nightschool_nightly.gate.gate import Decision

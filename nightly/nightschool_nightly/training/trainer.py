@@ -20,7 +20,7 @@ import torch
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.reward import Group, score_group
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import Ask, Rollout

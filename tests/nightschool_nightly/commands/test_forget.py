@@ -22,7 +22,7 @@ from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT
 from nightschool.stream import Record
 from nightschool_nightly.commands.forget import ReleaseTrace, describe, forget
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision, compare

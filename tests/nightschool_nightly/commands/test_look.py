@@ -19,8 +19,8 @@ from nightschool import semconv as names
 from nightschool.outcomes.record import Outcome, to_logs_request
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
+from nightschool_nightly.examples.example import Drop
 from nightschool_nightly.examples.reasons import REASONS, explain
-from nightschool_nightly.examples.select import Drop
 
 RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
 CONFIG = '[stream]\nurl = "sqlite:stream.db"\n[registry]\npath = "registry"\n[night]\nstate = "nights"\n[tenants.bank]\nrubrics = ["r.toml"]\n'

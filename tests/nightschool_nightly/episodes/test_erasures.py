@@ -19,8 +19,8 @@ from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream, open_stream
 from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.examples.select import Example, Selection
 from nightschool_nightly.freeze.freeze import freeze_night
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.publish.lineage import mark_of, with_lineage

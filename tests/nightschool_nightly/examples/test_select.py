@@ -28,7 +28,9 @@ from nightschool.episode import (
 from nightschool.errors import NightError
 from nightschool.outcomes.record import Outcome
 from nightschool_nightly.episodes.store import BuiltEpisode
-from nightschool_nightly.examples.select import Drop, Selection, find_references, is_held_out, load_selection, select_examples
+from nightschool_nightly.examples.example import Drop, Selection, load_selection
+from nightschool_nightly.examples.select import find_references, select_examples
+from nightschool_nightly.examples.split import is_held_out
 from nightschool_nightly.rewards.rubric import Rubric, parse_rubric
 
 RUBRIC = parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')

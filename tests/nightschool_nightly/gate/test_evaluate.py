@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.gate.evaluate import answer_holdout
 from nightschool_nightly.rewards.rubric import parse_rubric
 from nightschool_nightly.rollouts.engine import Ask, Rollout

@@ -20,9 +20,10 @@ from nightschool_nightly.doctor.hops.shared import missing_of
 from nightschool_nightly.doctor.visit import QUESTION, USER, Visit
 from nightschool_nightly.episodes.redacted_stream import RedactedStream
 from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
-from nightschool_nightly.examples.gather import settling_of
+from nightschool_nightly.examples.example import Drop, Example
 from nightschool_nightly.examples.reasons import explain
-from nightschool_nightly.examples.select import Drop, Example, select_examples
+from nightschool_nightly.examples.select import select_examples
+from nightschool_nightly.freeze.freeze import settling_of
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.freeze.settling import HOUR_MS, lateness_of
 

@@ -12,59 +12,15 @@ from pathlib import Path
 
 from nightschool.config.redactors import redactors
 from nightschool.config.settings import Config
-from nightschool.registry.base_model import describe_base_model
-from nightschool.registry.folder import Registry
-from nightschool.registry.release import NIGHT
 from nightschool.stream import Stream
 from nightschool_nightly.episodes.redacted_stream import RedactedStream
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.examples.select import Selection, Watch, select_examples
-from nightschool_nightly.freeze.freeze import check_unchanged, freeze_night
+from nightschool_nightly.examples.example import Selection
+from nightschool_nightly.examples.select import Watch, select_examples
+from nightschool_nightly.freeze.freeze import check_unchanged
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.freeze.settling import lateness_of, settling_names
+from nightschool_nightly.freeze.settling import lateness_of
 from nightschool_nightly.rewards.rubric import Rubric
-
-
-def freeze_tenant(
-    config: Config,
-    tenant: str,
-    stream: Stream,
-    *,
-    registry: Registry,
-    model: Path,
-    rubrics: Mapping[str, Rubric],
-    now_ms: int,
-) -> NightManifest:
-    """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
-    pointer = registry.pointer(tenant)
-    last = None
-    if pointer.stable is not None:
-        frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
-        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
-    return freeze_night(
-        stream,
-        tenant=tenant,
-        settings=config.night,
-        dtype=config.model.dtype,
-        base_model=describe_base_model(model),
-        rubrics=rubrics,
-        pointer=pointer,
-        last_published=last,
-        now_ms=now_ms,
-        settles_after_ms=settling_of(config, rubrics),
-        redaction=redaction_of(config, tenant),
-    )
-
-
-def redaction_of(config: Config, tenant: str) -> str:
-    """What the manifest says of the tenant's redaction; empty where it is switched off."""
-    redactor = redactors(config).get(tenant)
-    return redactor.digest if redactor else ""
-
-
-def settling_of(config: Config, rubrics: Mapping[str, Rubric]) -> dict[str, int]:
-    """The outcomes that the rubrics read and that must stand for a while, in milliseconds."""
-    return settling_names(config, (name for rubric in rubrics.values() for name in rubric.outcome_names))
 
 
 def choose_examples(
