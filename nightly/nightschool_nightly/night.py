@@ -29,8 +29,9 @@ from nightschool_nightly.examples.example import Selection, load_selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze import manifest as night_manifest
-from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of, settling_of
+from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.settling import settling_of
 from nightschool_nightly.gate.drift import PROMPTS, GeneralKl, sample_general
 from nightschool_nightly.gate.evaluate import Answers, answer_holdout
 from nightschool_nightly.gate.gate import Comparison, Decision, compare, decide
@@ -313,7 +314,7 @@ def _train(
 def _decide(night: _Night, manifest: NightManifest, selection: Selection, answers: Sequence[Answers], kl: float) -> Decision:
     settings = night.config.night
     *others, candidate = answers
-    users = [example.user for example in selection.holdout]
+    users = [example.cluster for example in selection.holdout]
     comparisons: list[Comparison] = [
         compare(
             other.policy,

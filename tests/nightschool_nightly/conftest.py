@@ -62,7 +62,7 @@ def make_example() -> Callable[..., Example]:
             "id": name,
             "trace_id": f"trace-{name}",
             "task": "triage",
-            "user": f"user-{name}",
+            "cluster": f"user-{name}",
             "message": f"message {name}",
             "prompt_ids": (1, 2, 3),
             "answer": "card",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from nightschool.episode import EditFigures, ModelCall
+from nightschool.episode import EditFigures, RecordedCall
 from nightschool.outcomes.record import Outcome
 
 # Characters of one text times those of the other. 64 cells cost one step: the largest comparison takes about a second.
@@ -27,7 +27,7 @@ def measure_edit(original: str, final: str) -> EditFigures | None:
     return EditFigures(distance=Levenshtein.normalized_distance(before, after))
 
 
-def edited_call(outcome: Outcome, calls: Sequence[ModelCall]) -> ModelCall | None:
+def edited_call(outcome: Outcome, calls: Sequence[RecordedCall]) -> RecordedCall | None:
     """The call whose answer was edited; None when the hash of the original is that of no answer.
 
     What the outcome names comes first, then the hash of the original, then the last call.
@@ -39,7 +39,7 @@ def edited_call(outcome: Outcome, calls: Sequence[ModelCall]) -> ModelCall | Non
     return candidates[-1] if candidates else None
 
 
-def named_call(target: Mapping[str, object], calls: Sequence[ModelCall]) -> str | None:
+def named_call(target: Mapping[str, object], calls: Sequence[RecordedCall]) -> str | None:
     """Span id of the call that a target names; None when it means the trace as a whole, `ANOTHER_CALL` for one not here."""
     if "response_id" in target:
         return next((call.span_id for call in calls if call.response_id == target["response_id"]), ANOTHER_CALL)

@@ -1,7 +1,7 @@
-"""Steps 1 and 2 of a night without its folder: what is frozen, and what is chosen of it.
+"""From the frozen ranges to the examples of a night: episodes are built, and examples are selected out of them.
 
-A night, a dry run, `nightschool episodes` and `nightschool doctor` all look through these functions, so that none of them can
-show anything but what a night would do. Nothing here writes, but for dead letters when told to, or needs torch itself.
+A night, a dry run and `nightschool episodes` all use this one function, so that none of them can show anything but what a night does.
+It needs no torch, and writes nothing but dead letters, and these only when it is told to.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.select import Watch, select_examples
 from nightschool_nightly.freeze.freeze import check_unchanged
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.freeze.settling import lateness_of
+from nightschool_nightly.freeze.settling import settling_rules
 from nightschool_nightly.rewards.rubric import Rubric
 
 
@@ -33,12 +33,12 @@ def choose_examples(
     watch: Watch | None = None,
     bury: bool = False,
 ) -> Selection:
-    """The episodes of the frozen ranges, and what of them a night learns from; `watch` sees the fate of each.
+    """What a night learns from and tests with, out of the episodes of its frozen ranges; `watch` sees the fate of each.
 
-    `bury` copies records that cannot be read to the dead-letter topic: a night does so, a look does not.
-    The counts of the selection are of records and episodes alike: everything that was left out, under its reason.
+    With `bury`, records that cannot be read are copied to the dead-letter topic: a night does so, a look at it does not.
+    The counts of the selection are of records and of episodes: everything that was left out, under its reason.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # takes seconds, and only this needs it
 
     with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
         store = EpisodeStore(Path(work))
@@ -56,7 +56,7 @@ def choose_examples(
                 tokenizer=AutoTokenizer.from_pretrained(model),
                 max_model_len=config.serving.max_model_len,
                 tokenizer_digest=manifest.base_model.tokenizer,
-                lateness=lateness_of(manifest),
+                settling=settling_rules(manifest),
                 watch=watch,
             )
         finally:

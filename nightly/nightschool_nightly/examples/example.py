@@ -1,45 +1,17 @@
-"""One prompt of a night with what is needed to score it, and the selection of all of them, as kept in the night's folder."""
+"""One prompt of a night with what is needed to score an answer to it, and the selection of all of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nightschool.errors import NightError
 
-
-class Drop(StrEnum):
-    """Why an episode, or an example, takes no part in a night."""
-
-    SEEN = "seen-by-an-earlier-night"
-    """None of its records is new since the last published night."""
-    DOCTOR = "doctor"
-    """A marked request of `nightschool doctor`, which is nobody's traffic."""
-    NO_RUBRIC = "task-without-rubric"
-    NOT_TEXT_ANSWER = "answer-is-not-text"
-    """The answer called a tool, or holds parts other than text."""
-    NOT_TEXT_PROMPT = "message-is-not-text"
-    NOT_CHAT = "completion-without-token-ids"
-    """A bare completion: its prompt had no chat template around it, and the server recorded no token ids of this tokenizer."""
-    NO_TEMPLATE = "refused-by-chat-template"
-    """The base model's chat template has no spelling for the conversation (a role it does not know, say)."""
-    NO_OUTCOME = "no-outcome"
-    """Nobody said how it turned out; that is not a bad grade."""
-    UNSETTLED = "outcome-not-settled"
-    """What somebody said may still change; a later night learns from it once it has stood for its time."""
-    CONFLICT = "conflicting-outcomes"
-    """Two raters chose differently."""
-    TOO_LONG = "prompt-too-long"
-    DUPLICATE = "duplicate-prompt"
-    """The same prompt as another example's; it could stand on both sides of the split."""
-    USER_SHARE = "over-share-of-one-user"
-    OTHER_TOKENIZER = "tokens-of-another-tokenizer"
-    """Not the example: its recorded token ids, because their tokenizer is not this base model's, or not known. The prompt is
-    rendered from its messages instead."""
+CLUSTER_KEY = "user"
+"""The key of `Example.cluster` in selection.json. Nights that were written with it must stay readable and forgettable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +21,8 @@ class Example:
     id: str
     trace_id: str
     task: str
-    user: str
-    """Pseudonym of the user, or the trace id when the app named none: the cluster of all statistics."""
+    cluster: str
+    """What all statistics count as one: the subject (pseudonym of the user), or the trace id when the app named no user."""
     message: str
     """The last user message, for people."""
     prompt_ids: tuple[int, ...]
@@ -62,7 +34,7 @@ class Example:
     """The human's own final answer, when it is an answer to this prompt."""
     max_tokens: int
     cut_short: bool
-    """The night samples fewer tokens than production would: a truncated rollout says nothing."""
+    """The night samples fewer tokens than production would, so an answer that was cut off cannot be scored."""
     temperature: float
     top_p: float
     stop: tuple[str, ...]
@@ -77,21 +49,22 @@ class Selection:
     train: tuple[Example, ...]
     holdout: tuple[Example, ...]
     dropped: Mapping[str, int]
-    """Reason -> count."""
+    """How much was left out, by the name of its reason (`episodes.reasons`)."""
     num_new_episodes: int
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """The text of selection.json."""
+        raw = asdict(self)
+        for item in (*raw["train"], *raw["holdout"]):
+            item[CLUSTER_KEY] = item.pop("cluster")
+        return json.dumps(raw, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Selection:
+        """Read back the text of selection.json; `ValueError`, `KeyError` or `TypeError` when it is not that."""
         raw = json.loads(text)
         train, holdout = (tuple(_example(item) for item in raw[name]) for name in ("train", "holdout"))
         return cls(train, holdout, raw["dropped"], raw["num_new_episodes"])
-
-
-def _example(raw: Mapping[str, Any]) -> Example:
-    return Example(**{**raw, "prompt_ids": tuple(raw["prompt_ids"]), "stop": tuple(raw["stop"])})
 
 
 def load_selection(path: Path) -> Selection:
@@ -100,3 +73,9 @@ def load_selection(path: Path) -> Selection:
         return Selection.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise NightError(f"{path} cannot be read ({error}); start the night without --resume") from None
+
+
+def _example(raw: Mapping[str, Any]) -> Example:
+    values = {name: value for name, value in raw.items() if name != CLUSTER_KEY}
+    values |= {"cluster": raw[CLUSTER_KEY], "prompt_ids": tuple(raw["prompt_ids"]), "stop": tuple(raw["stop"])}
+    return Example(**values)

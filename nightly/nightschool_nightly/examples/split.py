@@ -1,29 +1,40 @@
-"""Which users only test, and how much one of them counts."""
+"""Training and test set: which examples only test, and how many one user may have."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 
-from nightschool_nightly.examples.example import Drop, Example
+from nightschool_nightly.examples.example import Example
 
 
-def is_held_out(tenant: str, user: str, share: float) -> bool:
-    """Whether a user only tests. By a hash of the user alone, so that it is the same every night: nobody trained on ever tests."""
-    digest = hashlib.sha256(f"holdout/{tenant}/{user}".encode()).digest()
+def is_held_out(tenant: str, cluster: str, share: float) -> bool:
+    """Whether the examples of a cluster only test.
+
+    By a hash of the cluster alone, so that it is the same every night: an example of a user who was trained on never tests.
+    """
+    digest = hashlib.sha256(f"holdout/{tenant}/{cluster}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def cap_users(examples: list[Example], share: float, dropped: Counter[str]) -> list[Example]:
-    """Keep at most `share` of the examples from one user, the first by id."""
+def split(examples: Sequence[Example], *, tenant: str, holdout_share: float) -> tuple[list[Example], list[Example]]:
+    """The examples to train on, and those that only test."""
+    train: list[Example] = []
+    holdout: list[Example] = []
+    for example in examples:
+        (holdout if is_held_out(tenant, example.cluster, holdout_share) else train).append(example)
+    return train, holdout
+
+
+def cap_clusters(examples: Sequence[Example], share: float) -> list[Example]:
+    """At most `share` of the examples from one cluster, its first by id: one busy user does not decide what is learned."""
     limit = max(1, math.ceil(share * len(examples)))
     taken: dict[str, int] = defaultdict(int)
     kept = []
     for example in sorted(examples, key=lambda example: example.id):
-        taken[example.user] += 1
-        if taken[example.user] <= limit:
+        taken[example.cluster] += 1
+        if taken[example.cluster] <= limit:
             kept.append(example)
-        else:
-            dropped[Drop.USER_SHARE] += 1
     return kept

@@ -26,6 +26,6 @@ def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest
     """The manifest as its release carries it. Its digest stays: what came of a night does not name it."""
 
     def marks(examples: Iterable[Example]) -> tuple[str, ...]:
-        return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.user)) for example in examples}))
+        return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.cluster)) for example in examples}))
 
     return replace(manifest, learnt_from=marks(selection.train), tested_with=marks(selection.holdout))

@@ -55,7 +55,7 @@ def render_report(
     return template.render(
         manifest=manifest,
         selection=selection,
-        users=len({example.user for example in (*selection.train, *selection.holdout)}),
+        users=len({example.cluster for example in (*selection.train, *selection.holdout)}),
         figures=figures,
         decision=decision,
         kl=kl,

@@ -21,7 +21,7 @@ from nightschool.keys import hash_key, subject_of
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT
 from nightschool.stream import Record
-from nightschool_nightly.commands.forget import ReleaseTrace, describe, forget
+from nightschool_nightly.commands.forget import AffectedRelease, describe, forget
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
@@ -86,7 +86,7 @@ class Workplace:
     def selected(
         self, seed: int, train: tuple[str, ...], holdout: tuple[str, ...], **changes: Any
     ) -> tuple[NightManifest, Selection]:
-        made = [tuple(self.make_example(f"{user}-{seed}", user=user) for user in users) for users in (train, holdout)]
+        made = [tuple(self.make_example(f"{user}-{seed}", cluster=user) for user in users) for users in (train, holdout)]
         manifest = self.make_manifest(settings={"seed": seed}, **changes)
         return manifest, Selection(made[0], made[1], {}, len(train) + len(holdout))
 
@@ -192,23 +192,23 @@ def test_a_night_that_is_running_is_left_alone_and_said(work: Workplace) -> None
     assert "a night of this tenant is running" in describe(found, tenant="acme", undo=False)
 
 
-def test_releases_that_learnt_from_the_user_are_named_with_what_was_built_on_them(work: Workplace) -> None:
-    """Learnt from, tested with, built on, and which of them serves; a release before the user is clean."""
+def test_releases_that_learned_from_the_user_are_named_with_what_was_built_on_them(work: Workplace) -> None:
+    """Learned from, tested with, built on, and which of them serves; a release before the user is clean."""
     clean = work.release(1, train=(BOB,))
-    learnt = work.release(2, train=(ANNA, BOB))
+    learned = work.release(2, train=(ANNA, BOB))
     tested = work.release(3, train=(BOB,), holdout=(ANNA,))
     newest = work.release(4, train=(BOB,))
-    found = {release.digest: release for release in work.forget().releases}
+    found = {release.release: release for release in work.forget().releases}
     nights = {digest: work.registry.manifest("acme", digest).night for digest in found}
     assert found == {
-        learnt: ReleaseTrace(learnt, nights[learnt], "older", learnt=True, tested=False, built_on=None),
-        tested: ReleaseTrace(tested, nights[tested], "older", learnt=False, tested=True, built_on=learnt),
-        newest: ReleaseTrace(newest, nights[newest], "stable", learnt=False, tested=False, built_on=learnt),
+        learned: AffectedRelease(learned, nights[learned], "older", learned=True, tested=False, built_on=None),
+        tested: AffectedRelease(tested, nights[tested], "older", learned=False, tested=True, built_on=learned),
+        newest: AffectedRelease(newest, nights[newest], "stable", learned=False, tested=False, built_on=learned),
     }
     assert clean not in found
     said = describe(work.forget(), tenant="acme", undo=False)
     assert (
-        f"release {newest[:12]} (stable) of night {nights[newest][:12]}: built on {learnt[:12]}, which learnt from them" in said
+        f"release {newest[:12]} (stable) of night {nights[newest][:12]}: built on {learned[:12]}, which learned from them" in said
     )
     assert "weights cannot forget" in said
 

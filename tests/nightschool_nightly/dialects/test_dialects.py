@@ -14,14 +14,12 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
-from nightschool.episode import Episode, ModelCall
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
+from nightschool.episode import Episode, RecordedCall
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.episodes.store import EpisodeStore, ReadCounts
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 REFERENCE = "nightschool_tracer"
@@ -73,17 +71,7 @@ def read(tmp_path: Path) -> Iterator[Read]:
         with SqliteStream(folder / "stream.db", partitions=1) as stream:
             for topic, value in records:
                 stream.append(topic, [Record(b"key", value, {names.HEADER_TENANT: b"acme"})])
-            manifest = freeze_night(
-                stream,
-                tenant="acme",
-                settings=NightConfig(),
-                dtype="float32",
-                base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-                rubrics={},
-                pointer=Pointer(),
-                last_published=None,
-                now_ms=0,
-            )
+            manifest = freeze_whole_stream(stream, tenant="acme")
             store = EpisodeStore(folder / "store")
             store.build(stream, manifest)
             built = [item.episode for item in store.episodes("acme")]
@@ -93,12 +81,12 @@ def read(tmp_path: Path) -> Iterator[Read]:
     yield run
 
 
-def calls_of(episodes: list[Episode]) -> list[ModelCall]:
+def calls_of(episodes: list[Episode]) -> list[RecordedCall]:
     """Every call of a recording, without the ids that are new each time."""
     return [replace(call, span_id="", release=None) for episode in episodes for call in episode.calls]
 
 
-def altered(call: ModelCall, fields: set[str], claims: Mapping[str, int]) -> ModelCall:
+def altered(call: RecordedCall, fields: set[str], claims: Mapping[str, int]) -> RecordedCall:
     """`call` as it is known when `fields` were not captured, and `claims` were added to its usage."""
     call = replace(call, usage={**call.usage, **claims})
     blank: dict[str, Any] = {"tools": (), "usage": {}, "response_id": None, "finish_reason": None}
@@ -285,6 +273,6 @@ def test_names_of_unknown_dialects_do_not_fill_the_report() -> None:
     """A client that makes up a new name for every span is counted whole, under few names."""
     counts = ReadCounts()
     for number in range(100):
-        counts.unknown_dialect(f"made-up-{number}")
+        counts.drop_unknown_dialect(f"made-up-{number}")
     assert counts.dropped["unknown-dialect (others)"] == 70
     assert (len(counts.dropped), counts.dropped.total()) == (31, 100)

@@ -26,16 +26,14 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.keys import hash_key, new_key
 from nightschool.registry.base_model import PACKAGED, base_model_folder
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel, describe_file
+from nightschool.registry.release import describe_file
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.doctor.findings import Hop, Status
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_serving.recorder import Choice, Recording
 from nightschool_serving.spans import ServedRequest, TraceParent
 from nightschool_serving.telemetry import Telemetry
@@ -317,19 +315,8 @@ def test_all_is_well(clinic: Clinic) -> None:
 def test_no_night_learns_from_what_the_doctor_sent(clinic: Clinic) -> None:
     """Its episode has the reserved task, whatever else it holds."""
     clinic.examine("--serving", clinic.serve())
-    base = BaseModel("a" * 64, "b" * 64, "c" * 64)
     with SqliteStream(clinic.folder / "stream.db", partitions=12) as stream:
-        manifest = freeze_night(
-            stream,
-            tenant="bank",
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=base,
-            rubrics={},
-            pointer=Pointer(),
-            last_published=None,
-            now_ms=time.time_ns() // 1_000_000,
-        )
+        manifest = freeze_whole_stream(stream, tenant="bank", now_ms=time.time_ns() // 1_000_000)
         store = EpisodeStore(clinic.folder / f"store-{time.monotonic_ns()}")
         store.build(stream, manifest)
         built = [item.episode for item in store.episodes("bank")]

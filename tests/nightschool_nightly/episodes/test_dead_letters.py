@@ -10,16 +10,13 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool.outcomes.record import parse_outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, StoredRecord, Stream
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.episodes.dead_letters import FEW
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 OURS = {semconv.HEADER_TENANT: b"acme"}
@@ -49,17 +46,7 @@ def poison(count: int, headers: dict[str, bytes] = OURS) -> list[Record]:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant="acme",
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=1,
-    )
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
 
 
 def read(stream: Stream, folder: Path, last: NightManifest | None = None) -> EpisodeStore:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from nightschool.episode import EditFigures, Message, ModelCall, TextPart
+from nightschool.episode import EditFigures, Message, RecordedCall, TextPart
 from nightschool.outcomes.record import Outcome
 from nightschool_nightly.episodes import edits
 from nightschool_nightly.episodes.edits import ANOTHER_CALL, edited_call, measure_edit, named_call
 
 
-def call(span_id: str, answer: str, response_id: str | None = None) -> ModelCall:
-    return ModelCall(span_id, (), Message("assistant", (TextPart(answer),)), response_id=response_id)
+def call(span_id: str, answer: str, response_id: str | None = None) -> RecordedCall:
+    return RecordedCall(span_id, (), Message("assistant", (TextPart(answer),)), response_id=response_id)
 
 
 CALLS = [call("a" * 16, "first", "r-1"), call("b" * 16, "second", "r-2"), call("c" * 16, "second")]

@@ -15,15 +15,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode, SampledTokens
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore, ReadCounts
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 T0 = 1_790_000_000 * 10**9
@@ -117,17 +116,7 @@ class Day:
         self.append(*records, topic=names.TOPIC_OUTCOMES)
 
     def freeze(self, *, last: NightManifest | None = None, tenant: str = "acme") -> NightManifest:
-        return freeze_night(
-            self.stream,
-            tenant=tenant,
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-            rubrics={},
-            pointer=Pointer(),
-            last_published=last,
-            now_ms=0,
-        )
+        return freeze_whole_stream(self.stream, tenant=tenant, last_published=last)
 
 
 @pytest.fixture
@@ -449,7 +438,7 @@ def test_new_is_what_the_last_published_night_had_not_read(day: Day, build: Buil
         day.outcome(target={"trace_id": trace_id(4)}, value="x", received_ns=T0 + 2 * HOUR),
     )
     built, _ = build(day, manifest=day.freeze(last=last))
-    assert {item.episode.trace_id: item.new for item in built} == {
+    assert {item.episode.trace_id: item.is_new for item in built} == {
         trace_id(1): False,  # sent twice
         trace_id(2): True,  # its tokens came late
         trace_id(3): True,  # retracted

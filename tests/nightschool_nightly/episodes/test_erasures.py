@@ -11,17 +11,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.erasure import Erasure, hash_subject, request_erasure
 from nightschool.errors import NightError, RecordError
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream, open_stream
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.publish.lineage import mark_of, with_lineage
 
@@ -53,17 +51,7 @@ Built = Callable[..., tuple[list[BuiltEpisode], dict[str, int]]]
 
 
 def freeze(stream: Stream, tenant: str = "acme", last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant=tenant,
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=0,
-    )
+    return freeze_whole_stream(stream, tenant=tenant, last_published=last)
 
 
 def say(stream: Stream, trace: int, span: int = 1, *, tenant: str = "acme", call: bool = True, **attributes: Any) -> None:
@@ -183,7 +171,7 @@ def selection(*users: str) -> Selection:
             "demonstration": None,
         }
         sampling: dict[str, Any] = {"max_tokens": 1, "cut_short": False, "temperature": 1.0, "top_p": 1.0, "stop": ()}
-        return Example(id=user, trace_id=user, user=user, **plain, **sampling)
+        return Example(id=user, trace_id=user, cluster=user, **plain, **sampling)
 
     train, holdout = users[::2], users[1::2]
     return Selection(tuple(map(example, train)), tuple(map(example, holdout)), {}, len(users))

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
 from nightschool.errors import DataLossError
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream, open_stream
-from nightschool_nightly.freeze.freeze import check_unchanged, freeze_night
+from nightschool_nightly.freeze.freeze import check_unchanged, freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 pytestmark = pytest.mark.kafka
@@ -59,17 +56,7 @@ def expire(broker: Any, *, before: int) -> None:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant="acme",
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=1,
-    )
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
 
 
 def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:

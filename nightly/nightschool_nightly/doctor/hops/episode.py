@@ -18,14 +18,14 @@ from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.hops.shared import missing_of
 from nightschool_nightly.doctor.visit import QUESTION, USER, Visit
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.reasons import DropReason, reason_of
 from nightschool_nightly.episodes.redacted_stream import RedactedStream
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
-from nightschool_nightly.examples.example import Drop, Example
-from nightschool_nightly.examples.reasons import explain
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.select import select_examples
-from nightschool_nightly.freeze.freeze import settling_of
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
-from nightschool_nightly.freeze.settling import HOUR_MS, lateness_of
+from nightschool_nightly.freeze.settling import HOUR_MS, settling_of, settling_rules
 
 
 def build_episode(visit: Visit) -> Passed:
@@ -83,7 +83,7 @@ def _remedies(visit: Visit) -> str:
     if any(name.startswith("erased-") for name in visit.left_out):
         undo = f"nightschool forget --tenant {visit.tenant} --user {USER} --undo"
         return f"the doctor's own user was asked to be forgotten; no app has it. To examine again: {undo}"
-    return "; ".join(f"{name}: {explain(name).remedy}" for name in visit.left_out) or "report this"
+    return "; ".join(f"{name}: {reason_of(name).remedy}" for name in visit.left_out) or "report this"
 
 
 def _manifest(visit: Visit, ranges: Sequence[FrozenRange]) -> NightManifest:
@@ -136,20 +136,20 @@ def check_selection(visit: Visit) -> Passed:
     model = visit.config.model.path
     digest = describe_file(base_model_folder(model) / "tokenizer.json").sha256
     for task in sorted(visit.rubrics):
-        fates: list[Example | Drop] = []
+        fates: list[Example | DropReason] = []
         select_examples(
-            [BuiltEpisode(replace(visit.episode, task=task), new=True)],
+            [BuiltEpisode(replace(visit.episode, task=task), is_new=True)],
             tenant=visit.tenant,
             settings=visit.config.night,
             rubrics=visit.rubrics,
             tokenizer=_Tokenizer(model),
             max_model_len=visit.config.serving.max_model_len,
             tokenizer_digest=digest,
-            lateness=lateness_of(visit.manifest),
+            settling=settling_rules(visit.manifest),
             watch=lambda _, fate, fates=fates: fates.append(fate),  # type: ignore[misc]
         )
-        if isinstance(fates[0], Drop):
-            reason = explain(fates[0])
+        if isinstance(fates[0], DropReason):
+            reason = reason_of(fates[0])
             raise BrokenHopError(
                 f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy
             )

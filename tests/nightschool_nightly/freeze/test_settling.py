@@ -10,7 +10,7 @@ import pytest
 from nightschool.config.settings import parse_config
 from nightschool.episode import Episode, OutcomeHistory
 from nightschool.outcomes.record import Outcome
-from nightschool_nightly.freeze.settling import Lateness, Standing, settling_names, standing, window_of
+from nightschool_nightly.freeze.settling import EpisodeState, SettlingRules, settle, settling_names, window_of
 
 HOUR_NS = 3_600 * 10**9
 T0 = 1_790_000_000 * 10**9
@@ -37,11 +37,11 @@ def stands(
 ) -> Any:
     """Final or not, when in hours after the start, and the revision, of an episode as a night sees it `at` hours after."""
     episode = Episode("acme", "1" * 32, "t", None, None, T0, (), tuple(histories), retracted)
-    lateness = Lateness(
+    rules = SettlingRules(
         {"thumb": 24 * 3_600_000, "resolved": 72 * 3_600_000}, 30 * 24 * 3_600_000, (T0 + int(at * HOUR_NS)) // 10**6
     )
-    found: Standing = standing(episode, names, lateness)
-    return found.is_final, (found.final_at_ns - T0) / HOUR_NS, found.revision
+    found = settle(episode, names, rules)
+    return found.state is EpisodeState.FINAL, (found.final_at_ns - T0) / HOUR_NS, found.revision
 
 
 def test_a_value_settles_when_nothing_followed_it() -> None:
