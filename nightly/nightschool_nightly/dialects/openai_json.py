@@ -30,17 +30,17 @@ _USAGE = {
 }
 
 
-def request(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def read_chat_request(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a chat request, or the part of it that a dialect keeps."""
     return renamed(parameters, _REQUEST)
 
 
-def usage(counts: Any) -> dict[str, Any]:
+def read_usage(counts: Any) -> dict[str, Any]:
     """Token counts under any of their names."""
     return renamed(counts, _USAGE) if isinstance(counts, Mapping) else {}
 
 
-def response(answer: Any) -> dict[str, Any]:
+def read_chat_response(answer: Any) -> dict[str, Any]:
     """A chat completion; empty when it is none."""
     if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
         return {}
@@ -53,4 +53,4 @@ def response(answer: Any) -> dict[str, Any]:
         names.GEN_AI_RESPONSE_FINISH_REASONS: reasons or None,
         names.GEN_AI_OUTPUT_MESSAGES: messages if all(isinstance(message, Mapping) for message in messages) else None,
     }
-    return {name: value for name, value in found.items() if value} | usage(answer.get("usage"))
+    return {name: value for name, value in found.items() if value} | read_usage(answer.get("usage"))

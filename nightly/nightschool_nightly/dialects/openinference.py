@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import openai_json
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.feedback import Feedback
+from nightschool_nightly.dialects.openai_json import read_chat_request, read_chat_response
 from nightschool_nightly.dialects.span import RawSpan, unflatten
 from nightschool_nightly.dialects.values import first_text, renamed, structured
 
-KIND = "openinference.span.kind"
+_KIND = "openinference.span.kind"
 _HIDDEN = "__REDACTED__"  # what its switches put where content was
 _RENAMED = {
     "llm.system": names.GEN_AI_PROVIDER_NAME,
@@ -34,9 +35,9 @@ _ANNOTATIONS = (
 _ANNOTATED = tuple(f"{prefix}." for prefix, _, _ in _ANNOTATIONS)
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span says in OpenInference's names; only the kinds LLM and TOOL are calls."""
-    match span.attributes.get(KIND):
+    match span.attributes.get(_KIND):
         case "LLM":
             return _model_call(span.attributes)
         case "TOOL":
@@ -49,7 +50,7 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = {names.GEN_AI_OPERATION_NAME: "chat", **renamed(attributes, _RENAMED)}
     parameters = structured(attributes.get("llm.invocation_parameters"))
     if isinstance(parameters, dict):
-        found |= openai_json.request(parameters)
+        found |= read_chat_request(parameters)
     for new, old in ((names.GEN_AI_INPUT_MESSAGES, "llm.input_messages"), (names.GEN_AI_OUTPUT_MESSAGES, "llm.output_messages")):
         messages = unflatten(attributes, old)
         if isinstance(messages, list):
@@ -61,7 +62,7 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
     if reason := first_text(attributes.get("llm.finish_reason")):
         found[names.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
     # Its own names leave out the response id; the raw answer beside them, where there is one, has it.
-    answer = openai_json.response(structured(attributes.get("output.value")))
+    answer = read_chat_response(structured(attributes.get("output.value")))
     return {**{name: value for name, value in answer.items() if name != names.GEN_AI_OUTPUT_MESSAGES}, **found}
 
 
@@ -103,7 +104,7 @@ def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in (None, _HIDDEN)}
 
 
-def feedback(span: RawSpan) -> Iterator[Feedback]:
+def _feedback(span: RawSpan) -> Iterator[Feedback]:
     """The annotations on a span, of any kind: what somebody thought of it, of its trace or of its session."""
     if not any(name.startswith(_ANNOTATED) for name in span.attributes):
         return
@@ -129,3 +130,6 @@ def _metadata(given: Mapping[str, Any]) -> dict[str, Any]:
     metadata = structured(given.get("metadata"))
     metadata = metadata if isinstance(metadata, dict) else {}
     return {**metadata, "label": given["label"]} if "score" in given and "label" in given else metadata
+
+
+OPENINFERENCE = Dialect(markers=frozenset({"openinference"}), read=_read, feedback=_feedback, kind=_KIND)

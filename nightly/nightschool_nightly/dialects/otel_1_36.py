@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.span import Event, RawSpan
 from nightschool_nightly.dialects.values import first_text, is_whole, parsed, structured
 
@@ -35,12 +36,12 @@ _COMPLETIONS = ("gen_ai.completion", "gen_ai.content.completion")
 _OLD = {*_RENAMED, *_PROMPTS, *_COMPLETIONS}
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span and its events say under their old names."""
     if not span.events and _OLD.isdisjoint(span.attributes):
         return {}
     found = {new: span.attributes[old] for old, new in _RENAMED.items() if old in span.attributes}
-    found |= read_events(span.events)
+    found |= read_message_events(span.events)
     whole = [span.attributes, *(event.attributes for event in span.events)]
     for new, olds, role in (
         (names.GEN_AI_INPUT_MESSAGES, _PROMPTS, "user"),
@@ -53,7 +54,7 @@ def read(span: RawSpan) -> dict[str, Any]:
     return found
 
 
-def read_events(events: Sequence[Event]) -> dict[str, Any]:
+def read_message_events(events: Sequence[Event]) -> dict[str, Any]:
     """What the message events of one call say, in the order they came."""
     found = {name: value for event in events for name, value in event.attributes.items() if name.startswith(_REDACTION)}
     messages = [message for event in events if (message := _message(event)) is not None]
@@ -111,3 +112,6 @@ def _whole(places: Sequence[Mapping[str, Any]], keys: Sequence[str], role: str) 
     if isinstance(messages, list):
         return [{"role": role, **message} if isinstance(message, dict) else message for message in messages]
     return [{"role": role, "content": value}] if isinstance(value, str) else None
+
+
+OTEL_1_36 = Dialect(markers=frozenset({"gen_ai"}), read=_read, kind=names.GEN_AI_OPERATION_NAME)

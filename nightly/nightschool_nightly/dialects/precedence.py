@@ -5,12 +5,12 @@ A dialect only fills in what those before it left unsaid, so a span that speaks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import langfuse, mlflow, openinference, openllmetry, otel_1_36, vercel
 from nightschool_nightly.dialects.span import RawSpan
+from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.values import first_text
 
 _OURS = "nightschool."
@@ -48,17 +48,6 @@ _GENERIC = {
     names.GEN_AI_CONVERSATION_ID: ("session.id",),
 }
 
-Reader = Callable[[RawSpan], dict[str, Any]]
-# First word of an attribute's name -> who reads it. The order is that of precedence.
-_READERS: tuple[tuple[Reader, frozenset[str]], ...] = (
-    (otel_1_36.read, frozenset({"gen_ai"})),
-    (openllmetry.read, frozenset({"gen_ai", "llm", "traceloop"})),
-    (openinference.read, frozenset({"openinference"})),
-    (langfuse.read, frozenset({"langfuse"})),
-    (vercel.read, frozenset({"ai"})),
-    (mlflow.read, frozenset({"mlflow"})),
-)
-
 
 def normalise(span: RawSpan) -> dict[str, Any]:
     """The attributes of `span` in the conventions' names, messages in any shape that `read_messages` knows."""
@@ -66,9 +55,9 @@ def normalise(span: RawSpan) -> dict[str, Any]:
     if span.scope in _OUR_SCOPES and not span.events:
         return found  # our own tracer speaks no other dialect
     families = {name.partition(".")[0] for name in span.attributes}
-    for read, markers in _READERS:
-        if not markers.isdisjoint(families):
-            fill_in(found, keep(read(span)))
+    for dialect in DIALECTS:
+        if dialect.read is not None and not dialect.markers.isdisjoint(families):
+            fill_in(found, keep(dialect.read(span)))
     for name, olds in _GENERIC.items():
         if name not in found and (value := first_text(*(span.attributes.get(old) for old in olds))):
             found[name] = value

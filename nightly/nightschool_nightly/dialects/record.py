@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -19,10 +18,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from nightschool import semconv as names
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, from_log_record
-from nightschool_nightly.dialects import agent_lightning, openinference, otel_1_36
 from nightschool_nightly.dialects.feedback import outcome_of
+from nightschool_nightly.dialects.otel_1_36 import EVENT_NAMES, read_message_events
 from nightschool_nightly.dialects.precedence import fill_in, keep, normalise
 from nightschool_nightly.dialects.span import Event, RawSpan
+from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.unknown import unknown_dialect
 from nightschool_nightly.dialects.values import attributes_of, plain, text_of
 
@@ -119,7 +119,9 @@ def _outcomes(span: Span, raw: RawSpan, attributes: Mapping[str, Any]) -> tuple[
             conversation=text_of(attributes.get(names.GEN_AI_CONVERSATION_ID)),
             at_ns=span.end_time_unix_nano,
         )
-        for given in chain(openinference.feedback(raw), agent_lightning.feedback(raw))
+        for dialect in DIALECTS
+        if dialect.feedback is not None
+        for given in dialect.feedback(raw)
     ]
     found += [_evaluation(span, event) for event in span.events if event.name == names.GEN_AI_EVALUATION_RESULT]
     return tuple(outcome for outcome in found if outcome is not None)
@@ -141,7 +143,7 @@ def read_events(value: bytes) -> Iterator[EventRow]:
     for log in read_logs(value):
         attributes = attributes_of(log.attributes)
         name = log.event_name or text_of(attributes.pop("event.name", None)) or ""
-        if name not in otel_1_36.EVENT_NAMES or log.trace_id in (b"", _NO_TRACE) or log.span_id in (b"", _NO_SPAN):
+        if name not in EVENT_NAMES or log.trace_id in (b"", _NO_TRACE) or log.span_id in (b"", _NO_SPAN):
             continue
         content = (name, attributes, plain(log.body))
         yield EventRow(log.trace_id.hex(), log.span_id.hex(), log.time_unix_nano or log.observed_time_unix_nano, content)
@@ -161,5 +163,5 @@ def read_logs(value: bytes) -> Iterator[LogRecord]:
 def with_events(attributes: Mapping[str, Any], contents: list[Any]) -> dict[str, Any]:
     """The attributes of a call, filled in with what its log records say, given in order."""
     found = dict(attributes)
-    fill_in(found, keep(otel_1_36.read_events([Event(*content) for content in contents])))
+    fill_in(found, keep(read_message_events([Event(*content) for content in contents])))
     return found

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
-from nightschool_nightly.dialects import langfuse, mlflow, openinference, vercel
 from nightschool_nightly.dialects.span import RawSpan
+from nightschool_nightly.dialects.table import DIALECTS
 
 _MODEL = re.compile(r"(^|[._])(model|model_?name|model_?id|deployment)$", re.IGNORECASE)
 _TALK = re.compile(r"(^|[._])(prompts?|completions?|messages?|choices|(prompt|input|completion|output)_?tokens)\b", re.IGNORECASE)
-# Dialects that say what kind of span it is: one that is not a model call there is not an unknown one.
-_KNOWN = (openinference.KIND, langfuse.KIND, vercel.OPERATION, mlflow.TYPE, "traceloop.span.kind", "gen_ai.operation.name")
+_KINDS = tuple(dialect.kind for dialect in DIALECTS if dialect.kind is not None)
 _MAX_NAME = 80
 _NOT_IN_A_NAME = re.compile(r"[^\w.@/:+ -]", re.ASCII)  # the name is the client's, and is shown in reports and terminals
 
@@ -18,7 +17,7 @@ _NOT_IN_A_NAME = re.compile(r"[^\w.@/:+ -]", re.ASCII)  # the name is the client
 def unknown_dialect(span: RawSpan) -> str | None:
     """The instrumentation's name if `span`, which no dialect takes for a call, names both a model and what was said; else None."""
     attributes = span.attributes
-    if any(name in attributes for name in _KNOWN):
+    if any(name in attributes for name in _KINDS):
         return None
     if any(_MODEL.search(name) for name in attributes) and any(_TALK.search(name) for name in attributes):
         return _NOT_IN_A_NAME.sub("?", span.scope or "no scope")[:_MAX_NAME]

@@ -84,3 +84,8 @@ def called_with(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"args", "kwargs"} and not value["args"]:
         return value["kwargs"]
     return value
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that have a value."""
+    return {name: value for name, value in values.items() if value is not None}

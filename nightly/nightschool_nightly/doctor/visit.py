@@ -13,7 +13,7 @@ from nightschool.config.settings import Config
 from nightschool.episode import Episode
 from nightschool.sdk.client import Client
 from nightschool.stream import StoredRecord
-from nightschool_nightly.dialects import SpanRow, read_spans
+from nightschool_nightly.dialects.record import SpanRow, read_spans
 from nightschool_nightly.doctor.ask import Answer
 from nightschool_nightly.doctor.follow import Follower
 from nightschool_nightly.freeze.manifest import NightManifest

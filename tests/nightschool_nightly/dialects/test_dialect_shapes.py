@@ -15,16 +15,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects import (
-    SpanRow,
-    context_of,
-    read_events,
-    read_message,
-    read_messages,
-    read_spans,
-    tools_of,
-    with_events,
-)
+from nightschool_nightly.dialects.call import context_of, tools_of
+from nightschool_nightly.dialects.messages import read_message, read_messages
+from nightschool_nightly.dialects.record import SpanRow, read_events, read_spans, with_events
 from nightschool_nightly.dialects.span import unflatten
 
 CALL = ToolCallPart("lookup", "c1", {"a": 1})

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from nightschool import semconv as names
 from nightschool.sdk.client import CAPTURE_VARIABLE, Client, is_disabled
-from nightschool_nightly.dialects import context_of, read_messages
+from nightschool_nightly.dialects.call import context_of
+from nightschool_nightly.dialects.messages import read_messages
 from nightschool_nightly.doctor.ask import ask
 from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.hops.shared import check_tenant, missing_of, post_nothing, reply_text
