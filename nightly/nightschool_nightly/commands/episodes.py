@@ -1,4 +1,4 @@
-"""`python -m nightschool_nightly.commands.episodes`: what the next night would learn from, and why it would leave out the rest.
+"""`python -m nightschool_nightly.commands.episodes`: what the next night would learn from, and what it would leave out.
 
 It freezes and chooses with the functions of a night, so it shows what a night would do; and it writes nothing.
 """

@@ -1,8 +1,8 @@
 """`python -m nightschool_nightly.commands.forget`: what `nightschool forget` starts.
 
-It does three things: an erasure goes into the stream, so that no night from now on selects the user; the files of nights that did
-are deleted; and what cannot be undone (releases that learned from the user, records until they expire) is named. Doing it again
-changes nothing and says the same.
+It does three things: an erasure goes into the stream, so that no night from now on selects the user; the files of
+nights that did are deleted; and what cannot be undone (releases that learned from the user, records until they expire)
+is named. Doing it again changes nothing and says the same.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Forgotten:
 
 
 def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Callable[[], int], undo: bool = False) -> Forgotten:
-    """Forget the subjects of `tenant` (one user may have several pseudonyms), or with `undo` take that back. Safe to repeat."""
+    """Forget subjects of `tenant` (a user may have several pseudonyms), or with `undo` take it back; safe to repeat."""
     found = Forgotten(tuple(subjects))
     hashes = {hash_subject(tenant, subject): subject for subject in subjects}
     with open_configured(config.stream) as stream:
@@ -95,7 +95,7 @@ def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Call
 
 # --- what is in the stream ----------------------------------------------------------------------------------------------
 def _count_records(stream: Stream, tenant: str, subjects: Collection[str], found: Forgotten) -> None:
-    """Count records with a subject in their bytes: quick, and never too few, because a pseudonym is stored as plain text."""
+    """Count records with a subject in their bytes: quick, and never too few, as a pseudonym is stored as plain text."""
     needles = [subject.encode() for subject in subjects]
     for topic in _TOPICS:
         starts = stream.start_offsets(topic)
@@ -122,8 +122,8 @@ def _purge(config: Config, tenant: str, hashes: Collection[str], found: Forgotte
                 forgotten = set(folder.read(FORGOTTEN) or ())
                 here = {hash_ for hash_ in _selected(folder.path, tenant) if hash_ in hashes}
                 if here:
-                    # First the file that keeps the night from being resumed, then the others: a crash in between leaves a night
-                    # that is not resumed and whose files the next run of this command deletes.
+                    # First the file that keeps the night from being resumed, then the others: a crash in between leaves
+                    # a night that is not resumed and whose files the next run of this command deletes.
                     if folder.finished is None:
                         folder.write("finished.json", json.dumps({"end": "forgotten", "text": _ENDED, "release": None}))
                     folder.write(FORGOTTEN, json.dumps(sorted(forgotten | here)))

@@ -12,12 +12,12 @@ from nightschool_nightly.dialects.span import RawSpan, unflatten
 from nightschool_nightly.dialects.values import first_text, is_number
 
 _SPANS = {"agentlightning.annotation", "agentlightning.reward"}
-_UNNAMED = "primary"  # what it calls a reward that was given no name
+_UNNAMED = "primary"  # its own name for a reward that the app gave no name
 _NAME = "reward"
 
 
 def _feedback(span: RawSpan) -> Iterator[Feedback]:
-    """The rewards of a reward span: one for each dimension, about the answer it links to, else about its trace."""
+    """The rewards of a reward span, one for each dimension, about the answer that it links to, or else its trace."""
     if span.name not in _SPANS:
         return
     about = _about(unflatten(span.attributes, "agentlightning.link"))
@@ -36,7 +36,7 @@ def _rewards(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _about(links: Any) -> str:
-    """The answer that a reward is linked to. Links by anything else than the response id are about the trace."""
+    """The answer that a reward is linked to; the trace, when it is linked by anything else than the response id."""
     for link in links if isinstance(links, list) else ():
         if isinstance(link, dict) and link.get("key_match") == names.GEN_AI_RESPONSE_ID and first_text(link.get("value_match")):
             return f"response:{link['value_match']}"

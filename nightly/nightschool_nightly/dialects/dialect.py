@@ -21,4 +21,4 @@ class Dialect:
     feedback: Callable[[RawSpan], Iterable[Feedback]] | None = None
     """What a span says about how something turned out. Every span is given to it."""
     kind: str | None = None
-    """The attribute by which a span says what it is. One that has it and is not a model call is not of an unknown dialect."""
+    """The attribute by which a span says what it is. One that has it and is no model call is not an unknown one."""

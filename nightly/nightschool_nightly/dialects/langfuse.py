@@ -1,4 +1,4 @@
-"""Langfuse: observations whose input and output are JSON of whatever the app handed over."""
+"""Langfuse: observations whose input and output are JSON of whatever the app passed in."""
 
 from __future__ import annotations
 

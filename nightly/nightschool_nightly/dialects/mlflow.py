@@ -42,7 +42,7 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _messages(name: str, given: Any, role: str) -> dict[str, Any]:
-    """Messages handed over bare: a list of them, one of them, or text."""
+    """Messages that were passed as they are: a list of them, one of them, or text."""
     if isinstance(given, str) and given:
         return {name: [{"role": role, "content": given}]}
     if isinstance(given, dict) and ("content" in given or "tool_calls" in given):

@@ -1,4 +1,4 @@
-"""Requests and answers of chat APIs as JSON, which several dialects keep whole."""
+"""Requests and answers of chat APIs as JSON: several dialects record them whole."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _USAGE = {
 
 
 def read_chat_request(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a chat request, or the part of it that a dialect keeps."""
+    """What the body of a chat request says, or the part of it that a dialect records."""
     return renamed(parameters, _REQUEST)
 
 
 def read_usage(counts: Any) -> dict[str, Any]:
-    """Token counts under any of their names."""
+    """Token counts, under any name that an API gives them."""
     return renamed(counts, _USAGE) if isinstance(counts, Mapping) else {}
 
 
 def read_chat_response(answer: Any) -> dict[str, Any]:
-    """A chat completion; empty when it is none."""
+    """What a chat completion says; nothing when `answer` is not one."""
     if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
         return {}
     choices = [choice for choice in answer["choices"] if isinstance(choice, Mapping)]

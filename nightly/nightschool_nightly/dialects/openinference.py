@@ -13,7 +13,7 @@ from nightschool_nightly.dialects.span import RawSpan, unflatten
 from nightschool_nightly.dialects.values import first_text, renamed, structured
 
 _KIND = "openinference.span.kind"
-_HIDDEN = "__REDACTED__"  # what its switches put where content was
+_HIDDEN = "__REDACTED__"  # what its switches that hide content put in its place
 _RENAMED = {
     "llm.system": names.GEN_AI_PROVIDER_NAME,
     "llm.model_name": names.GEN_AI_RESPONSE_MODEL,
@@ -61,7 +61,7 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found[names.GEN_AI_TOOL_DEFINITIONS] = [schema for schema in schemas if isinstance(schema, dict)]
     if reason := first_text(attributes.get("llm.finish_reason")):
         found[names.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
-    # Its own names leave out the response id; the raw answer beside them, where there is one, has it.
+    # There is no name for the response id; the raw answer, where it was recorded too, has it.
     answer = read_chat_response(structured(attributes.get("output.value")))
     return {**{name: value for name, value in answer.items() if name != names.GEN_AI_OUTPUT_MESSAGES}, **found}
 
@@ -73,7 +73,7 @@ def _is_tool(item: Any) -> bool:
 def _message(item: Any) -> Any:
     message = item.get("message") if isinstance(item, dict) else None
     if not isinstance(message, dict) or message.get("content") == _HIDDEN:
-        return None  # not understood: the conversation is not known
+        return None  # a message that cannot be read: then the whole conversation is not known
     found = {"content": None, **{name: value for name, value in message.items() if name not in ("contents", "tool_calls")}}
     if isinstance(message.get("contents"), list):
         found["content"] = [_part(part) for part in message["contents"]]
@@ -98,14 +98,14 @@ def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
         names.GEN_AI_OPERATION_NAME: "execute_tool",
         names.GEN_AI_TOOL_NAME: attributes.get("tool.name"),
         names.GEN_AI_TOOL_CALL_ID: attributes.get("tool_call.id", attributes.get("tool.id")),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("input.value"),  # `tool.parameters` is the schema
+        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("input.value"),  # not `tool.parameters`, which is the schema
         names.GEN_AI_TOOL_CALL_RESULT: attributes.get("output.value"),
     }
     return {name: value for name, value in values.items() if value not in (None, _HIDDEN)}
 
 
 def _feedback(span: RawSpan) -> Iterator[Feedback]:
-    """The annotations on a span, of any kind: what somebody thought of it, of its trace or of its session."""
+    """The annotations on a span of any kind: judgements about the span, its trace or its session."""
     if not any(name.startswith(_ANNOTATED) for name in span.attributes):
         return
     for prefix, inner, about in _ANNOTATIONS:

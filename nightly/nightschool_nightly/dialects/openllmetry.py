@@ -1,7 +1,7 @@
 """OpenLLMetry (Traceloop): messages as indexed attributes, and what its SDK adds to every span.
 
-Versions from 0.53 or so write the GenAI conventions' JSON messages themselves; of those only the association properties are left
-to read here.
+Versions from about 0.53 on write messages as the GenAI conventions do; of those only the association properties are
+read here.
 """
 
 from __future__ import annotations

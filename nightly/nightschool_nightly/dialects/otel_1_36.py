@@ -1,7 +1,8 @@
 """OpenTelemetry GenAI conventions up to 1.36: `gen_ai.system`, and each message an event of its own.
 
-The events are events of the span (azure-ai-inference) or log records that name it (opentelemetry-instrumentation-openai-v2).
-Still older packages wrote the whole prompt and completion as JSON into `gen_ai.prompt` and `gen_ai.completion`.
+The events are events of the span (azure-ai-inference) or log records that name it
+(opentelemetry-instrumentation-openai-v2). Still older packages wrote the whole prompt and completion as JSON into
+`gen_ai.prompt` and `gen_ai.completion`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _RENAMED = {
     "gen_ai.usage.completion_tokens": names.GEN_AI_USAGE_OUTPUT_TOKENS,
     "gen_ai.openai.request.seed": names.GEN_AI_REQUEST_SEED,
 }
-_REDACTION = "nightschool.redaction."  # a text changed on its way contradicts recorded token ids, wherever it stood
+_REDACTION = "nightschool.redaction."  # on an event too: a text that was redacted no longer fits the recorded token ids
 _PROMPTS = ("gen_ai.prompt", "gen_ai.content.prompt")
 _COMPLETIONS = ("gen_ai.completion", "gen_ai.content.completion")
 _OLD = {*_RENAMED, *_PROMPTS, *_COMPLETIONS}
@@ -63,7 +64,7 @@ def read_message_events(events: Sequence[Event]) -> dict[str, Any]:
         if event.name == INFERENCE_DETAILS:
             found |= {name: value for name, value in event.attributes.items() if value is not None}
     if redacted := next((version for event in events if (version := event.attributes.get(names.REDACTION_VERSION))), None):
-        found[names.REDACTION_VERSION] = redacted  # of one event, hence of the call: its token ids no longer fit
+        found[names.REDACTION_VERSION] = redacted  # of one event is enough: token ids no longer fit
     if messages:
         found.setdefault(names.GEN_AI_INPUT_MESSAGES, messages)
     if choices:
@@ -83,7 +84,7 @@ def _message(event: Event) -> Any:
 
 
 def _content(event: Event) -> Any:
-    """What an event says: the body of a log record, or of a span's event an attribute with JSON text, or its attributes."""
+    """What an event says: the body of a log record; of a span's event JSON text in an attribute, or its attributes."""
     if event.body is not None:
         return parsed(event.body)
     if "gen_ai.event.content" in event.attributes:
@@ -92,7 +93,7 @@ def _content(event: Event) -> Any:
 
 
 def _answer(choice: Mapping[str, Any]) -> Any:
-    """The message of a choice; before 1.28 its fields stood beside the finish reason."""
+    """The message of a choice; before version 1.28 its fields were beside the finish reason."""
     message = structured(choice.get("message"))
     if isinstance(message, str):
         message = {"content": message}

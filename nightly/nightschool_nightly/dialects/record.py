@@ -1,6 +1,6 @@
 """Reads stored records: each OTLP span as one row, whatever dialect it speaks, and each message event of a log record.
 
-Raw bytes are kept in the stream and understood here, on read, so that a better reading repairs history.
+Raw bytes are kept in the stream and understood here, on read, so that a better reading also repairs the past.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool_nightly.dialects.feedback import outcome_of
 from nightschool_nightly.dialects.otel_1_36 import EVENT_NAMES, read_message_events
-from nightschool_nightly.dialects.precedence import fill_in, keep, normalise
+from nightschool_nightly.dialects.precedence import fill_in, keep, normalize
 from nightschool_nightly.dialects.span import Event, RawSpan
 from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.unknown import unknown_dialect
@@ -39,7 +39,7 @@ class SpanRow:
     span_id: str
     started_ns: int
     side: str
-    """"server" for a span of our server; whatever else says, or does not say, where it stood is the app's."""
+    """"server" for a span of our server; every other span is one of the app."""
     is_model_call: bool
     response_id: str | None
     conversation: str | None
@@ -47,7 +47,7 @@ class SpanRow:
     task: str | None
     subject: str | None
     attributes: Mapping[str, Any]
-    """What episodes are made of, under the names of the GenAI conventions, whatever the span called it."""
+    """The attributes that episodes are made of, under the names of the GenAI conventions."""
     parent_id: str | None = None
     is_tool_run: bool = False
     has_content: bool = False
@@ -55,18 +55,18 @@ class SpanRow:
     outcomes: tuple[Outcome, ...] = ()
     """What the span says about how something turned out: annotations, rewards, evaluation events."""
     unknown_dialect: str | None = None
-    """Who made a span that looks like a model call and is read by no dialect."""
+    """The instrumentation scope of a span that looks like a model call and that no dialect reads; else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventRow:
-    """A log record that says a part of a model call."""
+    """A log record that holds a part of a model call."""
 
     trace_id: str
     span_id: str
     at_ns: int
     content: tuple[str, dict[str, Any], Any]
-    """Name, attributes and body of the `Event`, plain."""
+    """Name, attributes and body of the `Event`, as plain values that the spool can keep."""
 
 
 # --- spans --------------------------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def read_spans(value: bytes) -> Iterator[SpanRow]:
 def _row(span: Span, scope: str, resource: Mapping[str, Any]) -> SpanRow:
     events = tuple(Event(event.name, attributes_of(event.attributes)) for event in span.events)
     raw = RawSpan(span.name, scope, attributes_of(span.attributes), events)
-    attributes = normalise(raw)
+    attributes = normalize(raw)
     operation = text_of(attributes.get(names.GEN_AI_OPERATION_NAME))
     failed = names.ERROR_TYPE in attributes or span.status.code == Status.STATUS_CODE_ERROR
     is_call = operation in _MODEL_OPERATIONS
@@ -128,7 +128,7 @@ def _outcomes(span: Span, raw: RawSpan, attributes: Mapping[str, Any]) -> tuple[
 
 
 def _evaluation(span: Span, event: Span.Event) -> Outcome | None:
-    """An evaluation that came as an event of the evaluated span, read as the log record it should have been."""
+    """An evaluation that came as an event of the evaluated span, read like the log record it should have been."""
     log = LogRecord(event_name=event.name, time_unix_nano=event.time_unix_nano, trace_id=span.trace_id, span_id=span.span_id)
     log.attributes.extend(event.attributes)
     try:
@@ -161,7 +161,7 @@ def read_logs(value: bytes) -> Iterator[LogRecord]:
 
 
 def with_events(attributes: Mapping[str, Any], contents: list[Any]) -> dict[str, Any]:
-    """The attributes of a call, filled in with what its log records say, given in order."""
+    """The attributes of a call, filled in from the contents of its log records, which are in order of time."""
     found = dict(attributes)
     fill_in(found, keep(read_message_events([Event(*content) for content in contents])))
     return found

@@ -1,4 +1,4 @@
-"""Every dialect that is read. To add one: a file of its own beside this one, its import here, and its line in the table."""
+"""Every dialect that is read. To add one: a file of its own beside this one, its import here, its line below."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from nightschool_nightly.dialects.openllmetry import OPENLLMETRY
 from nightschool_nightly.dialects.otel_1_36 import OTEL_1_36
 from nightschool_nightly.dialects.vercel import VERCEL
 
-# In order of precedence: where a span speaks two of them, the later one only says what the earlier one leaves unsaid. The current
-# conventions of OpenTelemetry are no dialect here: they are what the dialects are read into.
+# In order of precedence: where a span speaks two of them, the later one only says what the earlier one leaves unsaid.
+# The current conventions of OpenTelemetry are no dialect here: they are what the dialects are read into.
 DIALECTS = (
     OTEL_1_36,
     OPENLLMETRY,

@@ -1,4 +1,4 @@
-"""The Vercel AI SDK (`experimental_telemetry`): each model call is the `do...` span inside the function that the app called."""
+"""The Vercel AI SDK (`experimental_telemetry`): a model call is the `do...` span inside the one of the app's call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nightschool_nightly.dialects.span import RawSpan
 from nightschool_nightly.dialects.values import first_text, parsed, present, renamed, structured
 
 _KIND = "ai.operationId"
-# Their outer spans (`ai.generateText` and so on) tell the same again, of all steps together.
+# Not the outer spans (`ai.generateText` and so on), which repeat the same for all steps together.
 _MODEL_CALLS = {
     "ai.generateText.doGenerate",
     "ai.streamText.doStream",

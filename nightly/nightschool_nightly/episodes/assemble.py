@@ -1,4 +1,4 @@
-"""Episodes out of the joined tables: for each trace its calls, tool runs and outcomes, with the contents from the spool."""
+"""Episodes out of the joined tables: for each trace its calls, tool runs and outcomes, with their contents."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ _TOOL_RUNS = """
 
 
 class _OutcomeRow(NamedTuple):
-    """A record of an outcome whose slot is that of one trace, as the columns of `_OUTCOMES`; the records of a slot in order."""
+    """An outcome record that belongs to one trace, as the columns of `_OUTCOMES`; those of a slot are in order."""
 
     trace: str
     is_new: bool
@@ -98,7 +98,7 @@ _OUTCOMES = """
 
 
 class _ByTrace(Generic[Row]):
-    """The rows of a query, trace by trace; read in step with another query, so that nothing is held but one trace's rows."""
+    """The rows of a query, trace by trace, read in step with another query: only one trace's rows are held."""
 
     def __init__(self, rows: Iterator[Row]) -> None:
         self._groups = groupby(rows, key=_trace_of)
@@ -176,7 +176,8 @@ class Assembler:
         if row.server_content is not None:
             server = attributes if row.server_content == row.content else self._tables.contents.get(row.server_content)
         if names.REDACTION_VERSION in attributes and server.keys() & _TOKEN_NAMES:
-            # The ids still spell the text before it was redacted; without them a night renders the messages, which are redacted.
+            # The ids still spell the text before it was redacted; without them a night renders the messages, which are
+            # redacted.
             server = {name: value for name, value in server.items() if name not in _TOKEN_NAMES}
             self._counts.drop(DropReason.TOKEN_IDS_OF_REDACTED_CALL)
         messages = context_of(attributes)

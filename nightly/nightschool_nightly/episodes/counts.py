@@ -27,7 +27,7 @@ class ReadCounts:
         self.dropped[reason] += 1
 
     def drop_unknown_dialect(self, scope: str) -> None:
-        """Count a span that no dialect reads by the instrumentation scope that made it; beyond a limit as one of the others."""
+        """Count a span that no dialect reads, by the scope that made it; beyond a limit as one of the others."""
         name = f"{DropReason.UNKNOWN_DIALECT} ({scope})"
         num_names = sum(known.startswith(DropReason.UNKNOWN_DIALECT) for known in self.dropped)
         if name not in self.dropped and num_names >= _MAX_UNKNOWN_DIALECTS:

@@ -1,7 +1,7 @@
 """Erasures applied: a user who asked to be forgotten is in no episode, whatever their records say.
 
-Which erasures a night knows is frozen with the rest of its input. One that came later stops the night instead of changing it: the
-same manifest gives the same batch, or no batch.
+Which erasures a night knows is frozen with the rest of its input. One that came later stops the night instead of
+changing it: the same manifest gives the same batch, or no batch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def frozen_erasures(stream: Stream, manifest: NightManifest) -> frozenset[str]:
 
 
 def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str]) -> dict[DropReason, int]:
-    """Delete from the raw tables everything of the subjects with these hashes, before it is joined; how much, by reason."""
+    """Delete everything of the subjects with these hashes from the raw tables, before they are joined; how much."""
     if not (erased := sorted(hashes)):
         return {}
     db.execute("CREATE TABLE erased_subjects AS SELECT unnest($1) AS hash", [erased])

@@ -29,7 +29,7 @@ _UNDECODABLE = {
 
 
 class RecordReader:
-    """Reads one tenant's records out of frozen ranges into raw tables; counts them, and remembers those it cannot read."""
+    """Reads one tenant's records into raw tables, counts them, and remembers those it cannot read."""
 
     def __init__(self, tenant: str, tables: RawTables, counts: ReadCounts, dead: DeadLetters) -> None:
         self._tenant, self._tables, self._counts, self._dead = tenant, tables, counts, dead
@@ -53,7 +53,7 @@ class RecordReader:
                 self._dead.end_of(part, num_read)
 
     def _is_ours(self, record: StoredRecord) -> bool:
-        """Whether a record is the tenant's: the header of our collector says so; without it (another collector), its resource."""
+        """Whether a record is the tenant's, by our collector's header; by its resource, if another one wrote it."""
         header = record.headers.get(names.HEADER_TENANT)
         if header is not None:
             return header == self._tenant.encode()
@@ -88,7 +88,7 @@ class RecordReader:
         self._add_outcomes_in(record, is_new)
 
     def _add_outcomes_in(self, record: StoredRecord, is_new: bool) -> None:
-        """Add the outcomes among log records. The valid ones count even if another one is not: that error comes at the end."""
+        """Add the outcomes among log records. Valid ones count even if another is not: the error comes at the end."""
         fault: RecordError | None = None
         for log in read_logs(record.value):
             if record.topic == names.TOPIC_LOGS and log.event_name != names.GEN_AI_EVALUATION_RESULT:
@@ -104,14 +104,14 @@ class RecordReader:
 
 
 def _received_ns(record: StoredRecord, log: LogRecord) -> int:
-    """When an outcome was received: our collector writes it into the log record; of another one only the stream's clock counts."""
+    """When an outcome was received: as our collector wrote it; of other collectors only the stream's clock counts."""
     if names.HEADER_TENANT in record.headers and log.observed_time_unix_nano:
         return log.observed_time_unix_nano
     return record.timestamp_ms * 1_000_000
 
 
 def _resource_tenant(record: StoredRecord) -> str | None:
-    """The one tenant that all resources of a record name; None when they name none, several, or not all of them name one."""
+    """The one tenant that all resources of a record name; None when there is no such tenant."""
     if record.topic == names.TOPIC_SPANS:
         resources = [part.resource for part in ExportTraceServiceRequest.FromString(record.value).resource_spans]
     else:

@@ -1,4 +1,7 @@
-"""The join of a night: SQL that makes calls, events and outcomes of traces out of the raw tables. Every query has a total order."""
+"""The join of a night: SQL that makes calls, events and outcomes of traces out of the raw tables.
+
+Every query that chooses one of several rows has a total order, so that the same records give the same episodes.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,17 @@ _JOIN = (
     # One row a span: the first copy that was read.
     """CREATE TABLE spans AS SELECT * FROM raw_spans
        QUALIFY row_number() OVER (PARTITION BY trace, span ORDER BY read_order) = 1""",
-    # Model calls that another span of the trace records as well: two instrumentations, one inside the other, saw the same call. The
-    # inner span is the call, unless only the outer one has content; the other one is no model call any more and only names user,
-    # session and task, as any span may. First the pairs where one span is the parent of the other ...
+    # Model calls that another span of the trace records as well: two instrumentations, one inside the other, saw the
+    # same call. The inner span is the call, unless only the outer one has content; the other one is no model call any
+    # more and only names user, session and task, as any span may. First the pairs where one span is the parent of the
+    # other ...
     """CREATE TABLE repeated_calls AS
        SELECT DISTINCT o.trace, CASE WHEN o.has_content AND NOT i.has_content THEN i.span ELSE o.span END AS span
        FROM spans o JOIN spans i ON i.trace = o.trace AND i.parent = o.span
        WHERE o.is_model_call AND o.side = 'app' AND i.is_model_call AND i.side = 'app'""",
     """UPDATE spans SET is_model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM repeated_calls)""",
-    # ... then, of those that are left, calls with the same response id: one with content is the call, the last to start of them.
+    # ... then, of those that are left, calls with the same response id: one with content is the call, the last to start
+    # of them.
     """INSERT INTO repeated_calls SELECT trace, span FROM spans WHERE is_model_call AND side = 'app' AND response IS NOT NULL
        QUALIFY row_number() OVER (PARTITION BY trace, response ORDER BY has_content DESC, started_ns DESC, span) > 1""",
     """UPDATE spans SET is_model_call = false WHERE (trace, span) IN (SELECT (trace, span) FROM repeated_calls)""",
@@ -31,14 +36,14 @@ _JOIN = (
     # One row a response id: the call of an app that names it, and how many do.
     """CREATE TABLE app_calls AS SELECT response, min(trace) AS trace, min(span) AS span, count(*) AS copies
        FROM spans WHERE is_model_call AND side = 'app' AND response IS NOT NULL GROUP BY response""",
-    # One row a call that a server saw, with the app's span of the same call. A response id that two app calls claim joins neither:
-    # one of them is mistaken, and nothing says which.
+    # One row a call that a server saw, with the app's span of the same call. A response id that two app calls claim
+    # joins neither: one of them is mistaken, and nothing says which.
     """CREATE TABLE server_calls AS SELECT s.*, a.trace AS app_trace, a.span AS app_span
        FROM spans s LEFT JOIN app_calls a ON s.response = a.response AND a.copies = 1
        WHERE s.is_model_call AND s.side = 'server'
        QUALIFY row_number() OVER (PARTITION BY coalesce(s.response, s.trace || s.span) ORDER BY s.read_order) = 1""",
-    # One row a call, whoever saw it. The server only adds tokens and release to what the app saw; a call that no app saw is the
-    # server's own, content included.
+    # One row a call, whoever saw it. The server only adds tokens and release to what the app saw; a call that no app
+    # saw is the server's own, content included.
     """CREATE TABLE matched_calls AS
        SELECT c.trace, c.span, c.started_ns, c.response, c.conversation, c.episode, c.task, c.subject, c.content,
               s.content AS server_content, c.is_new OR coalesce(s.is_new, false) AS is_new

@@ -1,7 +1,7 @@
-"""Reading a large day with several processes: each reads a run of the frozen ranges into tables of its own, which are then merged.
+"""Reading a large day with several processes: each fills tables of its own, which are then merged.
 
-This is the side of the night's own process; `reading_process` is the other one. The runs are in the order of the ranges, and so are
-the numbers that their rows get: what is joined is row for row what one process would have joined.
+This is the side of the night's own process; `reading_process` is the other one. The runs are in the order of the
+ranges, and so are the numbers that their rows get: what is joined is row for row what one process would have joined.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Filled:
 
 
 def count_processes(stream: Stream, parts: Sequence[FrozenRange]) -> int:
-    """The number of processes to read `parts` with; 1 where the day is small or another process cannot open the stream."""
+    """How many processes read `parts`; 1 where the day is small or another process cannot open the stream."""
     num_records = sum(part.end - part.start for part in parts)
     processes = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, len(parts), num_records // MIN_RECORDS)
     return processes if processes > 1 and _can_be_sent(stream) else 1
 
 
 def share_out(parts: Sequence[FrozenRange], processes: int) -> list[list[FrozenRange]]:
-    """`parts` in order, cut into at most `processes` runs of about the same number of records; none of them is empty."""
+    """`parts` in order, cut into at most `processes` runs of about the same number of records; none is empty."""
     total, taken = sum(part.end - part.start for part in parts), 0
     shares: list[list[FrozenRange]] = [[] for _ in range(processes)]
     for part in parts:

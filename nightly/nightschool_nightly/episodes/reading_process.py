@@ -1,4 +1,4 @@
-"""The process that `parallel_reading` starts: reads what standard input names, and writes its counts to standard output."""
+"""The process that `parallel_reading` starts: its task comes on standard input, its counts go to standard output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nightschool_nightly.episodes.dead_letters import DeadLetters
 from nightschool_nightly.episodes.ingest import RecordReader
 from nightschool_nightly.episodes.tables import RawTables
 
-_MEMORY_MIB = 256  # half of what the night's own process has: this one only inserts, and up to three of them run beside it
+_MEMORY_MIB = 256  # half of what the night's own process has: this one only inserts, and three of them may run
 
 
 def main() -> None:

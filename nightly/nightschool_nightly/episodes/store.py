@@ -1,7 +1,7 @@
 """Step 2 of a night: episodes out of the frozen ranges. Read, remove copies, join, and group by trace.
 
-An outcome finds its trace by trace id, response id, episode id, join key or conversation; a server's span finds the app's by response
-id. All of it inside one tenant: a trace id is chosen by the client and proves nothing.
+An outcome finds its trace by trace id, response id, episode id, join key or conversation; a server's span finds the
+app's by response id. All of it inside one tenant: a trace id is chosen by the client and proves nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from nightschool import semconv as names
 from nightschool.stream import Stream
@@ -25,7 +27,7 @@ from nightschool_nightly.freeze.settling import window_of
 
 
 class EpisodeStore:
-    """The joined records of one night. `build` fills it, `episodes` reads it in order of trace id."""
+    """The joined records of one night. `build` fills it, `episodes` reads it; leaving its context deletes its files."""
 
     def __init__(self, folder: Path, *, memory_mib: int = 512) -> None:
         self.counts = ReadCounts()
@@ -37,8 +39,14 @@ class EpisodeStore:
         """Drop the store and its files."""
         self._tables.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def build(self, stream: Stream, manifest: NightManifest, *, processes: int | None = None) -> None:
-        """Read the frozen ranges, keep the tenant's records, and join. `NightError` when too many records cannot be read.
+        """Read the tenant's records in the frozen ranges and join them. `NightError` when too many cannot be read.
 
         A large day is read by several processes where the stream allows it, or by `processes` of them if that is given.
         """
@@ -51,7 +59,7 @@ class EpisodeStore:
                 for number, share in enumerate(others, start=1)
             ]
             RecordReader(tenant, self._tables, self.counts, self.dead).read(stream, first)
-            for helper in helpers:  # in the order of the ranges, so that the first copy of a record is the same as in one process
+            for helper in helpers:  # in the order of the ranges: then the rows have the order of one process
                 filled = helper.result()
                 self.counts.add(filled.counts)
                 self.dead.add_all(filled.dead)

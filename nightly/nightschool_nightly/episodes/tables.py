@@ -1,7 +1,7 @@
 """The raw tables of a night: one narrow row for each span, message event, join key and outcome that was read.
 
-What is large (messages, tool results, values of outcomes) waits in the spool; a row holds only its place there, so that neither the
-memory nor the sorting of the join grows with the contents.
+What is large (messages, tool results, values of outcomes) waits in the spool; a row holds only its place there, so that
+neither the memory nor the sorting of the join grows with the contents.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from nightschool.outcomes.record import Outcome, canonical
 from nightschool_nightly.dialects.record import EventRow, SpanRow
 from nightschool_nightly.episodes.spool import Spool
 
-# A client's clock may be this far ahead of the collector's; an outcome never counts as later than that after it was received.
-# Otherwise one from a clock that is a year ahead would replace every correction of the next year.
+# A client's clock may be this far ahead of the collector's; an outcome never counts as later than that after it was
+# received. Otherwise one from a clock that is a year ahead would replace every correction of the next year.
 _CLOCK_SKEW_NS = 5 * 60 * 10**9
 LAST_NS = 2**63 - 1 - _CLOCK_SKEW_NS  # OTLP times have 64 bits without a sign, columns 63
-_FINGERPRINT_BYTES = 7  # 56 bits fit a signed column of 64; of a million values, two are alike with a chance of 1 in 100,000
-_BATCH_ROWS = 20_000  # rows that wait in memory for one insert: an insert for each row would take longer than reading it
+_FINGERPRINT_BYTES = 7  # fits a signed column; of a million values two are alike with a chance of 1 in 100,000
+_BATCH_ROWS = 20_000  # rows that wait in memory for one insert: one insert a row would be slower than reading it
 _THREADS = 2  # DuckDB's threads share the memory limit, and each needs some for itself
 
 _DATABASE, _CONTENTS = "episodes.duckdb", "contents"
 
-# In every table: `content` is a place in the spool, `is_new` says that the record is new since the last published night, and
-# `read_order` numbers rows in the order in which they were read, so that the first copy of anything is the same every time.
+# In every table: `content` is a place in the spool, `is_new` says that the record is new since the last published
+# night, and `read_order` numbers rows in the order in which they were read, so that the first copy of anything is the
+# same every time.
 
 # One row a span. An instrumentation that retries sends a span twice: both rows are here.
 SPANS = pa.schema(
@@ -118,7 +119,7 @@ class RawTables:
     # --- filling --------------------------------------------------------------------------------------------------------
     @contextmanager
     def one_commit(self) -> Iterator[None]:
-        """Write every row that is added inside in one transaction: a night that is killed builds its tables anew anyway."""
+        """Write every row that is added inside in one transaction: a killed night builds its tables anew anyway."""
         self.db.execute("BEGIN")
         yield
         for table in RAW:
@@ -153,23 +154,25 @@ class RawTables:
         rows, schema = self._waiting[table], RAW[table]
         if rows:
             columns = zip(zip(*rows, strict=True), schema.types, strict=True)
-            batch = pa.Table.from_arrays([pa.array(column, kind) for column, kind in columns], schema=schema)  # noqa: F841 -- DuckDB finds it by name
+            arrays = [pa.array(column, kind) for column, kind in columns]
+            batch = pa.Table.from_arrays(arrays, schema=schema)  # noqa: F841 -- DuckDB finds it by name
             self.db.execute(f"INSERT INTO {table} SELECT * FROM batch")  # noqa: S608 -- names are literals
             rows.clear()
 
     # --- merging --------------------------------------------------------------------------------------------------------
     def merge(self, folder: Path) -> None:
-        """Take over the tables that another process filled in `folder` and kept, after everything that is here so far."""
+        """Take over the tables that another process filled in `folder`, after everything that is here so far."""
         base = self.contents.adopt(folder / _CONTENTS)
         path = folder / _DATABASE
         quoted = str(path).replace("'", "''")
         self.db.execute(f"ATTACH '{quoted}' AS filled (READ_ONLY)")
         for table, schema in RAW.items():
-            # `base` makes a place valid in this spool. It also grows with every merge and is above every number that this or an
-            # earlier process gave its rows, so the same addition puts the rows of the later ranges after those of the earlier.
+            # `base` makes a place valid in this spool. It also grows with every merge and is above every number that
+            # this or an earlier process gave its rows, so the same addition puts the rows of the later ranges after
+            # those of the earlier.
             moved = ", ".join(f"{name} + {base} AS {name}" for name in ("content", "read_order") if name in schema.names)
             columns = f"* REPLACE ({moved})" if moved else "*"
-            self.db.execute(f"INSERT INTO {table} SELECT {columns} FROM filled.{table}")  # noqa: S608 -- names are literals
+            self.db.execute(f"INSERT INTO {table} SELECT {columns} FROM filled.{table}")  # noqa: S608 -- literals
         self.db.execute("DETACH filled")
         path.unlink()
 

@@ -11,7 +11,7 @@ from typing import Any
 from nightschool.errors import NightError
 
 CLUSTER_KEY = "user"
-"""The key of `Example.cluster` in selection.json. Nights that were written with it must stay readable and forgettable."""
+"""The key of `Example.cluster` in selection.json: it has always been this, and nights on disk must stay readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Example:
     trace_id: str
     task: str
     cluster: str
-    """What all statistics count as one: the subject (pseudonym of the user), or the trace id when the app named no user."""
+    """What all statistics count as one: the subject (the user's pseudonym), or the trace id when no user was named."""
     message: str
     """The last user message, for people."""
     prompt_ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class Example:
     top_p: float
     stop: tuple[str, ...]
     revision: int = 0
-    """How many outcomes came after the episode was final; above 0, an earlier night may have learned from another answer."""
+    """How many outcomes came after the episode was final: an earlier night may have learned from another answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A night that chose a user who has since asked to be forgotten publishes nothing.
 
-Apart from `episodes.erasures`, which knows records and no examples; and from the selection, which is read back long after.
+Apart from `episodes.erasures`, which knows records and no examples; and from the selection, which is read back long
+after.
 """
 
 from __future__ import annotations

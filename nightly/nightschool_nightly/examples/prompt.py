@@ -17,7 +17,7 @@ class ChatTokenizer(Protocol):
 
 
 def has_foreign_tokens(call: RecordedCall, tokenizer_digest: str | None) -> bool:
-    """Whether the recorded token ids of a call are of another tokenizer than the one with this digest, and mean nothing here."""
+    """Whether a call has recorded token ids that are of another tokenizer than the one with this digest."""
     return call.tokens is not None and call.tokens.tokenizer != tokenizer_digest
 
 

@@ -24,7 +24,7 @@ def find_references(call: RecordedCall, outcomes: Sequence[OutcomeHistory], rubr
 
 
 def _chosen(call: RecordedCall, history: OutcomeHistory) -> str | None:
-    """The right answer by one outcome: the human's own text, a text value, or the model's answer when it was approved."""
+    """The right answer by one outcome: the human's own text, a text value, or the model's answer if it was approved."""
     outcome = history.current
     if outcome.final_answer is not None:
         return outcome.final_answer

@@ -37,9 +37,9 @@ def select_examples(
 ) -> Selection:
     """Choose a night's examples out of its episodes, which must come in a fixed order.
 
-    Recorded token ids are used where they are of the tokenizer with `tokenizer_digest`, the SHA-256 of its tokenizer.json.
-    `watch` sees what becomes of each new episode before the share of one user is capped: an example that it saw and that is not in
-    the selection was over that share.
+    Recorded token ids are used where they are of the tokenizer with `tokenizer_digest`, the SHA-256 of its
+    tokenizer.json. `watch` sees what becomes of each new episode before the share of one user is capped: an example
+    that it saw and that is not in the selection was over that share.
     """
     candidates = _Candidates(settings, rubrics, tokenizer, max_model_len, tokenizer_digest, settling)
     num_new, dropped = 0, Counter[str]()
@@ -83,7 +83,7 @@ def _new_episodes(built: Iterable[BuiltEpisode], candidates: _Candidates, droppe
 
 
 def _deduplicated(examined: Iterable[_Examined]) -> Iterator[_Examined]:
-    """The same, but each prompt of a task is an example only once, the first time: copies could be on both sides of the split."""
+    """The same with each prompt of a task only once, the first time: copies could be on both sides of the split."""
     seen: set[tuple[str, tuple[int, ...]]] = set()
     for found in examined:
         if isinstance(found.result, DropReason):

@@ -13,7 +13,8 @@ from nightschool_nightly.examples.example import Example
 def is_held_out(tenant: str, cluster: str, share: float) -> bool:
     """Whether the examples of a cluster only test.
 
-    By a hash of the cluster alone, so that it is the same every night: an example of a user who was trained on never tests.
+    By a hash of the cluster alone, so that it is the same every night: an example of a user who was trained on never
+    tests.
     """
     digest = hashlib.sha256(f"holdout/{tenant}/{cluster}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -29,7 +30,7 @@ def split(examples: Sequence[Example], *, tenant: str, holdout_share: float) -> 
 
 
 def cap_clusters(examples: Sequence[Example], share: float) -> list[Example]:
-    """At most `share` of the examples from one cluster, its first by id: one busy user does not decide what is learned."""
+    """At most `share` of the examples from one cluster, the first by id, so that no busy user decides alone."""
     limit = max(1, math.ceil(share * len(examples)))
     taken: dict[str, int] = defaultdict(int)
     kept = []

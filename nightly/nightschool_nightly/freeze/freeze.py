@@ -74,11 +74,12 @@ def freeze_night(
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
-    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a time before they count. Only when there are
-    such outcomes does the time decide anything, and then only its hour: a night begun again within the hour is the same night.
+    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a time before they count. Only
+    when there are such outcomes does the time decide anything, and then only its hour: a night begun again within the
+    hour is the same night.
 
-    `DataLossError` when a topic is gone, when it is not the topic that the last published night read, or when records that this
-    night had not seen yet have expired.
+    `DataLossError` when a topic is gone, when it is not the topic that the last published night read, or when records
+    that this night had not seen yet have expired.
     """
     seen = {(part.topic, part.partition): part for part in last_published.ranges} if last_published else {}
     ranges: list[FrozenRange] = []
@@ -112,7 +113,7 @@ def freeze_night(
 
 
 def redaction_of(config: Config, tenant: str) -> str:
-    """Digest of the rules by which the tenant's records are redacted when read; empty where redaction is switched off."""
+    """Digest of the rules by which the tenant's records are redacted when read; empty where redaction is off."""
     redactor = redactors(config).get(tenant)
     return redactor.digest if redactor else ""
 
@@ -125,7 +126,7 @@ def freeze_whole_stream(
     last_published: NightManifest | None = None,
     settles_after_ms: Mapping[str, int] | None = None,
 ) -> NightManifest:
-    """The manifest of a night that only reads: everything in the stream, with the default settings and without rubrics and model.
+    """The manifest of a night that only reads: all of the stream, with default settings, without rubrics and model.
 
     For tools that look at episodes without a configuration, such as benchmarks and tests.
     """
@@ -144,7 +145,7 @@ def freeze_whole_stream(
 
 
 def check_unchanged(stream: Stream, ranges: Iterable[FrozenRange]) -> None:
-    """`DataLossError` unless the stream still holds the same records as when they were frozen; a night may be resumed days later."""
+    """`DataLossError` unless the stream still holds the records that were frozen: a night may be resumed days later."""
     for topic, parts in groupby(ranges, key=attrgetter("topic")):
         topic_id, ends, starts = stream.topic_id(topic), stream.end_offsets(topic), stream.start_offsets(topic)
         for part in parts:

@@ -1,8 +1,9 @@
-"""When an episode is final: outcomes come late and are corrected, and a night should not learn from what may still change.
+"""When an episode is final: outcomes come late and are corrected, and a night must not learn from what may change.
 
-An episode is provisional until every outcome that its rubric reads has settled, at the latest when the window for outcomes has
-closed; from then on it is final. What comes after that is a revision, which a later night learns from as it learns from anything
-new. All of it is decided by when records were received and by when the night froze its input, never by the clock of the moment.
+An episode is provisional until every outcome that its rubric reads has settled, at the latest when the window for
+outcomes has closed; from then on it is final. What comes after that is a revision, which a later night learns from as
+it learns from anything new. All of it is decided by when records were received and by when the night froze its input,
+never by the clock of the moment.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class OutcomeSettling:
     due_ns: int = field(init=False)
     """When the name settled, or will if nothing more comes."""
     is_at_once: bool = False
-    """The record that counts settled on arrival: its name has no wait, or a human wrote what the answer should have been."""
+    """The record that counts settled on arrival: its name has no wait, or a human wrote the right answer."""
 
     def __post_init__(self) -> None:
         self.due_ns = self.closes_ns
@@ -113,8 +114,9 @@ class OutcomeSettling:
     def state_at(self, night_ns: int) -> OutcomeState:
         """The state that a night of this time sees, after every record that it froze.
 
-        A night's time is rounded down to the hour and may lie before its last records. What settles at once is settled as soon as
-        it is there; what was due after the night's time is not, even if a record after that has already settled it.
+        A night's time is rounded down to the hour and may lie before its last records. What settles at once is settled
+        as soon as it is there; what was due after the night's time is not, even if a record after that has already
+        settled it.
         """
         if self.is_at_once or self.due_ns <= night_ns:
             return OutcomeState.SETTLED
@@ -144,7 +146,7 @@ class EpisodeSettling:
     """When the last outcome that must stand for a time had done so; 0 when none must."""
 
     def is_final_since_last_night(self, rules: SettlingRules) -> bool:
-        """Whether the last published night still waited for it, and this one does not: it is new without a new record."""
+        """Whether the last published night waited for it and this one does not: it is new without a new record."""
         return self.state is EpisodeState.FINAL and self.waited_until_ns > rules.previous_as_of_ms * _NS_PER_MS > 0
 
 

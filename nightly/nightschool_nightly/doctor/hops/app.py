@@ -1,4 +1,4 @@
-"""Hops of the app's side: the marked request, and what of it is in the stream."""
+"""Hops of the app's side: the marked request is sent, acknowledged, and whole in the stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.hops.shared import check_tenant, missing_of, post_nothing, reply_text
 from nightschool_nightly.doctor.visit import ANSWER_TIMEOUT_S, CONVERSATION, FLUSH_TIMEOUT_S, QUESTION, USER, Visit
 
-_MAX_TOKENS = 8
+_MAX_TOKENS = 8  # enough to see that serving answers
 _SEND = {"Content-Type": "application/json"}
 
 
@@ -39,12 +39,12 @@ def send_marked_request(visit: Visit) -> Passed:
             body = visit.answer.json()
             if (choice := visit.choice()) is not None and isinstance(body, dict):
                 message = choice.get("message")
-                visit.said = str(message.get("content") or "") if isinstance(message, dict) else ""
+                visit.answer_text = str(message.get("content") or "") if isinstance(message, dict) else ""
                 visit.response_id = body["id"] if isinstance(body.get("id"), str) else None
                 call.respond(body)
-            else:  # the other hops can still be checked
-                visit.said = "(serving did not answer)"
-                call.answer(visit.said)
+            else:  # the hops that do not need serving can still be checked
+                visit.answer_text = "(serving did not answer)"
+                call.answer(visit.answer_text)
     return Passed(f"trace {visit.trace_id}")
 
 
@@ -57,6 +57,7 @@ def _ask_serving(visit: Visit, messages: list[dict[str, str]], headers: Mapping[
 
 
 def check_acknowledgement(visit: Visit) -> Passed:
+    """The collector acknowledges the spans of the marked request in time."""
     in_time, spans = visit.client.flush(FLUSH_TIMEOUT_S), visit.client.stats().spans
     visit.acknowledged_ms = time.time_ns() // 1_000_000
     if lost := spans.rejected + spans.dropped + spans.invalid:
@@ -69,12 +70,13 @@ def check_acknowledgement(visit: Visit) -> Passed:
         raise BrokenHopError(
             f"no acknowledgement within {FLUSH_TIMEOUT_S:.0f} s ({spans}, {visit.client.stats().retries} retries);"
             f" an empty request is answered {now}",
-            "it asks to try again: collector or proxy is overloaded, or the stream is away; look at their logs",
+            "it asks to try again: collector or proxy is overloaded, or the stream cannot be reached; look at their logs",
         )
     return Passed(f"{spans.sent} spans are durable")
 
 
 def check_record(visit: Visit) -> Passed:
+    """The app's span comes into the configured stream in time, under the tenant."""
     there = visit.follower.wait(visit.marks, lambda found: bool(visit.calls("app", found)), timeout_s=visit.options.wait_s)
     if not there:
         raise BrokenHopError(
@@ -92,22 +94,23 @@ def check_record(visit: Visit) -> Passed:
 
 
 def check_content(visit: Visit) -> Passed:
+    """The app's span holds everything that was sent, as it was sent."""
     _, row = visit.calls("app")[0]
     messages, answers = context_of(row.attributes), read_messages(row.attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
     arrived = {
         "messages": bool(messages) and messages is not None and messages[-1].text == QUESTION,
-        "answer": bool(answers) and answers is not None and answers[0].text == visit.said,
+        "answer": bool(answers) and answers is not None and answers[0].text == visit.answer_text,
         "task": row.task == names.DOCTOR_TASK,
         "user": row.subject is not None and row.subject != USER,
         "conversation": row.conversation is not None,
     }
     if missing := missing_of(arrived):
         if not visit.client.captures_content(names.DOCTOR_TASK):
-            said = os.environ.get(CAPTURE_VARIABLE)
-            fix = f"{CAPTURE_VARIABLE} is {said} here: unset it, or let the app record texts by capture_content=True"
+            value = os.environ.get(CAPTURE_VARIABLE)
+            fix = f"{CAPTURE_VARIABLE} is {value} here: unset it, or let the app record texts with capture_content=True"
         elif row.attributes.get(names.REDACTION_VERSION):
             fix = "redaction changed or dropped it: look at the [privacy] settings"
         else:
             fix = "something between app and stream drops attributes; content capture must be on for the task"
         raise BrokenHopError(f"not as sent: {missing}", fix, arrived)
-    return Passed("all of it is as it was sent; the user as a pseudonym", arrived)
+    return Passed("everything is as it was sent; the user is a pseudonym", arrived)

@@ -1,4 +1,4 @@
-"""The hop of the clocks."""
+"""The hop of the clocks: times that collector, stream and serving wrote must lie within what this machine saw."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from nightschool import semconv as names
 from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.visit import Visit
 
-_MAX_SKEW_MS = 5_000
+_MAX_SKEW_MS = 5_000  # NTP keeps clocks within milliseconds; seconds mean that it is off
 
 
 def check_clocks(visit: Visit) -> Passed:
+    """No clock on the way differs by more than a few seconds from this machine's."""
     record, _ = visit.calls("app")[0]
     received = record.headers.get(names.HEADER_RECEIVED_MS, b"")
     skews = {"stream": _outside(record.timestamp_ms, visit.sent_ms, visit.acknowledged_ms)}
@@ -27,5 +28,5 @@ def check_clocks(visit: Visit) -> Passed:
 
 
 def _outside(moment: int, first: int, last: int) -> int:
-    """How far `moment` lies before `first` or after `last`; 0 between them."""
+    """How far `moment` is before `first` (negative) or after `last`; 0 between them."""
     return min(0, moment - first) + max(0, moment - last)

@@ -14,6 +14,7 @@ from nightschool_nightly.rewards.load import load_rubrics
 
 
 def check_configuration(visit: Visit) -> Passed:
+    """nightschool.toml can be read and has the tenant, and the tenant has rubrics."""
     try:
         config = load_config(visit.options.config)
         tenants = sorted(config.tenants)
@@ -31,6 +32,7 @@ def check_configuration(visit: Visit) -> Passed:
 
 
 def check_key(visit: Visit) -> Passed:
+    """The API key is one of the tenant's, by the configuration."""
     key, hashes = visit.options.key, {name: tenant.key_sha256 for name, tenant in visit.config.tenants.items()}
     if not key:
         raise BrokenHopError(
@@ -41,8 +43,8 @@ def check_key(visit: Visit) -> Passed:
     if owner is None:
         raise BrokenHopError(
             "the key is no tenant's",
-            f"look whether the key was copied whole; if it is a new one of this tenant, its SHA-256 {hash_key(key)} belongs into"
-            f" [tenants.{visit.tenant}] key_sha256, and collector and serving want a restart",
+            f"check that the key was copied whole; if it is a new key of this tenant, put its SHA-256 {hash_key(key)} into"
+            f" [tenants.{visit.tenant}] key_sha256 and restart collector and serving",
         )
     if owner != visit.tenant:
         raise BrokenHopError(

@@ -10,36 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool.config.redactors import redactors
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel, describe_file
+from nightschool.registry.release import describe_file
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.hops.shared import missing_of
 from nightschool_nightly.doctor.visit import QUESTION, USER, Visit
 from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.episodes.reasons import DropReason, reason_of
-from nightschool_nightly.episodes.redacted_stream import RedactedStream
+from nightschool_nightly.episodes.redacted_stream import redacted_for
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.select import select_examples
+from nightschool_nightly.freeze.freeze import NO_MODEL
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.freeze.settling import HOUR_MS, settling_of, settling_rules
 
+_ERASED = {DropReason.ERASED_SPAN, DropReason.ERASED_EVENT, DropReason.ERASED_OUTCOME}
+
 
 def build_episode(visit: Visit) -> Passed:
-    """Let the nights' own episode builder read what arrived, and nothing else, by the tenant's erasures and redaction."""
-    redactor = redactors(visit.config).get(visit.tenant)
+    """Build an episode as a night does, with erasures and redaction, but out of the records of the request alone."""
     stream = visit.follower.stream
     visit.manifest = _manifest(visit, [*_ranges_of(visit.follower.found), *_erasures_in(stream)])
-    with tempfile.TemporaryDirectory(prefix="nightschool-") as work:
-        store = EpisodeStore(Path(work))
-        try:
-            store.build(RedactedStream(stream, redactor) if redactor else stream, visit.manifest)
-            built = [item.episode for item in store.episodes(visit.tenant)]
-        finally:
-            store.close()
+    with tempfile.TemporaryDirectory(prefix="nightschool-") as work, EpisodeStore(Path(work)) as store:
+        store.build(redacted_for(visit.tenant, stream, visit.config), visit.manifest)
+        built = [item.episode for item in store.episodes(visit.tenant)]
     visit.left_out = dict(sorted(store.counts.dropped.items()))
     ours = [episode for episode in built if episode.trace_id == visit.trace_id]
     if not ours:
@@ -48,7 +45,7 @@ def build_episode(visit: Visit) -> Passed:
     call = visit.episode.calls[-1]
     arrived = {
         "content": call.messages[-1].text == QUESTION,
-        "answer": call.answer.text == visit.said,
+        "answer": call.answer.text == visit.answer_text,
         "task": visit.episode.task == names.DOCTOR_TASK,
         "user": visit.episode.subject is not None,
         "conversation": visit.episode.conversation is not None,
@@ -56,7 +53,7 @@ def build_episode(visit: Visit) -> Passed:
     if missing := missing_of(arrived):
         raise BrokenHopError(
             f"the episode lacks, or has changed: {missing}",
-            "the records hold it, and a night redacts what no collector of ours did: look at the [privacy] settings",
+            "the records hold it, and the night redacted what our collector had not: look at the [privacy] settings",
             arrived,
         )
     return Passed(f"one episode, {len(visit.episode.calls)} model call", arrived)
@@ -80,21 +77,21 @@ def _counted(reasons: Mapping[str, int]) -> str:
 
 def _remedies(visit: Visit) -> str:
     """What to do about everything that was left out."""
-    if any(name.startswith("erased-") for name in visit.left_out):
+    if _ERASED & visit.left_out.keys():
         undo = f"nightschool forget --tenant {visit.tenant} --user {USER} --undo"
-        return f"the doctor's own user was asked to be forgotten; no app has it. To examine again: {undo}"
+        return f"somebody asked to forget the doctor's own user, whom no app has. To examine again: {undo}"
     return "; ".join(f"{name}: {reason_of(name).remedy}" for name in visit.left_out) or "report this"
 
 
 def _manifest(visit: Visit, ranges: Sequence[FrozenRange]) -> NightManifest:
-    """The manifest of a night that would read `ranges` and nothing else; it decides nothing, and no night ever sees it."""
+    """The manifest of a night that would read `ranges` and nothing else. It is never written, and no night uses it."""
     now_ms = time.time_ns() // 1_000_000
     return NightManifest(
         tenant=visit.tenant,
         ranges=tuple(ranges),
         settings={"outcome_window": visit.config.night.outcome_window},
         dtype=visit.config.model.dtype,
-        base_model=BaseModel("0" * 64, "0" * 64, "0" * 64),
+        base_model=NO_MODEL,
         rubrics={},
         pointer=Pointer(),
         frozen_at_ms=now_ms,
@@ -104,6 +101,7 @@ def _manifest(visit: Visit, ranges: Sequence[FrozenRange]) -> NightManifest:
 
 
 def check_join(visit: Visit) -> Passed:
+    """The episode's call has the tokens and the release that the server recorded."""
     call = visit.episode.calls[-1]
     arrived = {
         "token ids": call.tokens is not None,
@@ -120,11 +118,12 @@ def check_join(visit: Visit) -> Passed:
 
 
 def check_outcome_join(visit: Visit) -> Passed:
-    said = {history.current.name: history.current.final_text for history in visit.episode.outcomes}
-    arrived = {name: name in said for name in visit.outcome_ids}
+    """The episode has every outcome that was sent, with its text."""
+    texts = {history.current.name: history.current.final_text for history in visit.episode.outcomes}
+    arrived = {name: name in texts for name in visit.outcome_ids}
     if missing := missing_of(arrived):
         raise BrokenHopError(f"not joined to their episode: {missing} ({_counted(visit.left_out)})", _remedies(visit), arrived)
-    if changed := sorted(name for name in visit.outcome_ids if said[name] != visit.final_text):
+    if changed := sorted(name for name in visit.outcome_ids if texts[name] != visit.final_text):
         raise BrokenHopError(
             f"another text than was sent: {', '.join(changed)}", "redaction changed it: look at the [privacy] settings", arrived
         )
@@ -132,7 +131,7 @@ def check_outcome_join(visit: Visit) -> Passed:
 
 
 def check_selection(visit: Visit) -> Passed:
-    """As if the marked request were the app's: the doctor's own task is left out of every night."""
+    """A night would learn from such an episode of each of the tenant's tasks; the doctor's own is always left out."""
     model = visit.config.model.path
     digest = describe_file(base_model_folder(model) / "tokenizer.json").sha256
     for task in sorted(visit.rubrics):
@@ -157,7 +156,7 @@ def check_selection(visit: Visit) -> Passed:
 
 
 class _Tokenizer:
-    """The base model's tokenizer, loaded only when it is asked, which is where serving recorded no tokens."""
+    """The base model's tokenizer, loaded only when it is used: where serving recorded no tokens."""
 
     def __init__(self, model: str) -> None:
         self._model = model

@@ -12,7 +12,7 @@ from nightschool_nightly.doctor.visit import FLUSH_TIMEOUT_S, RATER, Visit
 
 
 def send_outcome(visit: Visit) -> Passed:
-    """Say how the marked request turned out, as an app does, about the response if there is one: each outcome a rubric reads."""
+    """Send an outcome of every name that a rubric reads, as an app does: about the response, or the trace."""
     target = {"response_id": visit.response_id} if visit.response_id else {"trace_id": visit.trace_id}
     for name, event_id in visit.outcome_ids.items():
         visit.client.outcome(name, final_text=visit.final_text, rater=RATER, event_id=event_id, **target)  # type: ignore[arg-type]
@@ -28,11 +28,12 @@ def send_outcome(visit: Visit) -> Passed:
 
 
 def check_outcome_record(visit: Visit) -> Passed:
+    """The outcomes come into the configured stream in time, under the tenant."""
     event_ids = [event_id.encode() for event_id in visit.outcome_ids.values()]
 
     def are_there(found: Sequence[StoredRecord]) -> bool:
-        said = [record.value for record in found if record.topic == names.TOPIC_OUTCOMES]
-        return all(any(event_id in value for value in said) for event_id in event_ids)
+        values = [record.value for record in found if record.topic == names.TOPIC_OUTCOMES]
+        return all(any(event_id in value for value in values) for event_id in event_ids)
 
     if not visit.follower.wait(visit.marks, are_there, timeout_s=visit.options.wait_s):
         raise BrokenHopError(

@@ -22,17 +22,18 @@ _SERVING_FIXES = {
 
 
 def check_serving(visit: Visit) -> Passed:
+    """The marked request got a chat completion with an id."""
     answer = visit.answer
     if answer.status == 0:
         start = f"start it: nightschool serve --config {visit.options.config}; or say where it is: --serving URL"
         raise BrokenHopError(f"no answer from {visit.serving}: {answer.reason}", start)
     if answer.status != 200:
         raise BrokenHopError(
-            f"{visit.serving} answers {answer.said}", _SERVING_FIXES.get(answer.status, "look at the log of serving")
+            f"{visit.serving} answers {answer.summary}", _SERVING_FIXES.get(answer.status, "look at the log of serving")
         )
     if visit.choice() is None or not visit.response_id:
         raise BrokenHopError(
-            f"{visit.serving} answers, but not with a chat completion that has an id: {answer.said}",
+            f"{visit.serving} answers, but not with a chat completion that has an id: {answer.summary}",
             "point --serving at a server that 'nightschool serve' started",
         )
     seconds = (visit.asked_ns[1] - visit.asked_ns[0]) / 1e9
@@ -40,23 +41,25 @@ def check_serving(visit: Visit) -> Passed:
 
 
 def check_release(visit: Visit) -> Passed:
+    """The answer names its release, and the registry points at that release."""
     release = visit.answer.headers.get(names.RELEASE_RESPONSE_HEADER)
     if release is None:
         raise BrokenHopError(
             f"the answer has no {names.RELEASE_RESPONSE_HEADER} header",
-            "the server is no 'nightschool serve', or a proxy removes the header; without it nobody knows which release answered",
+            "the server is not 'nightschool serve', or a proxy removes the header; without it the app cannot know which release answered",
         )
     pointer = Registry(visit.config.registry.path).pointer(visit.tenant)
     wanted = {pointer.stable or names.BASE_RELEASE, pointer.canary} - {None}
     if release not in wanted:
         raise BrokenHopError(
             f"{release[:12]} answered, but the registry points at {' or '.join(sorted(str(one)[:12] for one in wanted))}",
-            f"GET {visit.serving}/nightschool/v1/releases says what serving refused; its [registry] path must be this one",
+            f"GET {visit.serving}/nightschool/v1/releases says what serving refused; its [registry] path must be that of this file",
         )
     return Passed(f"{release[:12]} answered, as the registry says")
 
 
 def check_server_span(visit: Visit) -> Passed:
+    """Serving's own span of the marked request comes into the stream in time, under the tenant."""
     there = visit.follower.wait(visit.marks, lambda found: bool(visit.calls("server", found)), timeout_s=visit.options.wait_s)
     if not there:
         to = visit.config.serving.collector
@@ -76,6 +79,7 @@ def check_server_span(visit: Visit) -> Passed:
 
 
 def check_tokens(visit: Visit) -> Passed:
+    """That span holds what was sampled, in ids of the configured base model's tokenizer."""
     _, row = visit.calls("server")[0]
     prompt, ids, logprobs = (
         row.attributes.get(name) for name in (names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLETION_LOGPROBS)

@@ -1,4 +1,4 @@
-"""The hops in order: what each looks at, what is wrong when it is broken, and what to do then."""
+"""The steps of an examination: every hop in order, how it is checked and which hops it needs."""
 
 from __future__ import annotations
 
