@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -26,6 +26,7 @@ from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.unknown import unknown_dialect
 from nightschool_nightly.dialects.values import attributes_of, plain, text_of
 
+Request = TypeVar("Request", ExportTraceServiceRequest, ExportLogsServiceRequest)
 _MODEL_OPERATIONS = {"chat", "text_completion", "generate_content"}
 _TOOL_OPERATION = "execute_tool"
 _NO_TRACE, _NO_SPAN = bytes(16), bytes(8)
@@ -72,10 +73,7 @@ class EventRow:
 # --- spans --------------------------------------------------------------------------------------------------------------
 def read_spans(value: bytes) -> Iterator[SpanRow]:
     """The spans of one stored record; `RecordError` if it is not an OTLP request."""
-    try:
-        request = ExportTraceServiceRequest.FromString(value)
-    except DecodeError as error:
-        raise RecordError(f"a span record of {len(value)} bytes is not an ExportTraceServiceRequest: {error}") from None
+    request = _decoded(ExportTraceServiceRequest, value, "span")
     for resource in request.resource_spans:
         shared = attributes_of(resource.resource.attributes)
         for scope in resource.scope_spans:
@@ -151,10 +149,7 @@ def read_events(value: bytes) -> Iterator[EventRow]:
 
 def read_logs(value: bytes) -> Iterator[LogRecord]:
     """Every log record of one stored record; `RecordError` if it is not an OTLP request."""
-    try:
-        request = ExportLogsServiceRequest.FromString(value)
-    except DecodeError as error:
-        raise RecordError(f"a log record of {len(value)} bytes is not an ExportLogsServiceRequest: {error}") from None
+    request = _decoded(ExportLogsServiceRequest, value, "log")
     for resource in request.resource_logs:
         for scope in resource.scope_logs:
             yield from scope.log_records
@@ -165,3 +160,10 @@ def with_events(attributes: Mapping[str, Any], contents: list[Any]) -> dict[str,
     found = dict(attributes)
     fill_in(found, keep(read_message_events([Event(*content) for content in contents])))
     return found
+
+
+def _decoded(kind: type[Request], value: bytes, what: str) -> Request:
+    try:
+        return kind.FromString(value)
+    except DecodeError as error:
+        raise RecordError(f"a {what} record of {len(value)} bytes is not an {kind.__name__}: {error}") from None

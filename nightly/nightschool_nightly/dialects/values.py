@@ -46,22 +46,21 @@ def plain(value: AnyValue) -> Any:
 
 def structured(value: Any) -> Any:
     """The value of JSON text, None when it is not valid JSON; a value that is not text as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
+    return _from_json(value, otherwise=None)
 
 
 def parsed(text: Any) -> Any:
     """The value of JSON text; text that is not valid JSON, such as broken arguments of a model, as it is."""
-    if not isinstance(text, str):
-        return text
+    return _from_json(text, otherwise=text)
+
+
+def _from_json(value: Any, *, otherwise: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return json.loads(value)
+    except (ValueError, RecursionError):  # a client may nest its JSON as deep as it likes
+        return otherwise
 
 
 def first_text(*values: Any) -> str | None:
