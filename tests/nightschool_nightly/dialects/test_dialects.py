@@ -5,6 +5,8 @@ The recordings are the bytes of real exports: `tests/goldens/record/` makes them
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,9 @@ from nightschool import semconv as names
 from nightschool.episode import Episode, RecordedCall
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
+from nightschool_nightly import dialects
+from nightschool_nightly.dialects.dialect import Dialect
+from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.episodes.counts import ReadCounts
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
@@ -92,6 +97,17 @@ def altered(call: RecordedCall, fields: set[str], claims: Mapping[str, int]) -> 
     blank: dict[str, Any] = {"tools": (), "usage": {}, "response_id": None, "finish_reason": None}
     request = {name: value for name, value in call.request.items() if name not in fields}
     return replace(call, request=request, **{name: blank[name] for name in fields & set(blank)})
+
+
+def test_every_dialect_is_in_the_table() -> None:
+    """A file that describes a dialect and has no line in the table would be read by nobody."""
+    described = {
+        value
+        for module in pkgutil.iter_modules(dialects.__path__)
+        for value in vars(importlib.import_module(f"{dialects.__name__}.{module.name}")).values()
+        if isinstance(value, Dialect)
+    }
+    assert described == set(DIALECTS) and len(DIALECTS) == len(set(DIALECTS))
 
 
 def test_every_golden_has_its_row() -> None:

@@ -10,7 +10,15 @@ import pytest
 from nightschool.config.settings import parse_config
 from nightschool.episode import Episode, OutcomeHistory
 from nightschool.outcomes.record import Outcome
-from nightschool_nightly.freeze.settling import EpisodeState, SettlingRules, settle, settling_names, window_of
+from nightschool_nightly.freeze.settling import (
+    EpisodeState,
+    OutcomeSettling,
+    OutcomeState,
+    SettlingRules,
+    settle,
+    settling_names,
+    window_of,
+)
 
 HOUR_NS = 3_600 * 10**9
 T0 = 1_790_000_000 * 10**9
@@ -105,3 +113,53 @@ def test_names_wait_as_configured() -> None:
 def test_a_night_sees_the_same_final_time_whenever_it_looks(at: float) -> None:
     """When an episode became final does not depend on the night that asks."""
     assert stands(history((1, True), (30, False)), at=at)[1:] == (25, 1)
+
+
+# --- the states of one outcome name -------------------------------------------------------------------------------------
+MISSING, UNSETTLED, SETTLED = OutcomeState.MISSING, OutcomeState.UNSETTLED, OutcomeState.SETTLED
+
+
+def after(*hours: float, wait: float = 24, closes: float = 720, answer: str | None = None) -> OutcomeSettling:
+    """A name whose records came at these hours; `answer` makes each of them a human's final answer."""
+    machine = OutcomeSettling(wait_ns=int(wait * HOUR_NS), closes_ns=int(closes * HOUR_NS))
+    for at in hours:
+        machine.receive(
+            Outcome({"response_id": "r"}, "thumb", value=None if answer else True, final_text=answer), int(at * HOUR_NS)
+        )
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("machine", "state", "due"),
+    [
+        (after(), MISSING, 720),
+        (after(1), UNSETTLED, 25),
+        (after(1, 24), UNSETTLED, 48),  # in time: the wait begins anew
+        (after(1, 25), SETTLED, 25),  # too late: a revision, and what settled stays
+        (after(1, 25, 26), SETTLED, 25),
+        (after(1, wait=0), UNSETTLED, 1),  # due on arrival
+        (after(1, answer="done"), UNSETTLED, 1),
+        (after(719), UNSETTLED, 720),  # the window closes before the wait is over
+        (after(730), UNSETTLED, 730),  # after the window: due on arrival
+    ],
+)
+def test_a_record_moves_the_state(machine: OutcomeSettling, state: OutcomeState, due: float) -> None:
+    """Each transition of the table in the class, and when the name is due after it."""
+    assert (machine.state, machine.due_ns / HOUR_NS) == (state, due)
+
+
+@pytest.mark.parametrize(
+    ("machine", "night", "state"),
+    [
+        (after(), 719, MISSING),
+        (after(), 720, SETTLED),
+        (after(1), 24, UNSETTLED),
+        (after(1), 25, SETTLED),
+        (after(1, 25.5), 25, SETTLED),
+        (after(1.5, 25.7), 25, UNSETTLED),  # settled at 25.5, but the night's time is 25, rounded down to the hour
+        (after(1.5, answer="done"), 1, SETTLED),
+    ],
+)
+def test_a_night_sees_what_was_due_by_its_time(machine: OutcomeSettling, night: float, state: OutcomeState) -> None:
+    """Only what settles at once is settled before the hour of the night has come."""
+    assert machine.state_at(int(night * HOUR_NS)) is state
