@@ -1,4 +1,4 @@
-"""`nightschool episodes`: what it shows is what a night does, and it leaves nothing behind."""
+"""`nightschool episodes`: what it shows is what a night does, and it writes nothing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def outcome(number: int, text: str, at: int) -> Record:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A day of four traces: one corrected twice, one that nobody judged, one of a task without rubric, one of the doctor."""
+    """Four traces: one corrected twice, one without an outcome, one of a task without rubric, one of the doctor."""
     (tmp_path / "nightschool.toml").write_text(CONFIG)
     (tmp_path / "r.toml").write_text(RUBRIC)
     with SqliteStream(tmp_path / "stream.db", partitions=2) as stream:
@@ -72,7 +72,7 @@ def files(folder: Path) -> Sequence[str]:
 
 
 def test_json_tells_every_new_episode_with_its_fate(folder: Path) -> None:
-    """Nothing is shortened; each episode says what decided about it, and each reason what to do. Nothing is written."""
+    """Nothing is shortened; each episode has its fate, and each reason what to do. Nothing is written."""
     before = files(folder)
     done = run(folder, "--json")
     assert (done.returncode, done.stderr) == (0, "")

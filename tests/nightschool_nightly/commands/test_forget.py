@@ -143,7 +143,7 @@ def test_files_of_nights_that_knew_the_user_go_and_others_stay(work: Workplace) 
 
 
 def test_an_unfinished_night_that_knew_the_user_cannot_be_resumed(work: Workplace) -> None:
-    """It ends there; a new one freezes the erasure."""
+    """The night is over; a new one freezes the erasure."""
     folder = work.night(1, train=(ANNA,), finished=False)
     assert NightFolders(work.config.night.state, "acme").newest_unfinished().path == folder.path
     work.forget()
@@ -183,7 +183,7 @@ def test_what_is_still_in_the_stream_is_counted(work: Workplace) -> None:
 
 
 def test_a_night_that_is_running_is_left_alone_and_said(work: Workplace) -> None:
-    """The erasure stands all the same, and the night will refuse to publish."""
+    """The erasure counts all the same, and the night will refuse to publish."""
     folder = work.night(1, train=(ANNA,), finished=False)
     with NightFolders(work.config.night.state, "acme").locked():
         found = work.forget()
@@ -215,7 +215,7 @@ def test_releases_that_learned_from_the_user_are_named_with_what_was_built_on_th
 
 # --- the command --------------------------------------------------------------------------------------------------------
 def test_the_command_forgets_a_user_under_every_key(work: Workplace) -> None:
-    """By the app's own name of the user: the pseudonyms under all keys of the tenant, without any key being told."""
+    """By the app's own name of the user: under the pseudonyms of all keys of the tenant, none of which is given."""
     work.span(ANNA_BEFORE)
     done = work.command("--tenant", "acme", "--user", "anna")
     assert (done.returncode, done.stderr) == (0, "")
@@ -225,7 +225,7 @@ def test_the_command_forgets_a_user_under_every_key(work: Workplace) -> None:
 
 
 def test_the_command_says_when_nobody_knows_the_user(work: Workplace) -> None:
-    """A misspelt name is not silence; a subject can be given as the stream has it."""
+    """A misspelled name is answered with a sentence; a subject can be given as the stream has it."""
     done = work.command("--tenant", "acme", "--user", "ana")
     assert done.returncode == 0 and "nothing in the stream names this user" in done.stdout
     done = work.command("--tenant", "acme", "--subject", BOB, "--undo")

@@ -61,7 +61,7 @@ def test_a_span_is_read_with_what_the_episode_needs() -> None:
     ],
 )
 def test_only_answered_model_calls_are_calls(attributes: dict[str, str], is_call: bool) -> None:
-    """Tools, embeddings and failed calls are spans, but nothing to learn an answer from."""
+    """Tools, embeddings and failed calls are spans, but no calls to learn from."""
     (row,) = read_spans(request(**attributes).SerializeToString())
     assert row.is_model_call is is_call
 

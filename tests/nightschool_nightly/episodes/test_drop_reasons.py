@@ -1,4 +1,4 @@
-"""The table of reasons: what a night counts is in it, what is in it a night can count, and each entry says what to do."""
+"""The table of reasons: what a night counts is in it, all of it can be counted, and each entry says what to do."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_reason_is_explained() -> None:
 
 
 def test_every_reason_is_used() -> None:
-    """An entry that nothing counts is a reason nobody will ever see."""
+    """An entry that nothing counts would never be seen."""
     used = {
         node.attr
         for _, tree in sources()

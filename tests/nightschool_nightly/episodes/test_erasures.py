@@ -1,4 +1,4 @@
-"""Who was forgotten is in no episode: their traces, their conversations, the servers' view of them, their word on others."""
+"""A forgotten user is in no episode: not by trace, by conversation, by a server's span, or by an outcome they gave."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_what_nobody_signed_in_their_conversations_goes_too(stream: Stream, buil
 
 
 def test_a_servers_view_of_their_calls_goes_too(stream: Stream, built: Built) -> None:
-    """A server span in a trace of its own names nobody; the response id says whose it is."""
+    """A server's span in a trace of its own names no user; the response id says whose it is."""
     say(stream, 1, SUBJECT="anna", GEN_AI_RESPONSE_ID="r1")
     say(stream, 9, SPAN_SIDE="server", GEN_AI_RESPONSE_ID="r1", PROMPT_TOKEN_IDS=TOKENS)
     forget(stream, "anna")
@@ -123,7 +123,7 @@ def test_a_servers_view_of_their_calls_goes_too(stream: Stream, built: Built) ->
 
 
 def test_their_word_on_others_goes_and_the_others_stay(stream: Stream, built: Built) -> None:
-    """A rater is a person too."""
+    """Outcomes that they gave about other users' traces go; the traces stay."""
     say(stream, 1, SUBJECT="bob")
     rate(stream, 1, by="anna")
     rate(stream, 1, by="carl")
@@ -151,7 +151,7 @@ def test_what_arrives_later_is_forgotten_too_until_taken_back(stream: Stream, bu
 
 
 def test_a_night_applies_the_erasures_it_froze(stream: Stream, built: Built) -> None:
-    """The same manifest gives the same batch: one that came later does not change what is built from it, it forbids to use it."""
+    """The same manifest gives the same batch: a later erasure does not change what is built, it forbids to use it."""
     say(stream, 1, SUBJECT="anna")
     before = freeze(stream)
     forget(stream, "anna")
@@ -179,7 +179,7 @@ def selection(*users: str) -> Selection:
 
 @pytest.mark.parametrize("user", ["anna", "bob"])
 def test_a_night_that_knows_somebody_forgotten_since_is_refused(stream: Stream, user: str) -> None:
-    """Trained on or tested with: it stops before it publishes. One that does not know them, or froze the erasure, goes on."""
+    """Trained on or tested with, it stops before it publishes. One without them, or that froze the erasure, goes on."""
     say(stream, 1, SUBJECT="anna")
     manifest = freeze(stream)
     refuse_forgotten(stream, manifest, selection("anna", "bob"))
@@ -191,7 +191,7 @@ def test_a_night_that_knows_somebody_forgotten_since_is_refused(stream: Stream, 
 
 
 def test_an_erasure_is_no_new_evidence(stream: Stream) -> None:
-    """It alone starts no night, and the topic may appear between two nights."""
+    """An erasure alone starts no night, and its topic may appear between two nights."""
     say(stream, 1, SUBJECT="anna")
     first = freeze(stream)
     forget(stream, "bob")
@@ -202,7 +202,7 @@ def test_an_erasure_is_no_new_evidence(stream: Stream) -> None:
 
 
 def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: Built) -> None:
-    """It may be anybody's."""
+    """The erasure may be that of any user of the night."""
     say(stream, 1, SUBJECT="anna")
     stream.append(names.TOPIC_ERASURE, [Record(b"acme/x", b"?", {})])
     with pytest.raises(RecordError, match="no erasure"):
@@ -212,7 +212,7 @@ def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: B
 # --- redacted calls -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redacted", [False, True])
 def test_token_ids_of_a_redacted_call_are_not_used(stream: Stream, built: Built, redacted: bool) -> None:
-    """The server's ids still spell what the app's text no longer says; they are left out, the call stays, and it is counted."""
+    """The server's ids still spell the text before it was redacted: they are left out and counted, the call stays."""
     said: dict[str, Any] = {"REDACTION_VERSION": "1"} if redacted else {}
     say(stream, 1, GEN_AI_RESPONSE_ID="r1", **said)
     tokens: dict[str, Any] = {"PROMPT_TOKEN_IDS": TOKENS, "COMPLETION_TOKEN_IDS": TOKENS, "COMPLETION_LOGPROBS": LOGPROBS}
@@ -225,7 +225,7 @@ def test_token_ids_of_a_redacted_call_are_not_used(stream: Stream, built: Built,
 
 # --- lineage ------------------------------------------------------------------------------------------------------------
 def test_a_manifest_carries_marks_of_whom_it_knew(stream: Stream) -> None:
-    """Whoever knows the subject finds it; the marks of two nights do not match, and the night's digest stays."""
+    """With the subject its mark can be found; the marks of two nights do not match, and the night's digest stays."""
     say(stream, 1, SUBJECT="anna")
     manifest = freeze(stream)
     known = NightManifest.from_json(with_lineage(manifest, selection("anna", "bob")).to_json())

@@ -55,7 +55,7 @@ def outcome(number: int, text: str, **target: object) -> Record:
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Iterator[SqliteStream]:
-    """A day on which much came twice, some of it differing, in every partition: only the order says which copy counts."""
+    """A day with many copies in every partition, some of which differ: only the order decides which copy counts."""
     with SqliteStream(tmp_path / "stream.db", partitions=5) as stream:
         for copy in range(3):
             stream.append(names.TOPIC_SPANS, [span(number, f"answer {number} {copy}") for number in range(1, 120)])
@@ -81,7 +81,7 @@ def build(stream: SqliteStream, folder: Path, processes: int) -> tuple[list[Buil
 
 
 def test_processes_change_nothing(stream: SqliteStream, tmp_path: Path) -> None:
-    """The same episodes in the same order, the same copy of what came twice, the same counts; and no file stays behind."""
+    """The same episodes in the same order, the same one of several copies, the same counts; and no file is left."""
     alone = build(stream, tmp_path / "1", 1)
     assert len(alone[0]) == 119 and alone[1].dropped["duplicate-span"] == 2 * 119 and alone[2] == 1
     assert {item.episode.calls[0].answer.text.split()[-1] for item in alone[0]} == {"0"}
@@ -101,7 +101,7 @@ def test_shares_keep_the_order_and_are_even() -> None:
 
 
 def test_a_small_day_is_read_by_one_process(stream: SqliteStream) -> None:
-    """Starting a process costs more than it saves, and a stream that no other process can open is read alone."""
+    """For few records a process costs more than it saves; a stream that no other process can open is read by one."""
     small, large = ([FrozenRange("t", "", n, 0, 0, size) for n in range(4)] for size in (10, MIN_RECORDS))
     assert count_processes(stream, small) == 1
 
@@ -114,7 +114,7 @@ def test_a_small_day_is_read_by_one_process(stream: SqliteStream) -> None:
 
 
 def test_an_error_of_a_reading_process_is_the_nights(stream: SqliteStream, tmp_path: Path) -> None:
-    """What one process cannot read stops the night with the same error; a process that died has not read an empty part."""
+    """What one process cannot read stops the night with the same error; one that died has not read an empty part."""
     lost = FrozenRange(names.TOPIC_SPANS, "", 0, -5, 0, 9)
     with (
         ReadingProcess(tmp_path / "a", stream, "acme", [lost]) as process,

@@ -104,7 +104,7 @@ def test_no_user_learns_and_tests() -> None:
 
 
 def test_a_user_stays_on_one_side_every_night() -> None:
-    """The side is the user's alone: no other traffic, and no larger share, turns a tester into training data."""
+    """The side depends on the user alone: neither other traffic nor a larger share makes a tester train."""
     users = [f"user-{number}" for number in range(300)]
     held = {user for user in users if is_held_out("acme", user, 0.25)}
     night = select([episode(number, subject=user) for number, user in enumerate(users[100:200], start=1)])
@@ -217,7 +217,7 @@ def test_a_rubric_of_checks_needs_no_outcome() -> None:
     ],
 )
 def test_references_are_what_humans_finally_chose(histories: list[OutcomeHistory], expected: Any) -> None:
-    """An edit, a text, or approval of the answer; two different choices are no choice, silence and a bare no are unknown."""
+    """An edit, a text, or approval of the answer. Two choices are no choice; silence and a plain no are unknown."""
     assert find_references(call(), histories, RUBRIC) == expected
 
 
@@ -253,7 +253,7 @@ def test_two_references_are_no_demonstration() -> None:
     ],
 )
 def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: DropReason) -> None:
-    """What is left out is counted under its reason, and the rest of the night does not notice."""
+    """What is left out is counted under its reason, and nothing else changes."""
     other = episode(2)
     selection = select([built, other])
     assert selection.dropped == {reason: 1}
@@ -319,7 +319,7 @@ def test_what_the_doctor_sends_is_never_learned_from() -> None:
 
 
 def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
-    """The example, or why there is none; what an earlier night has seen is nobody's news."""
+    """The example, or why there is none; not an episode that an earlier night has seen."""
     seen: dict[str, Any] = {}
     selection = select_examples(
         [episode(1), episode(2, task="other"), episode(3, new=False)],

@@ -60,7 +60,7 @@ def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
 
 
 def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:
-    """The same name and even the same offsets are other records: neither the next night nor a resumed one reads them."""
+    """The same name and offsets can be other records: neither the next night nor a resumed one reads them."""
     last = freeze(stream)
     check_unchanged(stream, last.ranges)
     delete_topic(broker)
@@ -73,7 +73,7 @@ def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:
 
 
 def test_expired_offsets_are_refused_by_their_range(stream: Stream, broker: Any) -> None:
-    """Offsets that expired before a night read them are named; those that one had read may go."""
+    """Offsets that expired before a night read them are named; those that a night has read may expire."""
     last = freeze(stream)
     fill(stream, 10)
     expire(broker, before=10)

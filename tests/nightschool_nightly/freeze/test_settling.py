@@ -1,4 +1,4 @@
-"""When an episode is final, told by when its outcomes came."""
+"""When an episode is final, by when its outcomes were received."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def history(*records: tuple[float, Any], name: str = "thumb", rater: str = "ann"
 def stands(
     *histories: OutcomeHistory, at: float, names: tuple[str, ...] = ("thumb",), retracted: tuple[OutcomeHistory, ...] = ()
 ) -> Any:
-    """Final or not, when in hours after the start, and the revision, of an episode as a night sees it `at` hours after."""
+    """Whether an episode is final for a night `at` hours after its start, the hour it became so, and its revision."""
     episode = Episode("acme", "1" * 32, "t", None, None, T0, (), tuple(histories), retracted)
     rules = SettlingRules(
         {"thumb": 24 * 3_600_000, "resolved": 72 * 3_600_000}, 30 * 24 * 3_600_000, (T0 + int(at * HOUR_NS)) // 10**6
@@ -53,7 +53,7 @@ def stands(
 
 
 def test_a_value_settles_when_nothing_followed_it() -> None:
-    """A thumb stands for a day before it counts; one that changes within the day starts the day anew."""
+    """A thumb must stand for a day before it counts; one that changes within the day begins the day anew."""
     assert stands(history((1, True)), at=24.9) == (False, 25, 0)
     assert stands(history((1, True)), at=25) == (True, 25, 0)
     assert stands(history((1, True), (20, False)), at=25) == (False, 44, 0)
@@ -61,7 +61,7 @@ def test_a_value_settles_when_nothing_followed_it() -> None:
 
 
 def test_a_human_final_answer_settles_at_once() -> None:
-    """Somebody wrote what it should have been: there is nothing to wait for, even when the night's hour is rounded down."""
+    """A human wrote the right answer: nothing is waited for, even if the night's hour, rounded down, is before it."""
     assert stands(history((1.5, "done")), at=1) == (True, 1.5, 0)
     assert stands(history((1, True), (2, "done")), at=2) == (True, 2, 0)
 
@@ -85,7 +85,7 @@ def test_every_expected_name_is_waited_for() -> None:
 
 
 def test_the_window_closes() -> None:
-    """After thirty days nothing is waited for: what is not there stays unknown, what comes settles as it comes."""
+    """After thirty days nothing is waited for: what is not there stays unknown, what comes later settles on arrival."""
     days = 30 * 24
     assert stands(at=days - 1) == (False, days, 0)
     assert stands(at=days) == (True, days, 0)
@@ -94,7 +94,7 @@ def test_the_window_closes() -> None:
 
 
 def test_names_wait_as_configured() -> None:
-    """The defaults, what a file changes, and nothing for a name nobody configured."""
+    """The defaults, what a file changes, and nothing for a name that is not configured."""
     config = parse_config('[outcomes.thumb]\nsettles_after = "0h"\n[outcomes.csat]\nsettles_after = "2h"', base=Path("/conf"))
     hour = 3_600_000
     assert settling_names(config, ["thumb", "csat", "queue", "resolved"]) == {"csat": 2 * hour, "resolved": 72 * hour}
