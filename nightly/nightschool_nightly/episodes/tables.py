@@ -93,7 +93,9 @@ OUTCOMES = pa.schema(
 RAW = {"raw_spans": SPANS, "raw_events": EVENTS, "raw_join_keys": JOIN_KEYS, "raw_outcomes": OUTCOMES}
 
 _outcome_values = attrgetter(*(item.name for item in fields(Outcome)))
-_said_values = attrgetter(*(item.name for item in fields(Outcome) if item.name not in ("event_id", "occurred_at_ns")))
+_values_without_id_and_time = attrgetter(
+    *(item.name for item in fields(Outcome) if item.name not in ("event_id", "occurred_at_ns"))
+)
 
 
 class RawTables:
@@ -219,7 +221,7 @@ def _outcome_columns(outcome: Outcome, received_ns: int, content: int) -> tuple[
     occurred_ns = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
     return (
         outcome.id,
-        _fingerprint(_said_values(outcome)),
+        _fingerprint(_values_without_id_and_time(outcome)),
         kind,
         canonical(target) if isinstance(target, Mapping) else target,
         outcome.target.get("turn", -1),

@@ -77,14 +77,14 @@ class OutcomeState(StrEnum):
 class OutcomeSettling:
     """The records of one outcome name, of all raters, as a state machine that is given them in order of arrival.
 
-    | state     | the next record                                                          |
-    |-----------|--------------------------------------------------------------------------|
-    | MISSING   | UNSETTLED until it is due: until its wait is over, or the window closes   |
-    | UNSETTLED | UNSETTLED anew, if it came before the record before it was due           |
-    |           | SETTLED, if not                                                          |
-    | SETTLED   | SETTLED: the record is a revision                                        |
+    | state              | when the next record arrives                                            |
+    |--------------------|-------------------------------------------------------------------------|
+    | MISSING            | UNSETTLED; it is due when its wait is over, or when the window closes   |
+    | UNSETTLED, not due | UNSETTLED; the wait begins anew                                         |
+    | UNSETTLED, due     | SETTLED; the record is a revision                                       |
+    | SETTLED            | SETTLED; the record is a revision                                       |
 
-    What follows the last record is the night: `state_at`.
+    After the last record comes the night: `state_at`.
     """
 
     wait_ns: int

@@ -206,7 +206,7 @@ def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> Non
 
 
 def test_a_call_that_two_instrumentations_recorded_is_one_call(read: Read) -> None:
-    """Of two spans with one response id, one inside the other, the inner one with content counts; the other is dropped."""
+    """Of two spans with one response id, one inside the other, the inner one with content counts."""
     ((topic, value),) = recorded("otel_current")
     once, _ = read((topic, value))
     request = ExportTraceServiceRequest.FromString(value)
