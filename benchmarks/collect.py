@@ -474,25 +474,12 @@ def _encoded_span(question: str, answer: str) -> bytes:
 
 def run_episodes(path: Path) -> dict[str, Any]:
     """Freeze the day, build its episodes and read every one; called in a process of its own, whose memory is watched."""
-    from nightschool.config.settings import NightConfig
-    from nightschool.registry.folder import Pointer
-    from nightschool.registry.release import BaseModel
     from nightschool.stream.sqlite import SqliteStream
     from nightschool_nightly.episodes.store import EpisodeStore
-    from nightschool_nightly.freeze.freeze import freeze_night
+    from nightschool_nightly.freeze.freeze import freeze_whole_stream
 
     with SqliteStream(path, partitions=12) as stream, tempfile.TemporaryDirectory(dir=path.parent) as work:
-        manifest = freeze_night(
-            stream,
-            tenant=TENANT,
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-            rubrics={},
-            pointer=Pointer(),
-            last_published=None,
-            now_ms=0,
-        )
+        manifest = freeze_whole_stream(stream, tenant=TENANT)
         begun = time.perf_counter()
         store = EpisodeStore(Path(work))
         try:

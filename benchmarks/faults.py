@@ -202,26 +202,13 @@ def kill_under_load(load: Load, collector: Collector, broker: Any, kills: int, f
 # --- reading back -------------------------------------------------------------------------------------------------------
 def read_back(stream_url: str, load: Load, folder: Path) -> dict[str, Any]:
     """Read everything as a night does, and hold it against what was acknowledged."""
-    from nightschool.config.settings import NightConfig
-    from nightschool.registry.folder import Pointer
-    from nightschool.registry.release import BaseModel
     from nightschool.stream import open_stream
     from nightschool_nightly.episodes.store import EpisodeStore
-    from nightschool_nightly.freeze.freeze import freeze_night
+    from nightschool_nightly.freeze.freeze import freeze_whole_stream
 
     spans, outcomes, foreign = bytearray(load.num_spans), bytearray(load.num_spans), 0
     with open_stream(stream_url) as stream, contextlib.closing(EpisodeStore(folder, memory_mib=READ_AT_ONCE_MIB)) as store:
-        manifest = freeze_night(
-            stream,
-            tenant=TENANT,
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-            rubrics={},
-            pointer=Pointer(),
-            last_published=None,
-            now_ms=int(time.time() * 1000),
-        )
+        manifest = freeze_whole_stream(stream, tenant=TENANT, now_ms=int(time.time() * 1000))
         store.build(stream, manifest)
         for built in store.episodes(TENANT):
             number = span_number(built.episode.trace_id)

@@ -56,7 +56,7 @@ def run_ours() -> dict[str, Any]:
 
     from nightschool.config.settings import NightConfig
     from nightschool.registry.base_model import base_model_folder
-    from nightschool_nightly.examples.select import Example
+    from nightschool_nightly.examples.example import Example
     from nightschool_nightly.rewards.rubric import parse_rubric
     from nightschool_nightly.rollouts.engine import RolloutEngine
     from nightschool_nightly.rollouts.engine_options import EngineSettings

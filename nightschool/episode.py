@@ -74,7 +74,7 @@ class SampledTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCall:
+class RecordedCall:
     """One model call inside an episode: what the app saw, joined with what the server recorded."""
 
     span_id: str
@@ -156,7 +156,7 @@ class Episode:
     """Pseudonym of the user; None when the app gave none."""
     conversation: str | None
     started_ns: int
-    calls: tuple[ModelCall, ...]
+    calls: tuple[RecordedCall, ...]
     """Model calls in order of start."""
     outcomes: tuple[OutcomeHistory, ...] = ()
     """What stands; slots that were retracted are not among them."""

@@ -24,16 +24,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from benchmarks.otelcol import run_otelcol, why_not_buildable
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
 from nightschool.keys import hash_key
 from nightschool.outcomes.record import parse_outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import StoredRecord, Stream, open_stream
 from nightschool.stream.kafka_topics import TOPICS
 from nightschool.testing import START_NS
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -209,17 +207,7 @@ def logs_by_place(stream: Stream, topic: str) -> dict[tuple[bytes, int], list[st
 
 
 def episodes(stream: Stream, folder: Path) -> tuple[list[BuiltEpisode], dict[str, int]]:
-    manifest = freeze_night(
-        stream,
-        tenant=TENANT,
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=None,
-        now_ms=1,
-    )
+    manifest = freeze_whole_stream(stream, tenant=TENANT, now_ms=1)
     store = EpisodeStore(folder)
     try:
         store.build(stream, manifest)

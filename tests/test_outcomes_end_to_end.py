@@ -20,17 +20,16 @@ from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode
 from nightschool.keys import KeyRing, hash_key
 from nightschool.outcomes.tokens import OutcomeKey
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.sdk.client import Client, Request
 from nightschool.stream import Stream, open_stream
 from nightschool_collector.app import create_app
 from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.examples.select import Example, select_examples
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.examples.example import Example
+from nightschool_nightly.examples.select import select_examples
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.freeze.settling import lateness_of
+from nightschool_nightly.freeze.settling import settling_rules
 from nightschool_nightly.rewards.rubric import parse_rubric
 
 KEY, SECRET = "ns-acme-key", "s" * 40
@@ -71,17 +70,8 @@ class Acme:
 
     def freeze(self, now_ms: int, *, last: NightManifest | None = None, **settles_after_ms: int) -> NightManifest:
         assert self.client.flush()
-        return freeze_night(
-            self.stream,
-            tenant="acme",
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-            rubrics={},
-            pointer=Pointer(),
-            last_published=last,
-            now_ms=now_ms,
-            settles_after_ms=settles_after_ms,
+        return freeze_whole_stream(
+            self.stream, tenant="acme", now_ms=now_ms, last_published=last, settles_after_ms=settles_after_ms
         )
 
     def select(self, manifest: NightManifest) -> tuple[list[Example], dict[str, int]]:
@@ -96,7 +86,7 @@ class Acme:
             rubrics={"triage": rubric},
             tokenizer=Letters(),
             max_model_len=2048,
-            lateness=lateness_of(manifest),
+            settling=settling_rules(manifest),
         )
         store.close()
         return [*chosen.train, *chosen.holdout], dict(chosen.dropped)

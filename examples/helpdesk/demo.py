@@ -23,9 +23,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 from agent import Agent
+from picture import write_picture
 from rich.console import Console
 from rich.table import Table
-from picture import write_picture
 from router import Routed, Router, Ticket
 from servers import Server, free_ports
 

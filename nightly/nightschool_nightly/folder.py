@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nightschool.errors import NightError
-from nightschool_nightly.examples.select import Selection, load_selection
+from nightschool_nightly.examples.example import Selection, load_selection
 from nightschool_nightly.freeze import manifest as night_manifest
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluation import Evaluation

@@ -33,11 +33,13 @@ from nightschool.registry.base_model import base_model_folder, describe_base_mod
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
 from nightschool.stream import Stream
+from nightschool_nightly.examples.choose import choose_examples
+from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.examples.gather import choose_examples, freeze_tenant, redaction_of, settling_of
-from nightschool_nightly.examples.select import Selection
 from nightschool_nightly.folder import EVALUATION, FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
+from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.settling import settling_of
 from nightschool_nightly.gate.drift import GENERAL_PROMPTS, Drift, sample_base_answers
 from nightschool_nightly.gate.evaluate import answer_holdout
 from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
@@ -326,7 +328,7 @@ def _train(
 # --- 7: gate ------------------------------------------------------------------------------------------------------------
 def _decide(night: FrozenNight, selection: Selection, evaluation: Evaluation) -> Decision:
     """The candidate against the base model and against the release, if there is one."""
-    settings, users = night.inputs.config.night, [example.user for example in selection.holdout]
+    settings, users = night.inputs.config.night, [example.cluster for example in selection.holdout]
     comparisons = [
         compare(
             other.policy.value,

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from nightschool.config.settings import NightConfig
 from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.training.policy import Policy
 
@@ -62,7 +62,7 @@ def make_example() -> Callable[..., Example]:
             "id": name,
             "trace_id": f"trace-{name}",
             "task": "triage",
-            "user": f"user-{name}",
+            "cluster": f"user-{name}",
             "message": f"message {name}",
             "prompt_ids": (1, 2, 3),
             "answer": "card",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nightschool.errors import NightError
-from nightschool_nightly.examples.select import Selection
+from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.folder import EVALUATION, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation

@@ -1,1 +1,1 @@
-"""What `nightschool` starts besides a night."""
+"""What `nightschool episodes` and `nightschool forget` start."""

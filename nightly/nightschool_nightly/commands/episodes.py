@@ -1,6 +1,6 @@
-"""`python -m nightschool_nightly.commands.episodes`: what the next night would learn from, and why it would leave out the rest.
+"""`python -m nightschool_nightly.commands.episodes`: what the next night would learn from, and what it would leave out.
 
-Freezes as a dry run does and writes nothing. What is shown is decided by the functions of a night, not by a copy of them.
+It freezes and chooses with the functions of a night, so it shows what a night would do; and it writes nothing.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from nightschool.config.stream import open_configured
 from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Registry
+from nightschool_nightly.episodes.reasons import DropReason, reason_of
 
 if TYPE_CHECKING:
     from nightschool.episode import Episode, OutcomeHistory
-    from nightschool_nightly.examples.select import Drop, Example
+    from nightschool_nightly.examples.example import Example
 
 HELD_OUT, TRAINS = "tests only", "learned from"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One new episode, as a person looks at it."""
+class EpisodeRow:
+    """One new episode as a person looks at it. The fields are the keys of `--json`."""
 
     trace_id: str
     task: str
     user: str | None
-    """Pseudonym; None when the app named nobody."""
+    """The subject: the user's pseudonym; None when the app named nobody."""
     num_messages: int
     asked: str
     """The last message of the context."""
     answered: str
     outcomes: tuple[str, ...]
-    """What each slot said, oldest first."""
+    """The values of each slot, oldest first, as `queue: card -> fraud (human 1f2e)`."""
     has_tokens: bool
     """The server recorded what it sampled, token by token."""
     release: str | None
@@ -49,74 +50,78 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Look:
-    """What `look` found."""
+class Preview:
+    """What a night that starts now would do with a tenant's episodes. The fields are the keys of `--json`."""
 
     tenant: str
     night: str
-    """Digest of the night that would run now."""
+    """Digest of that night."""
     num_new_episodes: int = 0
     num_train: int = 0
     num_holdout: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
-    episodes: list[Seen] = field(default_factory=list)
+    episodes: list[EpisodeRow] = field(default_factory=list)
     """The first new episodes, in order of trace id."""
 
     def to_json(self) -> dict[str, Any]:
-        from nightschool_nightly.examples.reasons import explain
+        """What `--json` prints: each count of `dropped` with the words for its reason."""
+        dropped = [
+            {"reason": name, "count": count, "meaning": reason_of(name).meaning, "remedy": reason_of(name).remedy}
+            for name, count in sorted(self.dropped.items())
+        ]
+        return {**asdict(self), "dropped": dropped}
 
-        reasons = [{"reason": name, "count": count, **explain(name)._asdict()} for name, count in sorted(self.dropped.items())]
-        return {**asdict(self), "dropped": reasons}
 
-
-def look(config: Config, tenant: str, *, limit: int, now_ms: int) -> Look:
+def preview(config: Config, tenant: str, *, limit: int, now_ms: int) -> Preview:
     """The first `limit` new episodes of `tenant` with their fates, and the counts of all."""
-    from nightschool_nightly.examples.gather import choose_examples, freeze_tenant
-    from nightschool_nightly.examples.select import Drop
+    from nightschool_nightly.examples.choose import choose_examples
+    from nightschool_nightly.freeze.freeze import freeze_tenant
     from nightschool_nightly.rewards.load import load_rubrics
 
     rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)
-    found: list[tuple[Episode, Example | Drop]] = []
+    found: list[tuple[Episode, Example | DropReason]] = []
 
-    def watch(episode: Episode, fate: Example | Drop) -> None:
+    def watch(episode: Episode, result: Example | DropReason) -> None:
         if len(found) < limit:
-            found.append((episode, fate))
+            found.append((episode, result))
 
     with open_configured(config.stream) as stream:
         manifest = freeze_tenant(config, tenant, stream, registry=registry, model=model, rubrics=rubrics, now_ms=now_ms)
         selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch)
     fates = {example.id: TRAINS for example in selection.train} | {example.id: HELD_OUT for example in selection.holdout}
-    return Look(
+
+    def fate_of(result: Example | DropReason) -> str:
+        # An example that is not in the selection was over the share of its user: nothing else happens after `watch`.
+        return str(result if isinstance(result, DropReason) else fates.get(result.id, DropReason.USER_SHARE))
+
+    return Preview(
         tenant=tenant,
         night=manifest.digest,
         num_new_episodes=selection.num_new_episodes,
         num_train=len(selection.train),
         num_holdout=len(selection.holdout),
         dropped=selection.dropped,
-        episodes=[
-            _seen(episode, str(fate) if isinstance(fate, Drop) else fates.get(fate.id, str(Drop.USER_SHARE)))
-            for episode, fate in found
-        ],
+        episodes=[_row(episode, fate_of(result)) for episode, result in found],
     )
 
 
-def _seen(episode: Episode, fate: str) -> Seen:
+def _row(episode: Episode, fate: str) -> EpisodeRow:
     call = episode.calls[-1]
-    return Seen(
+    return EpisodeRow(
         trace_id=episode.trace_id,
         task=episode.task,
         user=episode.subject,
         num_messages=len(call.messages),
         asked=call.messages[-1].text,
         answered=call.answer.text,
-        outcomes=tuple(_said(history) for history in episode.outcomes),
+        outcomes=tuple(_outcome(history) for history in episode.outcomes),
         has_tokens=call.tokens is not None,
         release=call.release,
         fate=fate,
     )
 
 
-def _said(history: OutcomeHistory) -> str:
+def _outcome(history: OutcomeHistory) -> str:
     """`queue: card -> fraud (human 1f2e)`."""
     current = history.current
     values = [_value(one.value) if one.final_answer is None else one.final_answer for one in history.revisions if one.op == "set"]
@@ -129,7 +134,7 @@ def _value(value: object) -> str:
 
 
 # --- showing --------------------------------------------------------------------------------------------------------------
-def show(found: Look, *, drops_only: bool) -> None:
+def show(found: Preview, *, drops_only: bool) -> None:
     """Print tables for a person."""
     from rich.console import Console
 
@@ -144,37 +149,35 @@ def show(found: Look, *, drops_only: bool) -> None:
     )
 
 
-def _show_episodes(console: Any, found: Look) -> None:
+def _show_episodes(console: Any, found: Preview) -> None:
     from rich.table import Table
 
     title = f"the first {len(found.episodes)} of {found.num_new_episodes} new episodes"
     table = Table("episode", "task", "user", "asked", "answered", "outcomes", "tokens", "release", "fate", title=title)
     for one in found.episodes:
         asked = f"{_short(one.asked, 60)} [{one.num_messages} messages]"
-        said = "\n".join(_short(text, 60) for text in one.outcomes) or "-"
+        outcomes = "\n".join(_short(text, 60) for text in one.outcomes) or "-"
         release, user = (text[:8] if text else "-" for text in (one.release, one.user))
         tokens = "yes" if one.has_tokens else "no"
         table.add_row(
-            *map(_plain, (one.trace_id[:8], one.task, user, asked, _short(one.answered, 40), said)), tokens, release, one.fate
+            *map(_plain, (one.trace_id[:8], one.task, user, asked, _short(one.answered, 40), outcomes)), tokens, release, one.fate
         )
     console.print(table)
 
 
-def _show_drops(console: Any, found: Look) -> None:
+def _show_drops(console: Any, found: Preview) -> None:
     from rich.table import Table
-
-    from nightschool_nightly.examples.reasons import explain
 
     if found.dropped:
         table = Table("left out", "count", "what it means", "what to do", title="what is left out, by reason")
         for name, count in sorted(found.dropped.items(), key=lambda item: (-item[1], item[0])):
-            reason = explain(name)
+            reason = reason_of(name)
             table.add_row(name, str(count), reason.meaning, reason.remedy)
         console.print(table)
 
 
 def _plain(text: str) -> Any:
-    """Text that is only text: recorded content may hold markup, or codes that would steer the terminal."""
+    """Text that is only text: recorded content may hold markup of `rich`, or codes that control the terminal."""
     from rich.text import Text
 
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
@@ -186,7 +189,7 @@ def _short(text: str, limit: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Look; 0 when something could be shown, 2 with one line on standard error when not."""
+    """Show the preview; 0, or 2 with one line on standard error when there is none to show."""
     parser = argparse.ArgumentParser(prog="nightschool episodes", description=command.SUMMARY)
     command.add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -195,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.tenant(arguments.tenant)
         try:
             limit = 0 if arguments.drops else arguments.limit
-            found = look(config, arguments.tenant, limit=limit, now_ms=time.time_ns() // 1_000_000)
+            found = preview(config, arguments.tenant, limit=limit, now_ms=time.time_ns() // 1_000_000)
         except ModuleNotFoundError as error:
             raise MissingExtraError("looking at episodes", "nightly", error.name or "?") from error
     except NightschoolError as error:

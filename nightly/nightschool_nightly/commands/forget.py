@@ -1,8 +1,8 @@
 """`python -m nightschool_nightly.commands.forget`: what `nightschool forget` starts.
 
-Three things: an erasure goes into the stream, so that no night from now on selects the user; the files of nights that did are
-deleted; and what cannot be undone (releases that learnt from the user, records until they expire) is named. Doing it again
-changes nothing and says the same.
+It does three things: an erasure goes into the stream, so that no night from now on selects the user; the files of
+nights that did are deleted; and what cannot be undone (releases that learned from the user, records until they expire)
+is named. Doing it again changes nothing and says the same.
 """
 
 from __future__ import annotations
@@ -31,52 +31,53 @@ from nightschool.stream import Stream
 
 FORGOTTEN = "forgotten.json"
 """In a night's folder: hashes of the subjects whose files were deleted from it."""
-_KEPT = {"night.json", "finished.json", FORGOTTEN}
-_READ = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES)
+_KEPT_FILES = {"night.json", "finished.json", FORGOTTEN}
+_TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES)
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseTrace:
-    """What a release has of the user."""
+class AffectedRelease:
+    """A release that has something of the user in it, or is built on one that has."""
 
-    digest: str
+    release: str
+    """Its digest."""
     night: str
     state: str
     """"stable", "canary" or "older"."""
-    learnt: bool
-    """Its own night learnt from them."""
+    learned: bool
+    """Its own night learned from them."""
     tested: bool
-    """Its own night tested with them: their messages may be in its report, not in its weights."""
+    """Its own night tested with them: their messages may be in its report, but not in its weights."""
     built_on: str | None
-    """The nearest ancestor whose night learnt from them."""
+    """Digest of the nearest ancestor whose night learned from them; None when there is none."""
 
 
 @dataclass(slots=True)
 class Forgotten:
-    """What was done and what is left."""
+    """What was done, and what of the user is left."""
 
     subjects: tuple[str, ...]
     before_ms: int | None = None
-    """When the user was forgotten before; None when they were not."""
+    """When the user had already been forgotten; None when they had not."""
     records: dict[str, int] = field(default_factory=dict)
-    """Records of each topic that name the user and are still there."""
+    """How many records of each topic name the user and are still in the stream."""
     newest_ms: int = 0
     """When the newest of them was stored."""
     nights: list[str] = field(default_factory=list)
-    """Nights whose files were deleted, now or before."""
+    """Digests of the nights whose files were deleted, now or before."""
     running: bool = False
-    """A night of the tenant was running, so that its files could not be looked at."""
-    releases: list[ReleaseTrace] = field(default_factory=list)
+    """A night of the tenant was running, so that the files of its nights could not be deleted."""
+    releases: list[AffectedRelease] = field(default_factory=list)
 
 
 def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Callable[[], int], undo: bool = False) -> Forgotten:
-    """Forget the subjects of `tenant` (one user may have several pseudonyms), or take that back. Safe to repeat."""
+    """Forget subjects of `tenant` (a user may have several pseudonyms), or with `undo` take it back; safe to repeat."""
     found = Forgotten(tuple(subjects))
     hashes = {hash_subject(tenant, subject): subject for subject in subjects}
     with open_configured(config.stream) as stream:
         known = stored_erasures(stream, tenant)
-        standing = [known[hash_].requested_at_ms for hash_ in hashes if hash_ in known and known[hash_].scope == "all"]
-        found.before_ms = min(standing, default=None)
+        requested_ms = [known[hash_].requested_at_ms for hash_ in hashes if hash_ in known and known[hash_].scope == "all"]
+        found.before_ms = min(requested_ms, default=None)
         wanted = "none" if undo else "all"
         missing = [
             Erasure(hash_, now_ms(), wanted)  # type: ignore[arg-type]
@@ -88,15 +89,15 @@ def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Call
         _count_records(stream, tenant, subjects, found)
     if not undo:
         _purge(config, tenant, hashes, found)
-        found.releases = _traces(Registry(config.registry.path), tenant, hashes)
+        found.releases = _affected_releases(Registry(config.registry.path), tenant, hashes)
     return found
 
 
 # --- what is in the stream ----------------------------------------------------------------------------------------------
 def _count_records(stream: Stream, tenant: str, subjects: Collection[str], found: Forgotten) -> None:
-    """Records with a subject in their bytes; quick, and never too few: a pseudonym stands there as text."""
+    """Count records with a subject in their bytes: quick, and never too few, as a pseudonym is stored as plain text."""
     needles = [subject.encode() for subject in subjects]
-    for topic in _READ:
+    for topic in _TOPICS:
         starts = stream.start_offsets(topic)
         for partition, end in sorted(stream.end_offsets(topic).items()):
             for record in stream.read(topic, partition, starts.get(partition, 0), end):
@@ -108,7 +109,7 @@ def _count_records(stream: Stream, tenant: str, subjects: Collection[str], found
 
 # --- local copies -------------------------------------------------------------------------------------------------------
 def _purge(config: Config, tenant: str, hashes: Collection[str], found: Forgotten) -> None:
-    """Delete the files of every night that selected the user; what ends a night, and whom it forgot, stays."""
+    """Delete the files of every night that selected the user, except those that say how it ended and whom it forgot."""
     from nightschool_nightly.folder import NightFolders
 
     folders = NightFolders(config.night.state, tenant)
@@ -121,14 +122,15 @@ def _purge(config: Config, tenant: str, hashes: Collection[str], found: Forgotte
                 forgotten = set(folder.read(FORGOTTEN) or ())
                 here = {hash_ for hash_ in _selected(folder.path, tenant) if hash_ in hashes}
                 if here:
-                    # First what keeps the night from being resumed, then the files: a crash between the two loses neither.
+                    # First the file that keeps the night from being resumed, then the others: a crash in between leaves
+                    # a night that is not resumed and whose files the next run of this command deletes.
                     if folder.finished is None:
                         folder.write("finished.json", json.dumps({"end": "forgotten", "text": _ENDED, "release": None}))
                     folder.write(FORGOTTEN, json.dumps(sorted(forgotten | here)))
-                    folder.clear(keep=_KEPT)
+                    folder.clear(keep=_KEPT_FILES)
                 if here or forgotten & set(hashes):
                     found.nights.append(path.parent.name)
-    except NightError:
+    except NightError:  # the lock is taken
         found.running = True
 
 
@@ -136,46 +138,48 @@ _ENDED = "a user it had selected asked to be forgotten"
 
 
 def _selected(folder: Path, tenant: str) -> Iterator[str]:
-    """Erasure hashes of the users a night selected; none when it did not get that far, or its files are gone."""
+    """Erasure hashes of the users a night selected; none when it did not get that far, or its files are deleted."""
+    from nightschool_nightly.examples.example import CLUSTER_KEY
+
     path = folder / "selection.json"
     if not path.exists():
         return
     selection = json.loads(path.read_text(encoding="utf-8"))
-    for user in {example["user"] for name in ("train", "holdout") for example in selection[name]}:
-        yield hash_subject(tenant, user)
+    for cluster in {example[CLUSTER_KEY] for name in ("train", "holdout") for example in selection[name]}:
+        yield hash_subject(tenant, cluster)
 
 
-# --- lineage ------------------------------------------------------------------------------------------------------------
-def _traces(registry: Registry, tenant: str, hashes: Collection[str]) -> list[ReleaseTrace]:
-    """Every release whose night knew the user, or that was built on one that learnt from them."""
+# --- releases -----------------------------------------------------------------------------------------------------------
+def _affected_releases(registry: Registry, tenant: str, hashes: Collection[str]) -> list[AffectedRelease]:
+    """Every release whose night knew the user, or that was built on one that learned from them."""
     from nightschool_nightly.freeze.manifest import NightManifest
     from nightschool_nightly.publish.lineage import mark_of
 
     pointer = registry.pointer(tenant)
     parents: dict[str, str | None] = {}
-    marks: dict[str, tuple[str, bool, bool]] = {}
-    for digest in registry.releases(tenant):
-        release = registry.manifest(tenant, digest)
-        frozen = registry.release_folder(tenant, digest) / NIGHT
+    known: dict[str, tuple[str, bool, bool]] = {}
+    for release in registry.releases(tenant):
+        manifest = registry.manifest(tenant, release)
+        frozen = registry.release_folder(tenant, release) / NIGHT
         night = NightManifest.from_json(frozen.read_text(encoding="utf-8")) if frozen.exists() else None
-        left = {mark_of(release.night, hash_) for hash_ in hashes}
-        learnt, tested = (bool(left & set(known)) for known in ((night.learnt_from, night.tested_with) if night else ((), ())))
-        parents[digest], marks[digest] = release.parent, (release.night, learnt, tested)
+        marks = {mark_of(manifest.night, hash_) for hash_ in hashes}
+        learned, tested = (bool(marks & set(left)) for left in ((night.learnt_from, night.tested_with) if night else ((), ())))
+        parents[release], known[release] = manifest.parent, (manifest.night, learned, tested)
     found = []
-    for digest, (night_digest, learnt, tested) in marks.items():
-        ancestor = parents[digest]
-        while ancestor in marks and not marks[ancestor][1]:
+    for release, (night_digest, learned, tested) in known.items():
+        ancestor = parents[release]
+        while ancestor in known and not known[ancestor][1]:
             ancestor = parents[ancestor]
-        built_on = ancestor if ancestor in marks else None
-        if learnt or tested or built_on:
-            state = {pointer.stable: "stable", pointer.canary: "canary"}.get(digest, "older")
-            found.append(ReleaseTrace(digest, night_digest, state, learnt, tested, built_on))
+        built_on = ancestor if ancestor in known else None
+        if learned or tested or built_on:
+            state = {pointer.stable: "stable", pointer.canary: "canary"}.get(release, "older")
+            found.append(AffectedRelease(release, night_digest, state, learned, tested, built_on))
     return found
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------
 def describe(found: Forgotten, *, tenant: str, undo: bool) -> str:
-    """What a person is told."""
+    """What was done and what is left, as lines for a person."""
     lines = [_what_happened(found, tenant, undo)]
     num_records = sum(found.records.values())
     if not num_records:
@@ -188,8 +192,8 @@ def describe(found: Forgotten, *, tenant: str, undo: bool) -> str:
     if found.running:
         lines.append("a night of this tenant is running: it will publish nothing they are in; run this again when it has ended")
     lines += [f"files deleted: night {night[:12]}" for night in found.nights]
-    lines += [_trace(release) for release in found.releases]
-    if any(release.learnt or release.built_on for release in found.releases):
+    lines += [_described(release) for release in found.releases]
+    if any(release.learned or release.built_on for release in found.releases):
         lines.append(
             "weights cannot forget: point the tenant at a release that is not named here, or at the base model, and the next"
         )
@@ -209,11 +213,11 @@ def _what_happened(found: Forgotten, tenant: str, undo: bool) -> str:
     return f"no night of tenant {tenant} learns from this user any more"
 
 
-def _trace(release: ReleaseTrace) -> str:
-    what = ["learnt from them"] * release.learnt + ["tested with them"] * release.tested
-    what += [f"built on {release.built_on[:12]}, which learnt from them"] if release.built_on else []
-    report = "; its report may quote them" if release.learnt or release.tested else ""
-    return f"release {release.digest[:12]} ({release.state}) of night {release.night[:12]}: {' and '.join(what)}{report}"
+def _described(found: AffectedRelease) -> str:
+    what = ["learned from them"] * found.learned + ["tested with them"] * found.tested
+    what += [f"built on {found.built_on[:12]}, which learned from them"] if found.built_on else []
+    report = "; its report may quote them" if found.learned or found.tested else ""
+    return f"release {found.release[:12]} ({found.state}) of night {found.night[:12]}: {' and '.join(what)}{report}"
 
 
 def _date(milliseconds: int) -> str:

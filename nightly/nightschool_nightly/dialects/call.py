@@ -1,4 +1,4 @@
-"""What a model call was: context, sampling parameters and tools, out of attributes that already have their GenAI names."""
+"""What a model call or a tool run was, out of attributes that already have their GenAI names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nightschool.episode import Message, ToolRun
 from nightschool_nightly.dialects.messages import read_messages, read_part
 from nightschool_nightly.dialects.values import first_text, is_number, is_whole, parsed, structured
 
-# Attribute -> our name, and whether a value is one that a sampler takes.
+# Attribute -> our name for it, and whether a sampler accepts a value: a client may have sent anything.
 _REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
     names.GEN_AI_REQUEST_TEMPERATURE: ("temperature", lambda value: is_number(value) and value >= 0),
     names.GEN_AI_REQUEST_TOP_P: ("top_p", lambda value: is_number(value) and 0 < value <= 1),
@@ -21,8 +21,6 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
     ),
 }
-
-
 _USAGE = {
     names.GEN_AI_USAGE_INPUT_TOKENS: "input_tokens",
     names.GEN_AI_USAGE_OUTPUT_TOKENS: "output_tokens",
@@ -34,7 +32,7 @@ _FINISH_REASONS = {"tool_call": "tool_calls", "tool-calls": "tool_calls", "conte
 
 
 def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    """What the model was given, system instructions first; None when content was not captured, or not all of it is understood."""
+    """What the model was given, system instructions first; None when content is missing or not all understood."""
     messages = read_messages(attributes.get(names.GEN_AI_INPUT_MESSAGES))
     if not messages:
         return None
@@ -47,12 +45,12 @@ def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
 
 
 def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters as sent; what was not sent, or no sampler takes, is absent."""
+    """Sampling parameters as sent; what was not sent, or what no sampler accepts, is absent."""
     return {short: attributes[name] for name, (short, fits) in _REQUEST.items() if name in attributes and fits(attributes[name])}
 
 
 def finish_reason_of(attributes: Mapping[str, Any]) -> str | None:
-    """Why the first answer ended, as chat APIs spell it; dialects differ in `tool_calls`."""
+    """Why the first answer ended, as chat APIs spell it: dialects have several spellings of `tool_calls`."""
     reasons = attributes.get(names.GEN_AI_RESPONSE_FINISH_REASONS)
     if not isinstance(reasons, list) or not reasons:
         return None
@@ -86,7 +84,7 @@ def tool_run_of(span_id: str, attributes: Mapping[str, Any]) -> ToolRun | None:
 
 
 def _result(value: Any) -> Any:
-    """What a tool answered; text that is itself a JSON string was written twice."""
+    """What a tool answered; text that is itself a JSON string was encoded twice."""
     return parsed(value) if isinstance(value, str) and value.startswith('"') else value
 
 

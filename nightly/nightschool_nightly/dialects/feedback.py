@@ -1,4 +1,4 @@
-"""What a span says about how something turned out, and the outcome record that it means."""
+"""What a span says about how something turned out, and the outcome record that stands for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Feedback:
 
 
 def outcome_of(given: Feedback, *, trace_id: str, span_id: str, conversation: str | None, at_ns: int) -> Outcome | None:
-    """The outcome that `given` on this span means; None when no outcome can say it."""
+    """The outcome that stands for `given` on this span; None when it would not be a valid one."""
     target: dict[str, Any] = {"trace_id": trace_id}
     if given.about.startswith("response:"):
         target = {"response_id": given.about.removeprefix("response:")}

@@ -1,4 +1,4 @@
-"""Langfuse: observations whose input and output are JSON of whatever the app handed over."""
+"""Langfuse: observations whose input and output are JSON of whatever the app passed in."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import openai_json
+from nightschool_nightly.dialects.dialect import Dialect
+from nightschool_nightly.dialects.openai_json import read_chat_request, read_usage
 from nightschool_nightly.dialects.span import RawSpan
-from nightschool_nightly.dialects.values import called_with, first_text, structured
+from nightschool_nightly.dialects.values import called_with, first_text, present, structured
 
 _PREFIX = "langfuse.observation."
-KIND = _PREFIX + "type"
+_KIND = _PREFIX + "type"
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What an observation says; only generations and tools are calls."""
     attributes = span.attributes
     found: dict[str, Any] = {}
@@ -24,7 +25,7 @@ def read(span: RawSpan) -> dict[str, Any]:
         found[names.GEN_AI_CONVERSATION_ID] = session
     if attributes.get(_PREFIX + "level") == "ERROR":
         found[names.ERROR_TYPE] = "ERROR"
-    match attributes.get(KIND):
+    match attributes.get(_KIND):
         case "generation":
             return found | _generation(attributes)
         case "tool":
@@ -36,8 +37,8 @@ def read(span: RawSpan) -> dict[str, Any]:
 def _generation(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {names.GEN_AI_OPERATION_NAME: "chat"}
     parameters = structured(attributes.get(_PREFIX + "model.parameters"))
-    found |= openai_json.request(parameters) if isinstance(parameters, dict) else {}
-    found |= openai_json.usage(structured(attributes.get(_PREFIX + "usage_details")))
+    found |= read_chat_request(parameters) if isinstance(parameters, dict) else {}
+    found |= read_usage(structured(attributes.get(_PREFIX + "usage_details")))
     if model := first_text(attributes.get(_PREFIX + "model.name")):
         found[names.GEN_AI_RESPONSE_MODEL] = model
     if reason := first_text(structured(attributes.get(_PREFIX + "metadata.finish_reason"))):
@@ -52,7 +53,7 @@ def _input(text: Any) -> dict[str, Any]:
     """Messages, or an object with messages beside tools."""
     given = structured(text)
     if isinstance(given, dict) and isinstance(given.get("messages"), list):
-        return openai_json.request({name: given[name] for name in ("messages", "tools") if given.get(name)})
+        return read_chat_request({name: given[name] for name in ("messages", "tools") if given.get(name)})
     messages = _messages(text, "user")
     return {names.GEN_AI_INPUT_MESSAGES: messages} if messages else {}
 
@@ -68,10 +69,14 @@ def _messages(text: Any, role: str) -> list[Any] | None:
 
 
 def _tool_run(span: RawSpan) -> dict[str, Any]:
-    values = {
-        names.GEN_AI_OPERATION_NAME: "execute_tool",
-        names.GEN_AI_TOOL_NAME: span.name,
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(span.attributes.get(_PREFIX + "input")),
-        names.GEN_AI_TOOL_CALL_RESULT: span.attributes.get(_PREFIX + "output"),
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return present(
+        {
+            names.GEN_AI_OPERATION_NAME: "execute_tool",
+            names.GEN_AI_TOOL_NAME: span.name,
+            names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(span.attributes.get(_PREFIX + "input")),
+            names.GEN_AI_TOOL_CALL_RESULT: span.attributes.get(_PREFIX + "output"),
+        }
+    )
+
+
+LANGFUSE = Dialect(markers=frozenset({"langfuse"}), read=_read, kind=_KIND)

@@ -1,8 +1,8 @@
 """Messages and their typed parts, out of whatever shape a dialect writes them in.
 
-The shape aimed at is the message JSON schema of the GenAI conventions. Repaired on the way: chat messages as APIs take them
-(`content` as text or list, `tool_calls`, `tool_call_id`), the roles and wrappers of LangChain, arguments written as JSON text, and
-the part types of Anthropic, of OpenAI's responses and of the Vercel AI SDK.
+The result follows the message JSON schema of the GenAI conventions. What is translated into it: chat messages as APIs
+take them (`content` as text or list, `tool_calls`, `tool_call_id`), the roles and wrappers of LangChain, arguments
+written as JSON text, and the part types of Anthropic, of OpenAI's responses and of the Vercel AI SDK.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_message(value: Any) -> Message | None:
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("kwargs"), dict) and isinstance(value.get("id"), list) and value["id"]:
-        value = {"type": value["id"][-1], **value["kwargs"]}  # LangChain's own serialisation
+        value = {"type": value["id"][-1], **value["kwargs"]}  # as LangChain serializes its own objects
     role = _role(value)
     if role is None:
         return None
@@ -64,7 +64,7 @@ def read_message(value: Any) -> Message | None:
 
 
 def read_part(part: Mapping[str, Any]) -> Part:
-    """One typed part; kinds we do not know pass through whole."""
+    """One typed part; a part of a type that is not known here is kept as it came."""
     kind = text_of(part.get("type"))
     if kind in _TEXT_TYPES:
         text = part.get("content", part.get("text"))
@@ -78,14 +78,14 @@ def read_part(part: Mapping[str, Any]) -> Part:
 
 
 def _role(value: Mapping[str, Any]) -> str | None:
-    """The role under its usual name; LangChain says it as the type."""
+    """The role under its usual name; LangChain writes it as the type of the message."""
     if role := text_of(value.get("role")):
         return _ROLES.get(role.lower(), role)
     return _ROLES.get(str(value.get("type")).lower())
 
 
 def _given_parts(role: str, value: Mapping[str, Any]) -> list[Any] | None:
-    """The parts of a message before they are read; None when it has no content of a kind we know."""
+    """The parts of a message before they are read; None when it has no content of a known kind."""
     if isinstance(value.get("parts"), list):
         return list(value["parts"])
     if not any(name in value for name in _CHAT_CONTENT):
@@ -133,7 +133,7 @@ def _first(part: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def _response(value: Any) -> Any:
-    """What a tool answered; the Vercel AI SDK wraps it in what kind of thing it is."""
+    """What a tool answered; the Vercel AI SDK wraps it in an object that says its type."""
     if isinstance(value, dict) and set(value) == {"type", "value"} and value["type"] in ("text", "json"):
         return value["value"]
     return value

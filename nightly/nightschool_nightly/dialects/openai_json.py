@@ -1,4 +1,4 @@
-"""Requests and answers of chat APIs as JSON, which several dialects keep whole."""
+"""Requests and answers of chat APIs as JSON: several dialects record them whole."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _USAGE = {
 }
 
 
-def request(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of a chat request, or the part of it that a dialect keeps."""
+def read_chat_request(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the body of a chat request says, or the part of it that a dialect records."""
     return renamed(parameters, _REQUEST)
 
 
-def usage(counts: Any) -> dict[str, Any]:
-    """Token counts under any of their names."""
+def read_usage(counts: Any) -> dict[str, Any]:
+    """Token counts, under any name that an API gives them."""
     return renamed(counts, _USAGE) if isinstance(counts, Mapping) else {}
 
 
-def response(answer: Any) -> dict[str, Any]:
-    """A chat completion; empty when it is none."""
+def read_chat_response(answer: Any) -> dict[str, Any]:
+    """What a chat completion says; nothing when `answer` is not one."""
     if not isinstance(answer, Mapping) or not isinstance(answer.get("choices"), list):
         return {}
     choices = [choice for choice in answer["choices"] if isinstance(choice, Mapping)]
@@ -53,4 +53,4 @@ def response(answer: Any) -> dict[str, Any]:
         names.GEN_AI_RESPONSE_FINISH_REASONS: reasons or None,
         names.GEN_AI_OUTPUT_MESSAGES: messages if all(isinstance(message, Mapping) for message in messages) else None,
     }
-    return {name: value for name, value in found.items() if value} | usage(answer.get("usage"))
+    return {name: value for name, value in found.items() if value} | read_usage(answer.get("usage"))

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import openai_json
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.feedback import Feedback
+from nightschool_nightly.dialects.openai_json import read_chat_request, read_chat_response
 from nightschool_nightly.dialects.span import RawSpan, unflatten
 from nightschool_nightly.dialects.values import first_text, renamed, structured
 
-KIND = "openinference.span.kind"
-_HIDDEN = "__REDACTED__"  # what its switches put where content was
+_KIND = "openinference.span.kind"
+_HIDDEN = "__REDACTED__"  # what its switches that hide content put in its place
 _RENAMED = {
     "llm.system": names.GEN_AI_PROVIDER_NAME,
     "llm.model_name": names.GEN_AI_RESPONSE_MODEL,
@@ -34,9 +35,9 @@ _ANNOTATIONS = (
 _ANNOTATED = tuple(f"{prefix}." for prefix, _, _ in _ANNOTATIONS)
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span says in OpenInference's names; only the kinds LLM and TOOL are calls."""
-    match span.attributes.get(KIND):
+    match span.attributes.get(_KIND):
         case "LLM":
             return _model_call(span.attributes)
         case "TOOL":
@@ -49,7 +50,7 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found = {names.GEN_AI_OPERATION_NAME: "chat", **renamed(attributes, _RENAMED)}
     parameters = structured(attributes.get("llm.invocation_parameters"))
     if isinstance(parameters, dict):
-        found |= openai_json.request(parameters)
+        found |= read_chat_request(parameters)
     for new, old in ((names.GEN_AI_INPUT_MESSAGES, "llm.input_messages"), (names.GEN_AI_OUTPUT_MESSAGES, "llm.output_messages")):
         messages = unflatten(attributes, old)
         if isinstance(messages, list):
@@ -60,8 +61,8 @@ def _model_call(attributes: Mapping[str, Any]) -> dict[str, Any]:
         found[names.GEN_AI_TOOL_DEFINITIONS] = [schema for schema in schemas if isinstance(schema, dict)]
     if reason := first_text(attributes.get("llm.finish_reason")):
         found[names.GEN_AI_RESPONSE_FINISH_REASONS] = [reason]
-    # Its own names leave out the response id; the raw answer beside them, where there is one, has it.
-    answer = openai_json.response(structured(attributes.get("output.value")))
+    # There is no name for the response id; the raw answer, where it was recorded too, has it.
+    answer = read_chat_response(structured(attributes.get("output.value")))
     return {**{name: value for name, value in answer.items() if name != names.GEN_AI_OUTPUT_MESSAGES}, **found}
 
 
@@ -72,7 +73,7 @@ def _is_tool(item: Any) -> bool:
 def _message(item: Any) -> Any:
     message = item.get("message") if isinstance(item, dict) else None
     if not isinstance(message, dict) or message.get("content") == _HIDDEN:
-        return None  # not understood: the conversation is not known
+        return None  # a message that cannot be read: then the whole conversation is not known
     found = {"content": None, **{name: value for name, value in message.items() if name not in ("contents", "tool_calls")}}
     if isinstance(message.get("contents"), list):
         found["content"] = [_part(part) for part in message["contents"]]
@@ -97,14 +98,14 @@ def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
         names.GEN_AI_OPERATION_NAME: "execute_tool",
         names.GEN_AI_TOOL_NAME: attributes.get("tool.name"),
         names.GEN_AI_TOOL_CALL_ID: attributes.get("tool_call.id", attributes.get("tool.id")),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("input.value"),  # `tool.parameters` is the schema
+        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("input.value"),  # not `tool.parameters`, which is the schema
         names.GEN_AI_TOOL_CALL_RESULT: attributes.get("output.value"),
     }
     return {name: value for name, value in values.items() if value not in (None, _HIDDEN)}
 
 
-def feedback(span: RawSpan) -> Iterator[Feedback]:
-    """The annotations on a span, of any kind: what somebody thought of it, of its trace or of its session."""
+def _feedback(span: RawSpan) -> Iterator[Feedback]:
+    """The annotations on a span of any kind: judgements about the span, its trace or its session."""
     if not any(name.startswith(_ANNOTATED) for name in span.attributes):
         return
     for prefix, inner, about in _ANNOTATIONS:
@@ -129,3 +130,6 @@ def _metadata(given: Mapping[str, Any]) -> dict[str, Any]:
     metadata = structured(given.get("metadata"))
     metadata = metadata if isinstance(metadata, dict) else {}
     return {**metadata, "label": given["label"]} if "score" in given and "label" in given else metadata
+
+
+OPENINFERENCE = Dialect(markers=frozenset({"openinference"}), read=_read, feedback=_feedback, kind=_KIND)

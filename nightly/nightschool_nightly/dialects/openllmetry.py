@@ -1,7 +1,7 @@
 """OpenLLMetry (Traceloop): messages as indexed attributes, and what its SDK adds to every span.
 
-Versions from 0.53 or so write the GenAI conventions' JSON messages themselves; of those only the association properties are left
-to read here.
+Versions from about 0.53 on write messages as the GenAI conventions do; of those only the association properties are
+read here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.span import RawSpan, unflatten
-from nightschool_nightly.dialects.values import called_with, first_text, parsed, renamed, structured
+from nightschool_nightly.dialects.values import called_with, first_text, parsed, present, renamed, structured
 
 _OPERATIONS = {"chat": "chat", "completion": "text_completion"}
 _RENAMED = {
@@ -23,13 +24,14 @@ _RENAMED = {
     "llm.request.seed": names.GEN_AI_REQUEST_SEED,
     "llm.chat.stop_sequences": names.GEN_AI_REQUEST_STOP_SEQUENCES,
 }
+_KIND = "traceloop.span.kind"
 _PROPERTIES = "traceloop.association.properties."
 _PREFIXES = ("gen_ai.prompt.", "gen_ai.completion.", "llm.", "traceloop.")
 _USERS = ("user_id", "userId", "user")
 _SESSIONS = ("session_id", "sessionId", "conversation_id", "thread_id", "chat_id")
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span says in Traceloop's names."""
     attributes = span.attributes
     if not any(name.startswith(_PREFIXES) for name in attributes):
@@ -73,12 +75,16 @@ def _tool(function: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """A function that the app marked with `@tool`."""
-    if attributes.get("traceloop.span.kind") != "tool":
+    if attributes.get(_KIND) != "tool":
         return {}
-    values = {
-        names.GEN_AI_OPERATION_NAME: "execute_tool",
-        names.GEN_AI_TOOL_NAME: attributes.get("traceloop.entity.name"),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(attributes.get("traceloop.entity.input")),
-        names.GEN_AI_TOOL_CALL_RESULT: parsed(attributes.get("traceloop.entity.output")),
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return present(
+        {
+            names.GEN_AI_OPERATION_NAME: "execute_tool",
+            names.GEN_AI_TOOL_NAME: attributes.get("traceloop.entity.name"),
+            names.GEN_AI_TOOL_CALL_ARGUMENTS: called_with(attributes.get("traceloop.entity.input")),
+            names.GEN_AI_TOOL_CALL_RESULT: parsed(attributes.get("traceloop.entity.output")),
+        }
+    )
+
+
+OPENLLMETRY = Dialect(markers=frozenset({"gen_ai", "llm", "traceloop"}), read=_read, kind=_KIND)

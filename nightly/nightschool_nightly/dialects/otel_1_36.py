@@ -1,7 +1,8 @@
 """OpenTelemetry GenAI conventions up to 1.36: `gen_ai.system`, and each message an event of its own.
 
-The events are events of the span (azure-ai-inference) or log records that name it (opentelemetry-instrumentation-openai-v2).
-Still older packages wrote the whole prompt and completion as JSON into `gen_ai.prompt` and `gen_ai.completion`.
+The events are events of the span (azure-ai-inference) or log records that name it
+(opentelemetry-instrumentation-openai-v2). Still older packages wrote the whole prompt and completion as JSON into
+`gen_ai.prompt` and `gen_ai.completion`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.span import Event, RawSpan
 from nightschool_nightly.dialects.values import first_text, is_whole, parsed, structured
 
@@ -29,18 +31,18 @@ _RENAMED = {
     "gen_ai.usage.completion_tokens": names.GEN_AI_USAGE_OUTPUT_TOKENS,
     "gen_ai.openai.request.seed": names.GEN_AI_REQUEST_SEED,
 }
-_REDACTION = "nightschool.redaction."  # a text changed on its way contradicts recorded token ids, wherever it stood
+_REDACTION = "nightschool.redaction."  # on an event too: a text that was redacted no longer fits the recorded token ids
 _PROMPTS = ("gen_ai.prompt", "gen_ai.content.prompt")
 _COMPLETIONS = ("gen_ai.completion", "gen_ai.content.completion")
 _OLD = {*_RENAMED, *_PROMPTS, *_COMPLETIONS}
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span and its events say under their old names."""
     if not span.events and _OLD.isdisjoint(span.attributes):
         return {}
     found = {new: span.attributes[old] for old, new in _RENAMED.items() if old in span.attributes}
-    found |= read_events(span.events)
+    found |= read_message_events(span.events)
     whole = [span.attributes, *(event.attributes for event in span.events)]
     for new, olds, role in (
         (names.GEN_AI_INPUT_MESSAGES, _PROMPTS, "user"),
@@ -53,7 +55,7 @@ def read(span: RawSpan) -> dict[str, Any]:
     return found
 
 
-def read_events(events: Sequence[Event]) -> dict[str, Any]:
+def read_message_events(events: Sequence[Event]) -> dict[str, Any]:
     """What the message events of one call say, in the order they came."""
     found = {name: value for event in events for name, value in event.attributes.items() if name.startswith(_REDACTION)}
     messages = [message for event in events if (message := _message(event)) is not None]
@@ -62,7 +64,7 @@ def read_events(events: Sequence[Event]) -> dict[str, Any]:
         if event.name == INFERENCE_DETAILS:
             found |= {name: value for name, value in event.attributes.items() if value is not None}
     if redacted := next((version for event in events if (version := event.attributes.get(names.REDACTION_VERSION))), None):
-        found[names.REDACTION_VERSION] = redacted  # of one event, hence of the call: its token ids no longer fit
+        found[names.REDACTION_VERSION] = redacted  # of one event is enough: token ids no longer fit
     if messages:
         found.setdefault(names.GEN_AI_INPUT_MESSAGES, messages)
     if choices:
@@ -82,7 +84,7 @@ def _message(event: Event) -> Any:
 
 
 def _content(event: Event) -> Any:
-    """What an event says: the body of a log record, or of a span's event an attribute with JSON text, or its attributes."""
+    """What an event says: the body of a log record; of a span's event JSON text in an attribute, or its attributes."""
     if event.body is not None:
         return parsed(event.body)
     if "gen_ai.event.content" in event.attributes:
@@ -91,7 +93,7 @@ def _content(event: Event) -> Any:
 
 
 def _answer(choice: Mapping[str, Any]) -> Any:
-    """The message of a choice; before 1.28 its fields stood beside the finish reason."""
+    """The message of a choice; before version 1.28 its fields were beside the finish reason."""
     message = structured(choice.get("message"))
     if isinstance(message, str):
         message = {"content": message}
@@ -111,3 +113,6 @@ def _whole(places: Sequence[Mapping[str, Any]], keys: Sequence[str], role: str) 
     if isinstance(messages, list):
         return [{"role": role, **message} if isinstance(message, dict) else message for message in messages]
     return [{"role": role, "content": value}] if isinstance(value, str) else None
+
+
+OTEL_1_36 = Dialect(markers=frozenset({"gen_ai"}), read=_read, kind=names.GEN_AI_OPERATION_NAME)

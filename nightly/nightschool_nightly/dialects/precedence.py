@@ -1,21 +1,22 @@
-"""All that a span says, under the names of the GenAI conventions: `nightschool.*` before `gen_ai.*` before vendors before the rest.
+"""Everything that a span says, under the names of the GenAI conventions.
 
-A dialect only fills in what those before it left unsaid, so a span that speaks two of them loses nothing.
+`nightschool.*` comes before `gen_ai.*`, these before the names of vendors, and those before general names. A dialect
+only fills in what the ones before it left unsaid, so a span that speaks two of them loses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import langfuse, mlflow, openinference, openllmetry, otel_1_36, vercel
 from nightschool_nightly.dialects.span import RawSpan
+from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.values import first_text
 
 _OURS = "nightschool."
 _OUR_SCOPES = {"nightschool", "nightschool_serving"}
-# Of the GenAI conventions, what episodes are made of; the rest stays in the stream.
+# The attributes of the GenAI conventions that episodes are made of; the others stay in the stream.
 _KEPT = {
     names.GEN_AI_OPERATION_NAME,
     names.GEN_AI_PROVIDER_NAME,
@@ -43,44 +44,34 @@ _KEPT = {
     names.GEN_AI_TOOL_CALL_RESULT,
     names.ERROR_TYPE,
 }
-_GENERIC = {
+# General names, for spans of any kind.
+_GENERAL = {
     names.SUBJECT: ("user.id", "enduser.id", "enduser.pseudo.id"),
     names.GEN_AI_CONVERSATION_ID: ("session.id",),
 }
 
-Reader = Callable[[RawSpan], dict[str, Any]]
-# First word of an attribute's name -> who reads it. The order is that of precedence.
-_READERS: tuple[tuple[Reader, frozenset[str]], ...] = (
-    (otel_1_36.read, frozenset({"gen_ai"})),
-    (openllmetry.read, frozenset({"gen_ai", "llm", "traceloop"})),
-    (openinference.read, frozenset({"openinference"})),
-    (langfuse.read, frozenset({"langfuse"})),
-    (vercel.read, frozenset({"ai"})),
-    (mlflow.read, frozenset({"mlflow"})),
-)
 
-
-def normalise(span: RawSpan) -> dict[str, Any]:
+def normalize(span: RawSpan) -> dict[str, Any]:
     """The attributes of `span` in the conventions' names, messages in any shape that `read_messages` knows."""
     found = keep(span.attributes)
     if span.scope in _OUR_SCOPES and not span.events:
-        return found  # our own tracer speaks no other dialect
+        return found  # our own tracer writes no other names
     families = {name.partition(".")[0] for name in span.attributes}
-    for read, markers in _READERS:
-        if not markers.isdisjoint(families):
-            fill_in(found, keep(read(span)))
-    for name, olds in _GENERIC.items():
+    for dialect in DIALECTS:
+        if dialect.read is not None and not dialect.markers.isdisjoint(families):
+            fill_in(found, keep(dialect.read(span)))
+    for name, olds in _GENERAL.items():
         if name not in found and (value := first_text(*(span.attributes.get(old) for old in olds))):
             found[name] = value
     return found
 
 
 def keep(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what episodes are made of."""
+    """The attributes that episodes are made of."""
     return {name: value for name, value in attributes.items() if name in _KEPT or name.startswith(_OURS)}
 
 
-def fill_in(found: dict[str, Any], less: Mapping[str, Any]) -> None:
-    """Add to `found` what it does not say yet."""
-    for name, value in less.items():
+def fill_in(found: dict[str, Any], later: Mapping[str, Any]) -> None:
+    """Add to `found` the attributes that it does not have yet."""
+    for name, value in later.items():
         found.setdefault(name, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something said at a moment of a call: an event of its span, or a log record that names the span."""
+    """A part of a call with a time of its own: an event of its span, or a log record that names the span."""
 
     name: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class RawSpan:
-    """One span as it came."""
+    """One span, as it came."""
 
     name: str
     scope: str
@@ -29,14 +29,15 @@ class RawSpan:
     events: tuple[Event, ...] = ()
 
 
-_MAX_DEPTH = 16  # twice what any dialect writes; an attribute's name is the client's, and must not exhaust the stack
+# Twice as deep as any dialect writes. The client chooses the names, and must not be able to exhaust the stack.
+_MAX_DEPTH = 16
 _INDEX = re.compile(r"\d{1,6}")
 
 
 def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:
-    """What attributes named `prefix.a.0.b` mean: tables and, where every name is a number, lists; None when there are none.
+    """What attributes named `prefix.a.0.b` mean: tables, and lists where every name is a number; None without any.
 
-    Lists are in order of their numbers; a number that is missing leaves no hole, since nobody can say what stood there.
+    Lists are in order of their numbers; a number that is missing leaves no gap, because what was there is not known.
     """
     tree: dict[str, Any] = {}
     start = prefix + "."
@@ -49,7 +50,7 @@ def unflatten(attributes: Mapping[str, Any], prefix: str) -> Any:
 def _plant(tree: dict[str, Any], path: list[str], value: Any) -> None:
     for step in path[:-1]:
         inner = tree.get(step)
-        if not isinstance(inner, dict):  # a name that is both a value and a prefix: what is inside says more
+        if not isinstance(inner, dict):  # a value and a prefix at once: what is inside says more
             inner = tree[step] = {}
         tree = inner
     tree.setdefault(path[-1], value)

@@ -1,4 +1,4 @@
-"""OTLP values as plain Python, and the few questions that every dialect asks of them."""
+"""OTLP values as plain Python, and the few questions that every dialect asks about them."""
 
 from __future__ import annotations
 
@@ -45,32 +45,31 @@ def plain(value: AnyValue) -> Any:
 
 
 def structured(value: Any) -> Any:
-    """The value that JSON text means, None when it means none; what is structured already as it is."""
+    """The value of JSON text, None when it is not valid JSON; a value that is not text as it is."""
+    return _from_json(value, otherwise=None)
+
+
+def parsed(text: Any) -> Any:
+    """The value of JSON text; text that is not valid JSON, such as broken arguments of a model, as it is."""
+    return _from_json(text, otherwise=text)
+
+
+def _from_json(value: Any, *, otherwise: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-
-
-def parsed(text: Any) -> Any:
-    """What JSON text means; text that is not JSON, such as a model's broken arguments, stays as it was written."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    except (ValueError, RecursionError):  # a client may nest its JSON as deep as it likes
+        return otherwise
 
 
 def first_text(*values: Any) -> str | None:
-    """The first that is text and not empty."""
+    """The first value that is text and not empty."""
     return next((value for value in values if isinstance(value, str) and value), None)
 
 
 def renamed(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The attributes that have a new name, under it; where two old names have the same new one, the first of `names` counts."""
+    """The attributes that have a new name, under it; of two old names for one new name, the first counts."""
     found: dict[str, Any] = {}
     for old, new in names.items():
         if attributes.get(old) is not None:
@@ -79,8 +78,13 @@ def renamed(attributes: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
 
 
 def called_with(value: Any) -> Any:
-    """The arguments of a function that a decorator recorded as `{"args": [...], "kwargs": {...}}`: by name where all have one."""
+    """Arguments that a decorator recorded as `{"args": [...], "kwargs": {...}}`: only those by name if all have one."""
     value = parsed(value)
     if isinstance(value, dict) and set(value) == {"args", "kwargs"} and not value["args"]:
         return value["kwargs"]
     return value
+
+
+def present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that have a value."""
+    return {name: value for name, value in values.items() if value is not None}

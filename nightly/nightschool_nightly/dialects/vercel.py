@@ -1,4 +1,4 @@
-"""The Vercel AI SDK (`experimental_telemetry`): each model call is the `do...` span inside the function that the app called."""
+"""The Vercel AI SDK (`experimental_telemetry`): a model call is the `do...` span inside the one of the app's call."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool_nightly.dialects.dialect import Dialect
 from nightschool_nightly.dialects.span import RawSpan
-from nightschool_nightly.dialects.values import first_text, parsed, renamed, structured
+from nightschool_nightly.dialects.values import first_text, parsed, present, renamed, structured
 
-OPERATION = "ai.operationId"
-# Their outer spans (`ai.generateText` and so on) tell the same again, of all steps together.
+_KIND = "ai.operationId"
+# Not the outer spans (`ai.generateText` and so on), which repeat the same for all steps together.
 _MODEL_CALLS = {
     "ai.generateText.doGenerate",
     "ai.streamText.doStream",
@@ -38,7 +39,7 @@ _RENAMED = {
 _METADATA = "ai.telemetry.metadata."
 
 
-def read(span: RawSpan) -> dict[str, Any]:
+def _read(span: RawSpan) -> dict[str, Any]:
     """What the span says in the SDK's names."""
     attributes = span.attributes
     found: dict[str, Any] = {}
@@ -46,7 +47,7 @@ def read(span: RawSpan) -> dict[str, Any]:
         found[names.SUBJECT] = user
     if session := first_text(*(attributes.get(_METADATA + key) for key in ("sessionId", "session_id", "threadId", "chatId"))):
         found[names.GEN_AI_CONVERSATION_ID] = session
-    operation = first_text(attributes.get(OPERATION))
+    operation = first_text(attributes.get(_KIND))
     if operation in _MODEL_CALLS:
         return found | _model_call(attributes)
     return found | _tool_run(attributes) if operation == "ai.toolCall" else found
@@ -80,11 +81,15 @@ def _answer(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _tool_run(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    values = {
-        names.GEN_AI_OPERATION_NAME: "execute_tool",
-        names.GEN_AI_TOOL_NAME: attributes.get("ai.toolCall.name"),
-        names.GEN_AI_TOOL_CALL_ID: attributes.get("ai.toolCall.id"),
-        names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("ai.toolCall.args"),
-        names.GEN_AI_TOOL_CALL_RESULT: parsed(attributes.get("ai.toolCall.result")),
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return present(
+        {
+            names.GEN_AI_OPERATION_NAME: "execute_tool",
+            names.GEN_AI_TOOL_NAME: attributes.get("ai.toolCall.name"),
+            names.GEN_AI_TOOL_CALL_ID: attributes.get("ai.toolCall.id"),
+            names.GEN_AI_TOOL_CALL_ARGUMENTS: attributes.get("ai.toolCall.args"),
+            names.GEN_AI_TOOL_CALL_RESULT: parsed(attributes.get("ai.toolCall.result")),
+        }
+    )
+
+
+VERCEL = Dialect(markers=frozenset({"ai"}), read=_read, kind=_KIND)

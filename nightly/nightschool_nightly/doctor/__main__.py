@@ -1,4 +1,4 @@
-"""`python -m nightschool_nightly.doctor`: examine and show. Arguments are read before anything heavy is imported."""
+"""`python -m nightschool_nightly.doctor`: examines every hop and shows what it found."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
+        # Only now, after the arguments: these imports take seconds, and --help needs none of them.
         from nightschool_nightly.doctor.checkup import examine
         from nightschool_nightly.doctor.visit import Options
     except ModuleNotFoundError as error:
         print(f"nightschool doctor: {MissingExtraError('the doctor', 'nightly', error.name or '?')}", file=sys.stderr)
         return 2
-    logging.getLogger("nightschool").addHandler(logging.NullHandler())  # what the tracer would log, the hops say better
+    # Without a handler the tracer's warnings would be printed between the lines of the hops, which say the same better.
+    logging.getLogger("nightschool").addHandler(logging.NullHandler())
     options = Options(
         Path(arguments.config),
         arguments.tenant,
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(finding: Finding) -> None:
-    """One line of a hop, and below it what did not arrive and what to do."""
+    """Print one line for a hop, and below it what arrived and what to do."""
     print(f"{_SIGNS[finding.status]:>6}  {finding.hop:<16} {_printable(finding.text)}", flush=True)
     if finding.arrived:
         marks = ", ".join(f"{name} {'yes' if is_there else 'NO'}" for name, is_there in finding.arrived.items())
@@ -60,13 +62,13 @@ def show(finding: Finding) -> None:
 
 
 def show_end(report: Report) -> None:
-    """The one line to remember."""
+    """Print the line that sums up."""
     first = report.first_broken
     print(f"\nthe first broken hop is: {first.hop}" if first else "\nall is well, from the app to the episode of the night")
 
 
 def _printable(text: str) -> str:
-    """What a server said may hold anything; a terminal gets letters only."""
+    """What can be printed of a text: a server's answer may hold codes that control the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
@@ -74,4 +76,4 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a hop that never ended has left its thread behind
+    os._exit(code)  # not sys.exit, which waits for threads: a hop that never ended has left one behind

@@ -1,4 +1,4 @@
-"""HTTP questions with an end: every one has a timeout, and every failure is a status."""
+"""HTTP requests that always end: each has a timeout, and a failure is an answer with status 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nightschool.sdk.export.delivery import parse_endpoint
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """What came back from a server, or why nothing did."""
 
     status: int
     """HTTP status; 0 when there was no answer."""
@@ -24,7 +24,7 @@ class Answer:
     """Why there was no answer."""
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The status with the first words of the body, or why there was none."""
         return f"{self.status} {self.body[:200].decode(errors='replace').strip()}" if self.status else self.reason
 

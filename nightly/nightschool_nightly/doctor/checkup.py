@@ -1,4 +1,4 @@
-"""Travels the hops in order. Every hop has an end: what takes longer than it may is broken, and says so."""
+"""Goes through the hops in order. Every hop ends: one that takes longer than it may is broken."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nightschool_nightly.doctor.hops.steps import STEPS, Step
 from nightschool_nightly.doctor.visit import ANSWER_TIMEOUT_S, Options, Visit
 
 HOP_TIMEOUT_S = ANSWER_TIMEOUT_S + 30.0
-"""Above every timeout inside a hop: only what drips, or hangs in a library, ever meets it."""
+"""Longer than every timeout inside a hop: it ends only an answer that comes byte by byte, or a library that hangs."""
 
 
 def examine(options: Options, *, tell: Callable[[Finding], None] = lambda _: None) -> Report:
-    """Send the marked request and look at every hop; `tell` hears of each as it is known."""
+    """Send the marked request and look at every hop; `tell` is called with each finding as soon as it is known."""
     findings: dict[Hop, Finding] = {}
     with ExitStack() as closing:
         visit = Visit(options, closing)
@@ -40,7 +40,7 @@ def _look_at(step: Step, visit: Visit, findings: dict[Hop, Finding]) -> Finding:
             step.hop,
             Status.BROKEN,
             f"{type(error).__name__}: {error}",
-            "the message says what is missing; look at the log of the part",
+            "the message says what is missing; look at the log of the part that the hop is about",
         )
     return Finding(step.hop, Status.OK, passed.text, arrived=passed.arrived)
 
@@ -59,7 +59,7 @@ def _within(seconds: float, work: Callable[[], Passed]) -> Passed:
     thread.start()
     thread.join(seconds)
     if not ended:
-        raise BrokenHopError(f"no end within {seconds:.0f} s", "something answers, but never finishes: look at what is between")
+        raise BrokenHopError(f"no end within {seconds:.0f} s", "something answers but never finishes: look at proxies in between")
     result = ended[0]
     if isinstance(result, BaseException):
         raise result

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Hop(StrEnum):
-    """A stretch of the way, in the order in which it is travelled."""
+    """A part of the way of a request, in the order in which the request passes it."""
 
     CONFIGURATION = "configuration"
     """nightschool.toml, the tenant in it, and the tenant's rubrics."""
@@ -48,23 +48,23 @@ class Hop(StrEnum):
     OUTCOME_JOIN = "outcome-join"
     """The outcome is joined to the episode."""
     SELECTION = "selection"
-    """A night would learn from such an episode, were it not the doctor's."""
+    """A night would learn from such an episode if it were the app's and not the doctor's."""
     CLOCKS = "clocks"
     """The clocks of app, collector, stream and serving agree."""
 
 
 class Status(StrEnum):
-    """How a hop is."""
+    """What was found of a hop."""
 
     OK = "ok"
     BROKEN = "broken"
     NOT_CHECKED = "not-checked"
-    """A hop before it is broken, so nothing can be said."""
+    """A hop that it needs is broken, so this one could not be checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One hop."""
+    """What was found at one hop."""
 
     hop: Hop
     status: Status
@@ -73,7 +73,7 @@ class Finding:
     fix: str = ""
     """What to do, where the hop is broken."""
     arrived: Mapping[str, bool] = field(default_factory=dict)
-    """What the hop should have brought, and whether it did."""
+    """What should have arrived here, and whether it did."""
 
 
 class BrokenHopError(Exception):
@@ -86,7 +86,7 @@ class BrokenHopError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A hop is as it should be."""
+    """A hop is as it should be: `text` says what was found, `arrived` what came through."""
 
     text: str
     arrived: Mapping[str, bool] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All hops, in order."""
+    """The findings of all hops, in order."""
 
     findings: tuple[Finding, ...]
 

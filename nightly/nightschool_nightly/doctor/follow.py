@@ -1,4 +1,4 @@
-"""Follows the stream from now on, and keeps what belongs to the marked request."""
+"""Follows the stream from its present end on, and keeps the records that belong to the marked request."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nightschool.stream import StoredRecord, Stream
 
-_LOOK_EVERY_S = 0.2
+_LOOK_EVERY_S = 0.2  # short against the seconds that a collector takes, long against one look at the stream
 
 
 class Follower:
-    """The records of some topics that were appended after it was made and hold one of the marks."""
+    """The records of some topics that were appended after it was made and that hold one of the marks."""
 
     def __init__(self, stream: Stream, topics: Sequence[str]) -> None:
         self.stream, self._topics = stream, topics
@@ -20,7 +20,7 @@ class Follower:
         self.found: list[StoredRecord] = []
 
     def wait(self, marks: Iterable[str], is_there: Callable[[Sequence[StoredRecord]], bool], *, timeout_s: float) -> bool:
-        """Read on until `is_there` says so of what was found; False after `timeout_s` seconds without.
+        """Read on until `is_there` is true of what was found; False when it is not within `timeout_s` seconds.
 
         A record is found when its key or value holds one of `marks` (ids, in ASCII).
         """

@@ -13,16 +13,18 @@ from nightschool.config.settings import Config
 from nightschool.episode import Episode
 from nightschool.sdk.client import Client
 from nightschool.stream import StoredRecord
-from nightschool_nightly.dialects import SpanRow, read_spans
+from nightschool_nightly.dialects.record import SpanRow, read_spans
 from nightschool_nightly.doctor.ask import Answer
 from nightschool_nightly.doctor.follow import Follower
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.rewards.rubric import Rubric
 
 CONNECT_TIMEOUT_S = 5.0
+"""How long a collector may take to answer a request that makes no work."""
 ANSWER_TIMEOUT_S = 60.0
-"""How long a small model may take for a few words, on a loaded CPU."""
+"""How long a small model may take for a few words on a busy CPU."""
 FLUSH_TIMEOUT_S = 10.0
+"""How long the tracer may take to have its few records acknowledged."""
 QUESTION = "This is nightschool doctor's marked request. Reply with one word."
 USER, CONVERSATION, RATER = "nightschool-doctor", "nightschool-doctor", "nightschool-doctor"
 
@@ -44,7 +46,7 @@ class Options:
 
 @dataclass(slots=True)
 class Visit:
-    """Everything found on the way; what a hop sets is there for the hops that need it."""
+    """Everything found on the way: what one hop sets, later hops use. A hop runs only after those that it needs."""
 
     options: Options
     closing: ExitStack
@@ -57,13 +59,13 @@ class Visit:
     trace_id: str = field(init=False)
     answer: Answer = field(init=False)
     """What serving answered to the marked request."""
-    said: str = ""
-    """The text of its answer."""
+    answer_text: str = ""
+    """The text of that answer."""
     response_id: str | None = None
     outcome_ids: Mapping[str, str] = field(init=False)
     """The event id of each outcome that is sent, by its name."""
     manifest: NightManifest = field(init=False)
-    """That of a night which reads the marked request and nothing else."""
+    """The manifest of a night that reads the marked request and nothing else."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What the episode builder left out, by reason."""
     episode: Episode = field(init=False)
@@ -89,11 +91,11 @@ class Visit:
 
     @property
     def final_text(self) -> str:
-        """What the outcomes say; that nothing was said is no outcome."""
-        return self.said or "-"
+        """The text that the outcomes hold; an empty one would not be an outcome."""
+        return self.answer_text or "-"
 
     def calls(self, side: str, records: Sequence[StoredRecord] | None = None) -> list[tuple[StoredRecord, SpanRow]]:
-        """The model calls that `side` ("app" or "server") recorded of the marked request."""
+        """The model calls of the marked request that `side` ("app" or "server") recorded."""
         found = self.follower.of(names.TOPIC_SPANS) if records is None else records
         rows = [(record, row) for record in found if record.topic == names.TOPIC_SPANS for row in read_spans(record.value)]
         return [(record, row) for record, row in rows if row.is_model_call and row.side == side and self._is_ours(row)]
@@ -109,7 +111,7 @@ class Visit:
 
 
 def _reachable(host: str) -> str:
-    """An address to connect to; that of "every address" is not one."""
+    """An address to connect to; a server that listens on every address is on this machine."""
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

@@ -1,1 +1,1 @@
-"""Step 2 of a night: records of the stream become episodes with their outcomes."""
+"""Step 2 of a night, first half: records of the stream become episodes with their outcomes."""

@@ -1,7 +1,7 @@
-"""Records that no night can read: counted, kept aside in the dead-letter topic, and too many of them stop the night.
+"""Records that no night can read: counted, copied to the dead-letter topic, and too many of them stop the night.
 
-A few are an accident and hold nothing up. Many mean that something else writes to the topic, or that this version cannot read what
-another one wrote, and then a night would learn from the rest as if it were the whole day.
+A few are an accident, and the night goes on without them. Many mean that something else writes to the topic, or that
+this version cannot read what another one wrote; then a night would learn from the rest as if it were the whole day.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from nightschool.errors import NightError
 from nightschool.stream import Record, StoredRecord, Stream
 from nightschool_nightly.freeze.manifest import FrozenRange
 
-MAX_SHARE = 0.001
+MAX_SHARE = 0.001  # accidents are far fewer than one in a thousand, and a writer of another format makes far more
 FEW = 10  # fewer say nothing about a share: one bad record in a day of fifty is not a broken writer
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Where an unreadable record stands, and why it cannot be read."""
+    """Where an unreadable record is in the stream, and why it cannot be read."""
 
     topic: str
     partition: int
@@ -33,7 +33,7 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The unreadable records of one night. Holds places, not bytes, so a flood of them fits in memory."""
+    """The unreadable records of one night. It holds places and not bytes, so that any number of them fits in memory."""
 
     def __init__(self) -> None:
         self._new: list[DeadLetter] = []
@@ -44,7 +44,7 @@ class DeadLetters:
         return self._dead
 
     def add(self, record: StoredRecord, reason: str, *, new: bool) -> None:
-        """`record` cannot be read. Ones that are not `new` were kept aside by an earlier night."""
+        """Add a record that cannot be read; an earlier night has already copied one that is not `new`."""
         letter = DeadLetter(record.topic, record.partition, record.offset, reason)
         self._dead += 1
         self._dead_here += 1
@@ -53,14 +53,14 @@ class DeadLetters:
             self._new.append(letter)
 
     def add_all(self, later: DeadLetters) -> None:
-        """Add those of ranges that another process read, after these."""
+        """Add those of later ranges, which another process read."""
         self._dead += later._dead
         self._read += later._read
         self._first = self._first or later._first
         self._new += later._new
 
     def end_of(self, part: FrozenRange, num_read: int) -> None:
-        """A partition was read to its end, `num_read` records of it the tenant's; `NightError` when none of these could be read."""
+        """A partition was read to its end; `NightError` when not one of its `num_read` records could be read."""
         dead, self._dead_here = self._dead_here, 0
         self._read += num_read
         if dead == num_read and dead >= FEW:
@@ -80,25 +80,28 @@ class DeadLetters:
         return f"find out what else writes to the stream, nothing was changed. The first is {where}"
 
     def bury(self, stream: Stream) -> int:
-        """Copy the new ones to the dead-letter topic, each once, with bytes, key, headers, reason and place; how many were copied."""
+        """Copy the new ones to the dead-letter topic, whole, with reason and place; the number of copies made.
+
+        Each record is copied once, whichever night finds it first: several nights may read the same range.
+        """
         buried = set(_places(stream)) if self._new else set()
         copied = 0
         for letter in self._new:
             if (letter.topic.encode(), letter.place) in buried:
                 continue
             for record in stream.read(letter.topic, letter.partition, letter.offset, letter.offset + 1):
-                said = {
+                added = {
                     semconv.HEADER_DLQ_REASON: letter.reason.encode(),
                     semconv.HEADER_DLQ_TOPIC: letter.topic.encode(),
                     semconv.HEADER_DLQ_PLACE: letter.place,
                 }
-                stream.append(semconv.TOPIC_DLQ, [Record(record.key, record.value, {**record.headers, **said})])
+                stream.append(semconv.TOPIC_DLQ, [Record(record.key, record.value, {**record.headers, **added})])
                 copied += 1
         return copied
 
 
 def _places(stream: Stream) -> Iterator[tuple[bytes, bytes]]:
-    """Topic and place of every dead letter that a night has buried and that is still kept."""
+    """Topic and place of every dead letter in the dead-letter topic."""
     starts = stream.start_offsets(semconv.TOPIC_DLQ)
     for partition, end in stream.end_offsets(semconv.TOPIC_DLQ).items():
         for record in stream.read(semconv.TOPIC_DLQ, partition, starts[partition], end):

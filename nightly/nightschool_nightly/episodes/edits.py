@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from nightschool.episode import EditFigures, ModelCall
+from nightschool.episode import EditFigures, RecordedCall
 from nightschool.outcomes.record import Outcome
 
-# Characters of one text times those of the other. 64 cells cost one step: the largest comparison takes about a second.
+# Cells of the comparison: characters of one text times those of the other. The largest takes about a second, because
+# the algorithm computes 64 cells in one step.
 MAX_CELLS = 1 << 34
-ANOTHER_CALL = ""  # the span id of a call that is not in the episode
+ANOTHER_CALL = ""
+"""Stands for the span id of a call that is not in the episode."""
 
 
 def measure_edit(original: str, final: str) -> EditFigures | None:
-    """Levenshtein distance over the length of the longer text, in characters; None when the texts are too long to compare.
+    """Levenshtein distance in characters over the length of the longer text; None when they are too long to compare.
 
-    What a form changes by itself is no edit: line ends, white space on either side, the composition of accents.
+    What a web form changes by itself is not an edit: line ends, white space around the text, the Unicode form of
+    accents.
     """
     before, after = _plain(original), _plain(final)
     if len(before) * len(after) > MAX_CELLS:
@@ -27,10 +30,11 @@ def measure_edit(original: str, final: str) -> EditFigures | None:
     return EditFigures(distance=Levenshtein.normalized_distance(before, after))
 
 
-def edited_call(outcome: Outcome, calls: Sequence[ModelCall]) -> ModelCall | None:
-    """The call whose answer was edited; None when the hash of the original is that of no answer.
+def edited_call(outcome: Outcome, calls: Sequence[RecordedCall]) -> RecordedCall | None:
+    """The call whose answer was edited; None when no answer has the hash of the original.
 
-    What the outcome names comes first, then the hash of the original, then the last call.
+    Of the calls that the outcome may mean, those whose answer has the hash of the original, if it gives one; of these
+    the last.
     """
     about = named_call(outcome.target, calls)
     candidates = calls if about is None else [call for call in calls if call.span_id == about]
@@ -39,8 +43,8 @@ def edited_call(outcome: Outcome, calls: Sequence[ModelCall]) -> ModelCall | Non
     return candidates[-1] if candidates else None
 
 
-def named_call(target: Mapping[str, object], calls: Sequence[ModelCall]) -> str | None:
-    """Span id of the call that a target names; None when it means the trace as a whole, `ANOTHER_CALL` for one not here."""
+def named_call(target: Mapping[str, object], calls: Sequence[RecordedCall]) -> str | None:
+    """Span id of the call that a target names; None when it names no call, `ANOTHER_CALL` for an unknown response."""
     if "response_id" in target:
         return next((call.span_id for call in calls if call.response_id == target["response_id"]), ANOTHER_CALL)
     if "span_id" in target:

@@ -1,12 +1,11 @@
-"""Erasures applied: whoever asked to be forgotten is in no episode, whatever their records say.
+"""Erasures applied: a user who asked to be forgotten is in no episode, whatever their records say.
 
-Which erasures a night knows is frozen with the rest of its input. One that came later stops the night instead of changing it: the
-same manifest gives the same batch, or no batch.
+Which erasures a night knows is frozen with the rest of its input. One that came later stops the night instead of
+changing it: the same manifest gives the same batch, or no batch.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 import duckdb
@@ -14,28 +13,34 @@ import duckdb
 from nightschool import semconv
 from nightschool.erasure import Erasure, hash_prefix, stored_erasures
 from nightschool.stream import Stream
+from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.freeze.manifest import NightManifest
 
-# A person's traces: their own, whatever span of it names them; those of their conversations that name nobody; what a server
-# recorded of their calls in a trace of its own. And every outcome they gave, on whosever trace.
-_ERASE = (
-    """CREATE TABLE forgotten AS SELECT DISTINCT trace FROM raw_spans
-       WHERE subject IS NOT NULL AND sha256($prefix || subject) IN (SELECT hash FROM erased)""",
-    """INSERT INTO forgotten SELECT trace FROM raw_spans
-       WHERE conversation IN (SELECT conversation FROM raw_spans WHERE trace IN (SELECT trace FROM forgotten) AND conversation IS NOT NULL)
+# `forgotten_traces`, one row a trace of a user whose hash is in `erased_subjects`:
+_FIND_TRACES = (
+    # their own traces, whichever span of a trace names them;
+    """CREATE TABLE forgotten_traces AS SELECT DISTINCT trace FROM raw_spans
+       WHERE subject IS NOT NULL AND sha256($prefix || subject) IN (SELECT hash FROM erased_subjects)""",
+    # traces of their conversations that name nobody, such as the turns before they logged in;
+    """INSERT INTO forgotten_traces SELECT trace FROM raw_spans
+       WHERE conversation IN (SELECT conversation FROM raw_spans
+                              WHERE trace IN (SELECT trace FROM forgotten_traces) AND conversation IS NOT NULL)
        GROUP BY trace HAVING count(subject) = 0""",
-    """INSERT INTO forgotten SELECT DISTINCT trace FROM raw_spans
+    # and what a server recorded of their calls in a trace of its own.
+    """INSERT INTO forgotten_traces SELECT DISTINCT trace FROM raw_spans
        WHERE side = 'server' AND subject IS NULL AND response IN
-             (SELECT response FROM raw_spans WHERE trace IN (SELECT trace FROM forgotten) AND response IS NOT NULL)""",
+             (SELECT response FROM raw_spans WHERE trace IN (SELECT trace FROM forgotten_traces) AND response IS NOT NULL)""",
 )
-_COUNT_AND_DELETE = (
-    ("erased-span", "raw_spans", "trace IN (SELECT trace FROM forgotten)"),
-    ("erased-event", "raw_events", "trace IN (SELECT trace FROM forgotten)"),
+# What is deleted: everything of these traces, and every outcome that the users gave, whoever's trace it is about.
+_DELETE = (
+    (DropReason.ERASED_SPAN, "raw_spans", "trace IN (SELECT trace FROM forgotten_traces)"),
+    (DropReason.ERASED_EVENT, "raw_events", "trace IN (SELECT trace FROM forgotten_traces)"),
     (
-        "erased-outcome",
+        DropReason.ERASED_OUTCOME,
         "raw_outcomes",
-        """(kind = 'trace_id' AND target IN (SELECT trace FROM forgotten))
-           OR sha256($prefix || (slot->>'$[3]')) IN (SELECT hash FROM erased)""",
+        # The fourth value of a slot is the id of its source: the rater.
+        """(target_kind = 'trace_id' AND target IN (SELECT trace FROM forgotten_traces))
+           OR sha256($prefix || (slot->>'$[3]')) IN (SELECT hash FROM erased_subjects)""",
     ),
 )
 
@@ -46,20 +51,21 @@ def frozen_erasures(stream: Stream, manifest: NightManifest) -> frozenset[str]:
     return forgotten_hashes(stored_erasures(stream, manifest.tenant, before=ends).values())
 
 
-def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str], dropped: Counter[str]) -> None:
-    """Delete from the raw tables what is of the subjects with these hashes, before anything is joined; counts by name."""
+def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str]) -> dict[DropReason, int]:
+    """Delete everything of the subjects with these hashes from the raw tables, before they are joined; how much."""
     if not (erased := sorted(hashes)):
-        return
-    db.execute("CREATE TABLE erased AS SELECT unnest($1) AS hash", [erased])
+        return {}
+    db.execute("CREATE TABLE erased_subjects AS SELECT unnest($1) AS hash", [erased])
     prefix = {"prefix": hash_prefix(tenant)}
-    for statement in _ERASE:
+    for statement in _FIND_TRACES:
         db.execute(statement, prefix if "$prefix" in statement else None)
-    for reason, table, condition in _COUNT_AND_DELETE:
+    dropped = {}
+    for reason, table, condition in _DELETE:
         statement = f"DELETE FROM {table} WHERE {condition} RETURNING 1"  # noqa: S608 -- names are literals above
-        if count := len(db.execute(statement, prefix if "$prefix" in condition else None).fetchall()):
-            dropped[reason] += count
+        dropped[reason] = len(db.execute(statement, prefix if "$prefix" in condition else None).fetchall())
+    return dropped
 
 
 def forgotten_hashes(erasures: Iterable[Erasure]) -> frozenset[str]:
-    """Hashes of the subjects of whom everything is to be forgotten."""
+    """Hashes of the subjects that are to be forgotten whole."""
     return frozenset(erasure.subject_hash for erasure in erasures if erasure.scope == "all")

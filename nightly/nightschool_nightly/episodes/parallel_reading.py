@@ -1,7 +1,7 @@
-"""A large day is read by several processes: each reads a run of the frozen ranges into a store of its own, which are then merged.
+"""Reading a large day with several processes: each fills tables of its own, which are then merged.
 
-The runs are in the order of the ranges, and so are the places that their rows get: what is joined is what one process would have
-joined, row for row.
+This is the side of the night's own process; `reading_process` is the other one. The runs are in the order of the
+ranges, and so are the numbers that their rows get: what is joined is row for row what one process would have joined.
 """
 
 from __future__ import annotations
@@ -14,41 +14,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from nightschool.errors import NightError, NightschoolError
+from nightschool.errors import NightError
 from nightschool.stream import Stream
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.dead_letters import DeadLetters
 from nightschool_nightly.freeze.manifest import FrozenRange
 
-if TYPE_CHECKING:
-    from nightschool_nightly.episodes.dead_letters import DeadLetters
-    from nightschool_nightly.episodes.store import ReadCounts
-
-WORTH_A_HELPER = 100_000
-"""Records; fewer are read sooner than a process has started and its rows are merged."""
-_MOST = 4  # the join and the reading of episodes are one process's, and the longer part beyond this
-_MEMORY_MIB = 256
+MIN_RECORDS = 100_000
+"""Records that are worth a process: fewer are read sooner than it has started and its rows are merged."""
+_MAX_PROCESSES = 4  # one process alone joins and makes the episodes; beyond four readers that is the longer part
+_MODULE = "nightschool_nightly.episodes.reading_process"
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What a helper read."""
+    """What a process has read: tables in `folder`, and its counts."""
 
     folder: Path
     counts: ReadCounts
     dead: DeadLetters
 
 
-def how_many(stream: Stream, parts: Sequence[FrozenRange]) -> int:
-    """The number of processes to read `parts` with; 1 where the day is small or another process cannot open the stream."""
-    processes = min(
-        len(os.sched_getaffinity(0)), _MOST, len(parts), sum(part.end - part.start for part in parts) // WORTH_A_HELPER
-    )
-    return processes if processes > 1 and _message(stream) is not None else 1
+def count_processes(stream: Stream, parts: Sequence[FrozenRange]) -> int:
+    """How many processes read `parts`; 1 where the day is small or another process cannot open the stream."""
+    num_records = sum(part.end - part.start for part in parts)
+    processes = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, len(parts), num_records // MIN_RECORDS)
+    return processes if processes > 1 and _can_be_sent(stream) else 1
 
 
 def share_out(parts: Sequence[FrozenRange], processes: int) -> list[list[FrozenRange]]:
-    """`parts` in order, cut into at most so many runs of about the same number of records; none of them is empty."""
+    """`parts` in order, cut into at most `processes` runs of about the same number of records; none is empty."""
     total, taken = sum(part.end - part.start for part in parts), 0
     shares: list[list[FrozenRange]] = [[] for _ in range(processes)]
     for part in parts:
@@ -57,28 +54,28 @@ def share_out(parts: Sequence[FrozenRange], processes: int) -> list[list[FrozenR
     return [share for share in shares if share]
 
 
-class Helper:
-    """A process that reads a run of ranges. Leaving the context ends it, whatever it was doing."""
+class ReadingProcess:
+    """A process that reads a run of ranges into `folder`. Leaving the context kills it, whatever it was doing."""
 
     def __init__(self, folder: Path, stream: Stream, tenant: str, parts: Sequence[FrozenRange]) -> None:
-        message = pickle.dumps((folder, stream, tenant, list(parts)))
+        task = pickle.dumps((folder, stream, tenant, list(parts)))
         self._folder = folder
-        command = [sys.executable, "-m", "nightschool_nightly.episodes.parallel_reading"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen([sys.executable, "-m", _MODULE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None
-        self._process.stdin.write(message)
+        self._process.stdin.write(task)
         self._process.stdin.close()
 
     def result(self) -> Filled:
-        """What it read, when it is done; the error that stopped it, raised here."""
+        """What it read, once it is done; the error that stopped it is raised here."""
         assert self._process.stdout is not None
-        said = self._process.stdout.read()
+        answer = self._process.stdout.read()
         if self._process.wait() != 0:
             raise NightError(f"a process that read a part of the day ended with status {self._process.returncode}; try again")
-        result = pickle.loads(said)  # noqa: S301 - from our own child, through a pipe that nobody else has
+        result = pickle.loads(answer)  # noqa: S301 - from our own child, through a pipe that nobody else has
         if isinstance(result, Exception):
             raise result
-        return Filled(self._folder, *result)
+        counts, dead = result
+        return Filled(self._folder, counts, dead)
 
     def __enter__(self) -> Self:
         return self
@@ -90,30 +87,10 @@ class Helper:
             self._process.stdout.close()
 
 
-def _message(stream: Stream) -> bytes | None:
-    """The stream as another process can open it; None for one that it cannot."""
+def _can_be_sent(stream: Stream) -> bool:
+    """Whether another process can open the stream: one that can be opened twice can be pickled."""
     try:
-        return pickle.dumps(stream)
+        pickle.dumps(stream)
     except (TypeError, AttributeError, pickle.PicklingError):
-        return None
-
-
-def main() -> None:
-    """Read what standard input names; tell the counts, or the error, on standard output."""
-    from nightschool_nightly.episodes.store import EpisodeStore
-
-    folder, stream, tenant, parts = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
-    store = EpisodeStore(folder, memory_mib=_MEMORY_MIB)
-    result: object
-    try:
-        with stream:
-            store.fill(stream, tenant, parts)
-        result = (store.counts, store.dead)
-    except NightschoolError as error:
-        result = error
-    store.keep()
-    sys.stdout.buffer.write(pickle.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+        return False
+    return True

@@ -1,7 +1,8 @@
-"""A stream whose records are redacted as they are read, where no collector of ours has done it.
+"""A stream whose records are redacted as they are read, where our own collector has not done it.
 
-An official OpenTelemetry Collector stores what its apps send: words as they are, users by their raw id. Read through here, such a
-record says what ours would have stored, so that both give the same episodes, and one user is one subject whichever way they came.
+An official OpenTelemetry Collector stores what its apps send: texts as they are, users by their raw id. Read through
+this stream, such a record is what our collector would have stored, so that both give the same episodes, and a user is
+the same subject in both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from nightschool import semconv
+from nightschool.config.redactors import redactors
+from nightschool.config.settings import Config
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import from_log_record, to_logs_request
 from nightschool.redaction.otlp import redact_logs, redact_traces
@@ -22,15 +25,22 @@ from nightschool.redaction.redactor import Redactor
 from nightschool.stream import Offset, Record, StoredRecord, Stream
 
 
+def redacted_for(tenant: str, stream: Stream, config: Config) -> Stream:
+    """`stream` as a night of the tenant reads it: redacted, unless the configuration switches that off."""
+    redactor = redactors(config).get(tenant)
+    return RedactedStream(stream, redactor) if redactor else stream
+
+
 class RedactedStream:
-    """`stream`, read by the rules of one tenant. Everything but `read` is the stream's own."""
+    """`stream`, redacted by the rules of one tenant when it is read. Everything but `read` is the stream's own."""
 
     def __init__(self, stream: Stream, redactor: Redactor) -> None:
         self._stream, self._redactor = stream, redactor
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
         for record in self._stream.read(topic, partition, start, end):
-            # Only our collector stamps when it received a record; a tenant's header may come from a foreign one too.
+            # Only our collector writes when it received a record; the header with the tenant may come from another one
+            # too.
             is_done = semconv.HEADER_RECEIVED_MS in record.headers
             yield record if is_done else replace(record, value=self._redacted(topic, record.value))
 
@@ -42,7 +52,7 @@ class RedactedStream:
         return value
 
     def _outcomes(self, value: bytes) -> bytes:
-        """Outcomes among log records, which know which of their fields are words."""
+        """Redact the outcomes among log records, field by field: an outcome knows which of its fields are text."""
         try:
             request = ExportLogsServiceRequest.FromString(value)
         except DecodeError:
@@ -55,11 +65,11 @@ class RedactedStream:
                         continue
                     try:
                         outcome = from_log_record(log)
-                        said = self._redactor.outcome(outcome)
+                        redacted = self._redactor.outcome(outcome)
                     except RecordError:
-                        continue  # whoever reads it next says so
-                    if said is not outcome:
-                        plain = to_logs_request(said, tenant="", received_ns=log.observed_time_unix_nano)
+                        continue  # what reads the records next counts it as unreadable
+                    if redacted is not outcome:
+                        plain = to_logs_request(redacted, tenant="", received_ns=log.observed_time_unix_nano)
                         log.CopyFrom(plain.resource_logs[0].scope_logs[0].log_records[0])
                         changed = True
         return request.SerializeToString() if changed else value

@@ -1,7 +1,6 @@
-"""A file of values that are written in order and read back by place: what is too large to carry through a join.
+"""A file of values that are written in order and read back by place: contents that are too large to go through a join.
 
-Beside the join's narrow columns stands only where each content lies, so that neither its memory nor its sorting grows with the
-content. Nothing but the night that wrote the file reads it.
+The rows of the join hold only the places. Nothing but the night that wrote the file reads it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_BUFFER_BYTES = 1 << 20
-_READ_BYTES = 4096  # most contents in one call to the system, and no more than a page of the disk
+_BUFFER_BYTES = 1 << 20  # many small values in one write
+_READ_BYTES = 4096  # one page of the disk, which holds most values whole: one call to the system instead of two
 _LENGTH_BYTES = 4
 PLACE_BITS = 48
-"""A place is the offset in a file, and above so many bits the number of the file; 0 is the spool's own."""
+"""The lower bits of a place: the offset in a file. The bits above are the number of the file; 0 is the spool's own."""
 
 
 class Spool:
@@ -29,7 +28,7 @@ class Spool:
 
     def put(self, value: Any) -> int:
         """Write `value` and return its place."""
-        # marshal is the fastest there is for plain values, and cannot name a class: reading never runs anything.
+        # marshal is the fastest format for plain values; it cannot name a class, so that reading never runs any code.
         encoded = marshal.dumps(value)
         place = self._end
         self._file.write(len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded)
@@ -37,9 +36,9 @@ class Spool:
         return place
 
     def adopt(self, path: Path) -> int:
-        """Read from the closed spool at `path` too; what to add to its places for that."""
+        """Take over the closed spool at `path`; the number to add to its places for `get` to find its values here."""
         self._files.append(path.open("rb"))
-        path.unlink()  # it lives as long as it is open
+        path.unlink()  # the file exists until it is closed, and is gone even if the night is killed
         return (len(self._files) - 1) << PLACE_BITS
 
     def get(self, place: int) -> Any:

@@ -1,1 +1,1 @@
-"""Step 3 of a night: which episodes are learned from and which test the result."""
+"""Step 2 of a night, second half: which episodes it learns from, and which only test the result."""

@@ -1,4 +1,4 @@
-"""Step 1 of a night: freeze its input. After this no wall clock and no unordered iteration decides anything."""
+"""Step 1 of a night: freeze its input. From here on no wall clock and no unordered iteration decides anything."""
 
 from __future__ import annotations
 
@@ -6,20 +6,56 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
+from nightschool.config.redactors import redactors
+from nightschool.config.settings import Config, NightConfig
 from nightschool.errors import DataLossError
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
+from nightschool.registry.base_model import describe_base_model
+from nightschool.registry.folder import Pointer, Registry
+from nightschool.registry.release import NIGHT, BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
-from nightschool_nightly.freeze.settling import HOUR_MS
+from nightschool_nightly.freeze.settling import HOUR_MS, settling_of
 from nightschool_nightly.rewards.rubric import Rubric
 
-TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
-_FOLDERS = {"state"}
-_ANEW = "start a new night without --resume"
+NO_MODEL = BaseModel("0" * 64, "0" * 64, "0" * 64)
+"""Stands for the base model in the manifest of a night that only reads."""
+_TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
+_NOT_INPUT = {"state"}  # settings that say where files are kept: the same night in another folder is the same night
+_START_ANEW = "start a new night without --resume"
+
+
+def freeze_tenant(
+    config: Config,
+    tenant: str,
+    stream: Stream,
+    *,
+    registry: Registry,
+    model: Path,
+    rubrics: Mapping[str, Rubric],
+    now_ms: int,
+) -> NightManifest:
+    """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
+    pointer = registry.pointer(tenant)
+    last = None
+    if pointer.stable is not None:
+        frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
+        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
+    return freeze_night(
+        stream,
+        tenant=tenant,
+        settings=config.night,
+        dtype=config.model.dtype,
+        base_model=describe_base_model(model),
+        rubrics=rubrics,
+        pointer=pointer,
+        last_published=last,
+        now_ms=now_ms,
+        settles_after_ms=settling_of(config, rubrics),
+        redaction=redaction_of(config, tenant),
+    )
 
 
 def freeze_night(
@@ -36,18 +72,19 @@ def freeze_night(
     settles_after_ms: Mapping[str, int] | None = None,
     redaction: str = "",
 ) -> NightManifest:
-    """Take the end offsets of every partition once, and everything else that decides, as the night's manifest.
+    """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
-    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a while. Only with some is the time a part of
-    what decides, by the hour: a night begun anew within the hour is the same night.
+    `settles_after_ms` names the outcomes that a rubric reads and that must stand for a time before they count. Only
+    when there are such outcomes does the time decide anything, and then only its hour: a night begun again within the
+    hour is the same night.
 
-    `DataLossError` when a topic is gone or another one than the last published night read, or when records that night had not
-    yet seen have expired.
+    `DataLossError` when a topic is gone, when it is not the topic that the last published night read, or when records
+    that this night had not seen yet have expired.
     """
     seen = {(part.topic, part.partition): part for part in last_published.ranges} if last_published else {}
     ranges: list[FrozenRange] = []
-    for topic in TOPICS:
-        # The ends first: every partition that has one also has a start.
+    for topic in _TOPICS:
+        # Ends before starts: a partition that is made between the two calls then has no end without a start.
         topic_id, ends, starts = stream.topic_id(topic) or "", stream.end_offsets(topic), stream.start_offsets(topic)
         for partition, end in sorted(ends.items()):
             before = seen.pop((topic, partition), None)
@@ -62,7 +99,7 @@ def freeze_night(
     return NightManifest(
         tenant=tenant,
         ranges=tuple(ranges),
-        settings={name: value for name, value in asdict(settings).items() if name not in _FOLDERS},
+        settings={name: value for name, value in asdict(settings).items() if name not in _NOT_INPUT},
         dtype=dtype,
         base_model=base_model,
         rubrics={task: rubric.digest for task, rubric in sorted(rubrics.items())},
@@ -75,21 +112,55 @@ def freeze_night(
     )
 
 
+def redaction_of(config: Config, tenant: str) -> str:
+    """Digest of the rules by which the tenant's records are redacted when read; empty where redaction is off."""
+    redactor = redactors(config).get(tenant)
+    return redactor.digest if redactor else ""
+
+
+def freeze_whole_stream(
+    stream: Stream,
+    *,
+    tenant: str,
+    now_ms: int = 0,
+    last_published: NightManifest | None = None,
+    settles_after_ms: Mapping[str, int] | None = None,
+) -> NightManifest:
+    """The manifest of a night that only reads: all of the stream, with default settings, without rubrics and model.
+
+    For tools that look at episodes without a configuration, such as benchmarks and tests.
+    """
+    return freeze_night(
+        stream,
+        tenant=tenant,
+        settings=NightConfig(),
+        dtype="float32",
+        base_model=NO_MODEL,
+        rubrics={},
+        pointer=Pointer(),
+        last_published=last_published,
+        now_ms=now_ms,
+        settles_after_ms=settles_after_ms,
+    )
+
+
 def check_unchanged(stream: Stream, ranges: Iterable[FrozenRange]) -> None:
-    """`DataLossError` unless the stream still holds the very records that were frozen: a night may be resumed days later."""
+    """`DataLossError` unless the stream still holds the records that were frozen: a night may be resumed days later."""
     for topic, parts in groupby(ranges, key=attrgetter("topic")):
         topic_id, ends, starts = stream.topic_id(topic), stream.end_offsets(topic), stream.start_offsets(topic)
         for part in parts:
             where = f"topic {topic} partition {part.partition}"
             if topic_id != part.topic_id or part.partition not in ends:
                 raise DataLossError(
-                    f"topic {topic} is not the one that was frozen (id {part.topic_id}, now {topic_id}); was it re-created? {_ANEW}"
+                    f"topic {topic} is not the one that was frozen (id {part.topic_id}, now {topic_id}); was it re-created? {_START_ANEW}"
                 )
             if ends[part.partition] < part.end:
-                raise DataLossError(f"{where} ends at {ends[part.partition]}, but offsets up to {part.end} were frozen; {_ANEW}")
+                raise DataLossError(
+                    f"{where} ends at {ends[part.partition]}, but offsets up to {part.end} were frozen; {_START_ANEW}"
+                )
             if starts[part.partition] > part.start:
                 lost = f"offsets {part.start} to {min(starts[part.partition], part.end) - 1}"
-                raise DataLossError(f"{where}: {lost} expired since they were frozen; {_ANEW}")
+                raise DataLossError(f"{where}: {lost} expired since they were frozen; {_START_ANEW}")
 
 
 def _check_continues(before: FrozenRange, now: FrozenRange) -> None:

@@ -18,8 +18,8 @@ from nightschool.registry.release import BaseModel
 
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
-# A night that waits for nothing and redacts nothing has the digest it always had.
-_IF_SAID = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction"}
+# In the digest only where they are set: without them a night has the digest that it had before there were such fields.
+_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class FrozenRange:
     topic_id: str
     partition: int
     start: int
-    """First offset read: older episodes that new outcomes may belong to."""
+    """First offset read. Older records are read too: new outcomes may be about older episodes."""
     new_from: int
     """Records from here on are new evidence since the last published night."""
     end: int
@@ -52,32 +52,32 @@ class NightManifest:
     pointer: Pointer
     """The tenant's pointer when the night began; `pointer.stable` is the parent release."""
     frozen_at_ms: int
-    """When the input was frozen; the only reading of a clock, and not part of the digest."""
+    """When the input was frozen: the only time that a clock is read. Not part of the digest."""
     schema: int = 1
     settles_after_ms: Mapping[str, int] = field(default_factory=dict)
-    """How long the newest record of an outcome name must stand before it counts; empty when all that is read settles at once."""
+    """Milliseconds that the newest record of an outcome name must stand to count; a name not listed settles at once."""
     as_of_ms: int = 0
-    """Until when the night waited for outcomes to settle: `frozen_at_ms` down to the hour; 0 when nothing is waited for."""
+    """The time by which outcomes must have settled: `frozen_at_ms` down to the hour; 0 when none is waited for."""
     previous_as_of_ms: int = 0
-    """The same of the last published night: what settled since is new to this one."""
+    """The same of the last published night: what has settled since then is new to this one."""
     redaction: str = ""
-    """Digest of the rules and the secret by which records of a foreign collector are redacted when read; empty when not at all."""
+    """Digest of the rules and secret by which records of other collectors are redacted when read; empty for none."""
     learnt_from: tuple[str, ...] = ()
-    """Marks of the users the candidate was trained on (`lineage`); known only once the night is over."""
+    """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
     tested_with: tuple[str, ...] = ()
     """Marks of the users it was tested with."""
 
     @property
     def digest(self) -> str:
-        """Names the night. Covers neither `frozen_at_ms` nor the marks: the same evidence and settings are the same night."""
+        """SHA-256 that names the night. Not of `frozen_at_ms` and the marks: the same input is the same night."""
         content = {
-            key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _IF_SAID)
+            key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _COVERED_IF_SET)
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property
     def has_new_records(self) -> bool:
-        """Whether there is new evidence; that somebody is to be forgotten is none, that outcomes may have settled is some."""
+        """Whether there is new evidence: records, or outcomes that may have settled. An erasure is no evidence."""
         return self.as_of_ms > self.previous_as_of_ms > 0 or any(
             part.end > part.new_from for part in self.ranges if part.topic != semconv.TOPIC_ERASURE
         )

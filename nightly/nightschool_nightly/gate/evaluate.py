@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.gate.evaluation import Answers, Contender
 from nightschool_nightly.rewards.items import Answer
 from nightschool_nightly.rewards.rubric import Rubric

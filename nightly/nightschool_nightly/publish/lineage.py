@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from nightschool.erasure import hash_subject
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 
 _DIGITS = 16  # 64 bits: of a million users, two share a mark with a chance of 3 in 100 million
@@ -29,6 +29,6 @@ def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest
     """
 
     def marks(examples: Iterable[Example]) -> tuple[str, ...]:
-        return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.user)) for example in examples}))
+        return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.cluster)) for example in examples}))
 
     return replace(manifest, learnt_from=marks(selection.train), tested_with=marks(selection.holdout))

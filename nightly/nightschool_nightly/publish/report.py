@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import jinja2
 
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluation import Answers, Evaluation
 from nightschool_nightly.gate.gate import Decision
@@ -57,7 +57,7 @@ def render_report(
     return template.render(
         manifest=manifest,
         selection=selection,
-        users=len({example.user for example in (*selection.train, *selection.holdout)}),
+        users=len({example.cluster for example in (*selection.train, *selection.holdout)}),
         metrics=metrics,
         decision=decision,
         num_records=num_records,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.items import Answer
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.sampler import Rollout

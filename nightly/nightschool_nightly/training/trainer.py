@@ -18,7 +18,7 @@ import torch
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.sampler import Rollout, Sampler, SampleRequest, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages

@@ -51,7 +51,8 @@ def command(dialect: str) -> list[str]:
         if not (folder / "node_modules").exists():
             shutil.copytree(RECORD / "pins" / dialect, folder, dirs_exist_ok=True)
             subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, check=True)
-        shutil.copy(RECORD / f"record_{dialect}.mjs", folder)
+        for script in (f"record_{dialect}.mjs", "vercel_conversation.mjs"):  # beside node_modules, where node looks for packages
+            shutil.copy(RECORD / script, folder)
         return ["node", str(folder / f"record_{dialect}.mjs")]
     python = folder / "bin" / "python"
     if not python.exists():

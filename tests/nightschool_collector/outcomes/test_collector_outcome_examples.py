@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 
 from nightschool.outcomes.record import _FIELDS
-from nightschool_nightly.examples.reasons import REASONS
+from nightschool_nightly.episodes.reasons import DropReason
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "outcomes.md").read_text(encoding="utf-8")
@@ -72,4 +72,4 @@ def test_the_documented_drop_reasons_exist() -> None:
     named = {"ambiguous-outcome", "event-id-used-twice", "edit-not-measured", "outcome-not-settled", "outcome-without-trace"}
     for name in (*named, "orphaned-outcome"):
         assert f"`{name}`" in PAGE
-        assert name in REASONS
+        assert name in set(DropReason)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nightschool import semconv as names
-from nightschool_nightly.dialects import read_events, read_spans
+from nightschool_nightly.dialects.record import read_events, read_spans
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 DIALECTS = sorted(path.name for path in GOLDENS.iterdir() if path.name != "record")

@@ -21,8 +21,8 @@ from nightschool.keys import hash_key, subject_of
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT
 from nightschool.stream import Record
-from nightschool_nightly.commands.forget import ReleaseTrace, describe, forget
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.commands.forget import AffectedRelease, describe, forget
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision, compare
@@ -86,7 +86,7 @@ class Workplace:
     def selected(
         self, seed: int, train: tuple[str, ...], holdout: tuple[str, ...], **changes: Any
     ) -> tuple[NightManifest, Selection]:
-        made = [tuple(self.make_example(f"{user}-{seed}", user=user) for user in users) for users in (train, holdout)]
+        made = [tuple(self.make_example(f"{user}-{seed}", cluster=user) for user in users) for users in (train, holdout)]
         manifest = self.make_manifest(settings={"seed": seed}, **changes)
         return manifest, Selection(made[0], made[1], {}, len(train) + len(holdout))
 
@@ -143,7 +143,7 @@ def test_files_of_nights_that_knew_the_user_go_and_others_stay(work: Workplace) 
 
 
 def test_an_unfinished_night_that_knew_the_user_cannot_be_resumed(work: Workplace) -> None:
-    """It ends there; a new one freezes the erasure."""
+    """The night is over; a new one freezes the erasure."""
     folder = work.night(1, train=(ANNA,), finished=False)
     assert NightFolders(work.config.night.state, "acme").newest_unfinished().path == folder.path
     work.forget()
@@ -183,7 +183,7 @@ def test_what_is_still_in_the_stream_is_counted(work: Workplace) -> None:
 
 
 def test_a_night_that_is_running_is_left_alone_and_said(work: Workplace) -> None:
-    """The erasure stands all the same, and the night will refuse to publish."""
+    """The erasure counts all the same, and the night will refuse to publish."""
     folder = work.night(1, train=(ANNA,), finished=False)
     with NightFolders(work.config.night.state, "acme").locked():
         found = work.forget()
@@ -192,30 +192,30 @@ def test_a_night_that_is_running_is_left_alone_and_said(work: Workplace) -> None
     assert "a night of this tenant is running" in describe(found, tenant="acme", undo=False)
 
 
-def test_releases_that_learnt_from_the_user_are_named_with_what_was_built_on_them(work: Workplace) -> None:
-    """Learnt from, tested with, built on, and which of them serves; a release before the user is clean."""
+def test_releases_that_learned_from_the_user_are_named_with_what_was_built_on_them(work: Workplace) -> None:
+    """Learned from, tested with, built on, and which of them serves; a release before the user is clean."""
     clean = work.release(1, train=(BOB,))
-    learnt = work.release(2, train=(ANNA, BOB))
+    learned = work.release(2, train=(ANNA, BOB))
     tested = work.release(3, train=(BOB,), holdout=(ANNA,))
     newest = work.release(4, train=(BOB,))
-    found = {release.digest: release for release in work.forget().releases}
+    found = {release.release: release for release in work.forget().releases}
     nights = {digest: work.registry.manifest("acme", digest).night for digest in found}
     assert found == {
-        learnt: ReleaseTrace(learnt, nights[learnt], "older", learnt=True, tested=False, built_on=None),
-        tested: ReleaseTrace(tested, nights[tested], "older", learnt=False, tested=True, built_on=learnt),
-        newest: ReleaseTrace(newest, nights[newest], "stable", learnt=False, tested=False, built_on=learnt),
+        learned: AffectedRelease(learned, nights[learned], "older", learned=True, tested=False, built_on=None),
+        tested: AffectedRelease(tested, nights[tested], "older", learned=False, tested=True, built_on=learned),
+        newest: AffectedRelease(newest, nights[newest], "stable", learned=False, tested=False, built_on=learned),
     }
     assert clean not in found
     said = describe(work.forget(), tenant="acme", undo=False)
     assert (
-        f"release {newest[:12]} (stable) of night {nights[newest][:12]}: built on {learnt[:12]}, which learnt from them" in said
+        f"release {newest[:12]} (stable) of night {nights[newest][:12]}: built on {learned[:12]}, which learned from them" in said
     )
     assert "weights cannot forget" in said
 
 
 # --- the command --------------------------------------------------------------------------------------------------------
 def test_the_command_forgets_a_user_under_every_key(work: Workplace) -> None:
-    """By the app's own name of the user: the pseudonyms under all keys of the tenant, without any key being told."""
+    """By the app's own name of the user: under the pseudonyms of all keys of the tenant, none of which is given."""
     work.span(ANNA_BEFORE)
     done = work.command("--tenant", "acme", "--user", "anna")
     assert (done.returncode, done.stderr) == (0, "")
@@ -225,7 +225,7 @@ def test_the_command_forgets_a_user_under_every_key(work: Workplace) -> None:
 
 
 def test_the_command_says_when_nobody_knows_the_user(work: Workplace) -> None:
-    """A misspelt name is not silence; a subject can be given as the stream has it."""
+    """A misspelled name is answered with a sentence; a subject can be given as the stream has it."""
     done = work.command("--tenant", "acme", "--user", "ana")
     assert done.returncode == 0 and "nothing in the stream names this user" in done.stdout
     done = work.command("--tenant", "acme", "--subject", BOB, "--undo")

@@ -1,4 +1,4 @@
-"""Shapes that the recordings do not hold: repairs of messages, annotations, older spellings, and anything a client may make up."""
+"""Shapes that no recording holds: repaired messages, annotations, older spellings, and whatever a client makes up."""
 
 from __future__ import annotations
 
@@ -15,16 +15,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects import (
-    SpanRow,
-    context_of,
-    read_events,
-    read_message,
-    read_messages,
-    read_spans,
-    tools_of,
-    with_events,
-)
+from nightschool_nightly.dialects.call import context_of, tools_of
+from nightschool_nightly.dialects.messages import read_message, read_messages
+from nightschool_nightly.dialects.record import SpanRow, read_events, read_spans, with_events
 from nightschool_nightly.dialects.span import unflatten
 
 CALL = ToolCallPart("lookup", "c1", {"a": 1})
@@ -79,7 +72,7 @@ def row(attributes: dict[str, Any], **options: Any) -> SpanRow:
     ],
 )
 def test_roles_have_one_name(given_role: str, role: str) -> None:
-    """Other libraries' names of the usual roles are repaired; a role nobody knows stays."""
+    """Other libraries' names of the usual roles are repaired; a role that is not known stays."""
     found = read_message({"role": given_role, "parts": []})
     assert found is not None
     assert found.role == role
@@ -116,7 +109,7 @@ def test_a_tool_call_is_one_however_it_is_written(value: dict[str, Any]) -> None
     ],
 )
 def test_a_tool_answer_is_one_however_it_is_written(value: dict[str, Any]) -> None:
-    """`tool_call_id` and its kin become the id, whatever holds the answer becomes the response."""
+    """`tool_call_id` and similar names become the id, whatever holds the answer becomes the response."""
     assert read_message(value) == Message("tool", (ToolResponsePart("5", "c1"),))
 
 
@@ -180,7 +173,7 @@ def test_flattened_attributes_become_lists_and_tables() -> None:
 
 # --- precedence ---------------------------------------------------------------------------------------------------------
 def test_ours_before_the_conventions_before_vendors_before_the_rest() -> None:
-    """A span that speaks several dialects is read in each; who stands higher decides, who stands lower fills in."""
+    """A span that speaks several dialects is read in each; the earlier one decides, the later ones fill in."""
     found = row(
         {
             "user.id": "generic",
@@ -218,7 +211,7 @@ def test_a_failed_call_is_no_call_in_any_dialect() -> None:
     ],
 )
 def test_spans_around_a_call_are_neither_calls_nor_unknown(attributes: dict[str, Any]) -> None:
-    """Chains, agents and the outer functions of an SDK tell again what the call's own span tells."""
+    """Chains, agents and the outer functions of an SDK repeat what the call's own span says."""
     found = row(attributes)
     assert (found.is_model_call, found.unknown_dialect) == (False, None)
 
@@ -240,7 +233,7 @@ def test_tools_that_ran_are_known_in_every_dialect(attributes: dict[str, Any], n
 
 
 def test_content_that_openinference_hides_is_not_content() -> None:
-    """Its switches put a word where the text was; a prompt of that word is not what the model was given."""
+    """Its switches replace a text by a word; a prompt with that word is not what the model was given."""
     hidden = {"openinference.span.kind": "LLM", "llm.input_messages.0.message.role": "user"}
     found = row({**hidden, "llm.input_messages.0.message.content": "__REDACTED__"})
     assert context_of(found.attributes) is None
@@ -288,7 +281,7 @@ def test_an_evaluation_event_of_a_span_is_its_outcome() -> None:
 
 
 def test_a_reward_of_old_agent_lightning_is_an_outcome() -> None:
-    """Before 0.3 a reward was one attribute of a span with another name; a span that only looks like it is none."""
+    """Before 0.3 a reward was one attribute of a span with another name; a span that only looks like one has none."""
     (outcome,) = row({"reward": 0.75}, name="agentlightning.reward").outcomes
     assert (outcome.name, outcome.value) == ("reward", 0.75)
     assert row({"reward": 0.75}, name="shop.reward").outcomes == ()
@@ -370,7 +363,7 @@ _VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(attributes=st.dictionaries(_KEYS, _VALUES, max_size=8), name=st.sampled_from(["s", "agentlightning.reward"]))
 def test_no_attributes_of_any_dialect_are_an_error(attributes: dict[str, Any], name: str) -> None:
-    """Whatever a client makes up, a night reads on."""
+    """Nothing that a client makes up stops a night."""
     found = row(attributes, name=name)
     context_of(found.attributes), tools_of(found.attributes)
     read_messages(found.attributes.get(names.GEN_AI_OUTPUT_MESSAGES))

@@ -1,10 +1,12 @@
-"""The same traffic, recorded by each project's own package, gives the same episodes; what a package leaves out is in one table.
+"""The same traffic, recorded by each project's own package, gives the same episodes but for one table of gaps.
 
 The recordings are the bytes of real exports: `tests/goldens/record/` makes them anew.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,15 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
-from nightschool.episode import Episode, ModelCall
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
+from nightschool.episode import Episode, RecordedCall
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.episodes.store import EpisodeStore, ReadCounts
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly import dialects
+from nightschool_nightly.dialects.dialect import Dialect
+from nightschool_nightly.dialects.table import DIALECTS
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 REFERENCE = "nightschool_tracer"
@@ -73,17 +76,7 @@ def read(tmp_path: Path) -> Iterator[Read]:
         with SqliteStream(folder / "stream.db", partitions=1) as stream:
             for topic, value in records:
                 stream.append(topic, [Record(b"key", value, {names.HEADER_TENANT: b"acme"})])
-            manifest = freeze_night(
-                stream,
-                tenant="acme",
-                settings=NightConfig(),
-                dtype="float32",
-                base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-                rubrics={},
-                pointer=Pointer(),
-                last_published=None,
-                now_ms=0,
-            )
+            manifest = freeze_whole_stream(stream, tenant="acme")
             store = EpisodeStore(folder / "store")
             store.build(stream, manifest)
             built = [item.episode for item in store.episodes("acme")]
@@ -93,12 +86,12 @@ def read(tmp_path: Path) -> Iterator[Read]:
     yield run
 
 
-def calls_of(episodes: list[Episode]) -> list[ModelCall]:
+def calls_of(episodes: list[Episode]) -> list[RecordedCall]:
     """Every call of a recording, without the ids that are new each time."""
     return [replace(call, span_id="", release=None) for episode in episodes for call in episode.calls]
 
 
-def altered(call: ModelCall, fields: set[str], claims: Mapping[str, int]) -> ModelCall:
+def altered(call: RecordedCall, fields: set[str], claims: Mapping[str, int]) -> RecordedCall:
     """`call` as it is known when `fields` were not captured, and `claims` were added to its usage."""
     call = replace(call, usage={**call.usage, **claims})
     blank: dict[str, Any] = {"tools": (), "usage": {}, "response_id": None, "finish_reason": None}
@@ -106,13 +99,24 @@ def altered(call: ModelCall, fields: set[str], claims: Mapping[str, int]) -> Mod
     return replace(call, request=request, **{name: blank[name] for name in fields & set(blank)})
 
 
+def test_every_dialect_is_in_the_table() -> None:
+    """A dialect that has a file and no line in the table would never be read."""
+    described = {
+        value
+        for module in pkgutil.iter_modules(dialects.__path__)
+        for value in vars(importlib.import_module(f"{dialects.__name__}.{module.name}")).values()
+        if isinstance(value, Dialect)
+    }
+    assert described == set(DIALECTS) and len(DIALECTS) == len(set(DIALECTS))
+
+
 def test_every_golden_has_its_row() -> None:
-    """A recording that no row of the table speaks of is tested by nobody."""
+    """A recording without a row in the table would not be tested."""
     assert {path.name for path in GOLDENS.iterdir()} - {"record"} == {*GAPS, REFERENCE}
 
 
 def test_the_reference_is_what_was_sent(read: Read) -> None:
-    """Two conversations: a tool call with its result and the final answer, and a streamed answer; everything is there."""
+    """Two conversations: a tool call with its result and the final answer, and a streamed answer, all complete."""
     (card, hours), counts = read(*recorded(REFERENCE))
     assert not counts.dropped
     assert [len(card.calls), len(hours.calls)] == [2, 1]
@@ -132,7 +136,7 @@ def test_the_reference_is_what_was_sent(read: Read) -> None:
 
 @pytest.mark.parametrize("dialect", GAPS)
 def test_the_same_traffic_gives_the_same_episodes(read: Read, dialect: str) -> None:
-    """Messages, parts, tools, model, response id, finish reason, usage and request: equal but for the gaps of the table."""
+    """Messages, parts, tools, model, response id, finish reason, usage, request are equal but for the table of gaps."""
     expected = calls_of(read(*recorded(REFERENCE))[0])
     missing = [{field for field, calls in GAPS[dialect].items() if number in calls} for number in range(len(expected))]
     episodes, counts = read(*recorded(dialect))
@@ -145,7 +149,7 @@ def test_the_same_traffic_gives_the_same_episodes(read: Read, dialect: str) -> N
 
 @pytest.mark.parametrize("dialect", GAPS)
 def test_the_user_and_the_session_are_taken_as_they_came(read: Read, dialect: str) -> None:
-    """They become subject and conversation of every episode; pseudonyms are the collector's business."""
+    """They become subject and conversation of every episode; it is the collector that makes pseudonyms of them."""
     episodes, _ = read(*recorded(dialect))
     assert {(episode.subject, episode.conversation) for episode in episodes} == {PEOPLE.get(dialect, NOBODY)}
 
@@ -170,7 +174,7 @@ def test_message_events_may_come_before_and_apart_from_their_spans(read: Read) -
 
 
 def test_message_events_without_their_span_are_counted(read: Read) -> None:
-    """A sampled-away span leaves events that belong to no call: counted, not an episode."""
+    """Events whose span was sampled away belong to no call: they are counted and make no episode."""
     logs = [record for record in recorded("otel_1_36") if record[0] == names.TOPIC_LOGS]
     episodes, counts = read(*logs)
     assert episodes == []
@@ -193,7 +197,7 @@ def test_rewards_become_outcomes_of_what_they_are_about(read: Read) -> None:
 
 @pytest.mark.parametrize("dialect", TOOL_RUNS)
 def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> None:
-    """The span of whoever ran the tool: its name, the call it answers, arguments as an object, the result."""
+    """The span of what ran the tool: its name, the call it answers, arguments as an object, the result."""
     (card, hours), _ = read(*recorded(dialect))
     (run,) = card.tool_runs
     assert (run.name, run.id, run.arguments) == ("lookup_card", TOOL_RUNS[dialect], {"last_digits": "4242"})
@@ -202,7 +206,7 @@ def test_a_tool_that_ran_is_part_of_the_episode(read: Read, dialect: str) -> Non
 
 
 def test_a_call_that_two_instrumentations_recorded_is_one_call(read: Read) -> None:
-    """A span around the call's own, with the same response id: the inner one with content counts, the other is named in the drops."""
+    """Of two spans with one response id, one inside the other, the inner one with content counts."""
     ((topic, value),) = recorded("otel_current")
     once, _ = read((topic, value))
     request = ExportTraceServiceRequest.FromString(value)
@@ -226,7 +230,7 @@ def test_a_call_that_two_instrumentations_recorded_is_one_call(read: Read) -> No
 
 @pytest.mark.parametrize("kept", ["inner", "outer"])
 def test_a_call_inside_a_call_is_the_same_call(read: Read, kept: str) -> None:
-    """A framework's span around the client's: the inner one counts, though both began in one tick, unless only the outer has content."""
+    """Of a framework's span around the client's the inner one counts, unless only the outer one has content."""
     ((topic, value),) = recorded("otel_current")
     request = ExportTraceServiceRequest.FromString(value)
     for scope in request.resource_spans[0].scope_spans:
@@ -246,7 +250,7 @@ def test_a_call_inside_a_call_is_the_same_call(read: Read, kept: str) -> None:
 
 
 def test_any_span_of_a_trace_may_name_user_session_and_task(read: Read) -> None:
-    """What an app sets on its request's span is true of the calls inside; what a call says of itself counts first."""
+    """What an app sets on its request's span counts for the calls inside it, unless a call says otherwise."""
     ((topic, value),) = recorded("otel_current")
     request = ExportTraceServiceRequest.FromString(value)
     for scope in request.resource_spans[0].scope_spans:
@@ -264,7 +268,7 @@ def test_any_span_of_a_trace_may_name_user_session_and_task(read: Read) -> None:
 
 
 def test_a_dialect_nobody_reads_is_counted_by_who_made_it(read: Read) -> None:
-    """A span that names a model and what was said is never dropped in silence; one that does not is no model call."""
+    """A span that names a model and what was said is never dropped silently; one that does not is no model call."""
     unknown: Mapping[str, str] = {"acme.llm.model": "m", "acme.llm.prompt": "hi", "acme.llm.completion": "ho"}
     request = ExportTraceServiceRequest()
     scope = request.resource_spans.add().scope_spans.add()
@@ -282,9 +286,9 @@ def test_a_dialect_nobody_reads_is_counted_by_who_made_it(read: Read) -> None:
 
 
 def test_names_of_unknown_dialects_do_not_fill_the_report() -> None:
-    """A client that makes up a new name for every span is counted whole, under few names."""
+    """Every span of a client that makes up a new name each time is counted, under few names."""
     counts = ReadCounts()
     for number in range(100):
-        counts.unknown_dialect(f"made-up-{number}")
+        counts.drop_unknown_dialect(f"made-up-{number}")
     assert counts.dropped["unknown-dialect (others)"] == 70
     assert (len(counts.dropped), counts.dropped.total()) == (31, 100)

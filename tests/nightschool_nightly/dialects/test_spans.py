@@ -13,7 +13,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects import attributes_of, context_of, read_message, read_messages, read_spans, request_of, tools_of
+from nightschool_nightly.dialects.call import context_of, request_of, tools_of
+from nightschool_nightly.dialects.messages import read_message, read_messages
+from nightschool_nightly.dialects.record import read_spans
+from nightschool_nightly.dialects.values import attributes_of
 
 TOOL = {"type": "function", "name": "lookup", "description": "d", "parameters": {"type": "object"}}
 CHAT_TOOL = {"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}
@@ -58,7 +61,7 @@ def test_a_span_is_read_with_what_the_episode_needs() -> None:
     ],
 )
 def test_only_answered_model_calls_are_calls(attributes: dict[str, str], is_call: bool) -> None:
-    """Tools, embeddings and failed calls are spans, but nothing to learn an answer from."""
+    """Tools, embeddings and failed calls are spans, but no calls to learn from."""
     (row,) = read_spans(request(**attributes).SerializeToString())
     assert row.is_model_call is is_call
 

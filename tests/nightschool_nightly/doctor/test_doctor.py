@@ -26,16 +26,14 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.keys import hash_key, new_key
 from nightschool.registry.base_model import PACKAGED, base_model_folder
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel, describe_file
+from nightschool.registry.release import describe_file
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.doctor.findings import Hop, Status
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_serving.recorder import Choice, Recording
 from nightschool_serving.spans import ServedRequest, TraceParent
 from nightschool_serving.telemetry import Telemetry
@@ -101,11 +99,11 @@ class Serving(ThreadingHTTPServer):
 
 
 Change = Callable[[str, bytes], "tuple[str, bytes] | int"]
-"""What a proxy makes of a request: the URL that it goes to and its body without gzip, or the status it is answered with."""
+"""What a proxy makes of a request: the URL and the body (without gzip) that it passes on, or the status it answers."""
 
 
 class Proxy(ThreadingHTTPServer):
-    """What stands between an app and the collector: hands every request on as `change` says."""
+    """A proxy between an app and the collector: passes every request on as `change` says."""
 
     daemon_threads = True
 
@@ -304,7 +302,7 @@ def broken(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_all_is_well(clinic: Clinic) -> None:
-    """With every part there each hop is well, everything arrived, and the exit status is 0."""
+    """With every part running each hop is well, everything arrived, and the exit status is 0."""
     code, found = clinic.examine("--serving", clinic.serve())
     assert (code, found["well"], found["first_broken"]) == (0, True, None), found
     assert [hop["hop"] for hop in found["hops"]] == list(Hop)
@@ -317,19 +315,8 @@ def test_all_is_well(clinic: Clinic) -> None:
 def test_no_night_learns_from_what_the_doctor_sent(clinic: Clinic) -> None:
     """Its episode has the reserved task, whatever else it holds."""
     clinic.examine("--serving", clinic.serve())
-    base = BaseModel("a" * 64, "b" * 64, "c" * 64)
     with SqliteStream(clinic.folder / "stream.db", partitions=12) as stream:
-        manifest = freeze_night(
-            stream,
-            tenant="bank",
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=base,
-            rubrics={},
-            pointer=Pointer(),
-            last_published=None,
-            now_ms=time.time_ns() // 1_000_000,
-        )
+        manifest = freeze_whole_stream(stream, tenant="bank", now_ms=time.time_ns() // 1_000_000)
         store = EpisodeStore(clinic.folder / f"store-{time.monotonic_ns()}")
         store.build(stream, manifest)
         built = [item.episode for item in store.episodes("bank")]
@@ -373,7 +360,7 @@ def test_serving_that_is_not_there(clinic: Clinic) -> None:
 
 
 def test_a_trace_that_a_proxy_cuts_is_joined_by_response_id(clinic: Clinic) -> None:
-    """The server's span in a trace of its own breaks nothing, and is said."""
+    """A server's span in a trace of its own breaks nothing; the finding names it."""
     code, found = clinic.examine("--serving", clinic.serve(keeps_trace=False))
     assert code == 0, found
     (span,) = (hop for hop in found["hops"] if hop["hop"] == Hop.SERVER_SPAN)
@@ -390,7 +377,7 @@ def test_a_trace_that_a_proxy_cuts_is_joined_by_response_id(clinic: Clinic) -> N
     ],
 )
 def test_a_wrong_configuration_is_named(clinic: Clinic, text: Callable[[str, int], str], hop: Hop, says: str) -> None:
-    """A file that is wrong, a foreign key, a collector or a stream that is elsewhere."""
+    """A wrong file, a key of no tenant, a collector or a stream in another place."""
     port = int(clinic.collector.rpartition(":")[2])
     clinic.config("other.toml").write_text(text(clinic.key, port))
     code, found = clinic.examine("--config", str(clinic.config("other.toml")))
@@ -399,7 +386,7 @@ def test_a_wrong_configuration_is_named(clinic: Clinic, text: Callable[[str, int
 
 
 def test_a_collector_that_writes_elsewhere_is_named(clinic: Clinic) -> None:
-    """Acknowledged is not enough: what is not in the configured stream no night will ever read."""
+    """Acknowledged is not enough: a night reads only what is in the configured stream."""
     port = int(clinic.collector.rpartition(":")[2])
     SqliteStream(clinic.folder / "empty.db", partitions=2).close()
     clinic.config("other.toml").write_text(settings(clinic.key, port, port, stream="empty.db"))
@@ -422,7 +409,7 @@ def test_a_tracer_that_is_off_is_named(clinic: Clinic) -> None:
 
 
 def test_no_key_and_no_file_are_named(clinic: Clinic) -> None:
-    """What a newcomer forgets first is said first."""
+    """What a new user is most likely to forget is checked first."""
     assert clinic.examine(NIGHTSCHOOL_API_KEY="")[1]["first_broken"] == Hop.KEY
     assert clinic.examine("--config", str(clinic.folder / "absent.toml"))[1]["first_broken"] == Hop.CONFIGURATION
 
@@ -445,7 +432,7 @@ def only_broken(found: dict[str, Any], hop: Hop) -> dict[str, Any]:
     ids=["overloaded", "too large for a proxy"],
 )
 def test_spans_that_nobody_acknowledges(clinic: Clinic, refuses: Callable[[str, bytes], bool], status: int, says: str) -> None:
-    """A collector that is well but takes no spans is a matter of acknowledgement, not of the key."""
+    """A collector that is ready but takes no spans breaks the hop of the acknowledgement, not that of the key."""
     proxy = clinic.between(lambda path, body: status if refuses(path, body) else (clinic.collector + path, body))
     _, found = clinic.examine("--collector", proxy, "--serving", clinic.serve())
     named = only_broken(found, Hop.ACKNOWLEDGEMENT)
@@ -453,7 +440,7 @@ def test_spans_that_nobody_acknowledges(clinic: Clinic, refuses: Callable[[str, 
 
 
 def test_content_capture_that_is_off(clinic: Clinic) -> None:
-    """The variable by which instrumentations are told to keep texts to themselves is named."""
+    """The variable by which instrumentations are told not to record texts is named."""
     variable = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
     _, found = clinic.examine("--serving", clinic.serve(), **{variable: "NO_CONTENT"})
     named = only_broken(found, Hop.CONTENT)
@@ -507,7 +494,7 @@ def test_outcomes_that_go_to_another_collector(clinic: Clinic, elsewhere: Clinic
 
 
 def test_a_user_who_was_forgotten(elsewhere: Clinic) -> None:
-    """Nights erase the marked request of a user who asked for it; what takes that back makes the doctor well again."""
+    """Nights erase the marked request of a forgotten user; when that is undone, the doctor finds all well again."""
     forget = [sys.executable, "-m", "nightschool", "forget", "--config", str(elsewhere.config()), "--tenant", "bank"]
     forget += ["--user", "nightschool-doctor"]
     url = elsewhere.serve()
@@ -520,7 +507,7 @@ def test_a_user_who_was_forgotten(elsewhere: Clinic) -> None:
 
 @pytest.mark.parametrize("names_tenant", [True, False])
 def test_spans_that_a_foreign_collector_stored(elsewhere: Clinic, names_tenant: bool) -> None:
-    """Its records have no header of ours: they make an episode where their resource names the tenant, else nobody's."""
+    """Its records do not have our header: they make an episode only where their resource names the tenant."""
 
     def store(path: str, body: bytes) -> tuple[str, bytes] | int:
         if path != "/v1/traces" or not body:
@@ -552,7 +539,7 @@ def test_spans_that_a_foreign_collector_stored(elsewhere: Clinic, names_tenant: 
     ids=["another target", "another text"],
 )
 def test_an_outcome_that_is_rewritten(clinic: Clinic, ours: str, theirs: str, says: str) -> None:
-    """An outcome about a response that nobody recorded is in the stream, but on no episode; nor is what was not said."""
+    """An outcome about an unknown response is in the stream but on no episode; one with another text is found too."""
 
     def rewrite(path: str, body: bytes) -> tuple[str, bytes]:
         return clinic.collector + path, body.replace(ours.encode(), theirs.encode()) if path == "/v1/outcomes" else body
@@ -562,7 +549,7 @@ def test_an_outcome_that_is_rewritten(clinic: Clinic, ours: str, theirs: str, sa
 
 
 def test_every_rubric_gets_its_outcomes(clinic: Clinic) -> None:
-    """Rubrics of several tasks and several outcomes are all examined; none is found broken for want of an outcome."""
+    """Rubrics of several tasks and several outcomes are all examined; none is broken for lack of an outcome."""
     (clinic.folder / "two.toml").write_text(
         'task = "answers"\n[[items]]\nname = "kept"\nkind = "outcome"\noutcome = "answer"\n'
         '[[items]]\nname = "well"\nkind = "outcome"\noutcome = "thumb"\n'

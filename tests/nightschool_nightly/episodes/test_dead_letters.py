@@ -1,4 +1,4 @@
-"""Records that no night can read, on a real stream: counted, kept aside once, and too many stop the night."""
+"""Records that no night can read, on a real stream: counted, copied once, and too many stop the night."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
 from nightschool.outcomes.record import parse_outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, StoredRecord, Stream
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.episodes.dead_letters import FEW
 from nightschool_nightly.episodes.store import EpisodeStore
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 OURS = {semconv.HEADER_TENANT: b"acme"}
@@ -49,17 +46,7 @@ def poison(count: int, headers: dict[str, bytes] = OURS) -> list[Record]:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant="acme",
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=1,
-    )
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
 
 
 def read(stream: Stream, folder: Path, last: NightManifest | None = None) -> EpisodeStore:
@@ -78,7 +65,7 @@ def letters(stream: Stream) -> list[StoredRecord]:
 
 
 def test_a_dead_letter_is_the_record_with_its_reason_and_place(stream: Stream, tmp_path: Path) -> None:
-    """Key, bytes and headers are the original's; headers say why it is dead and where it stood, and readable ones are not copied."""
+    """It has the original's key, bytes and headers; more headers say why and where. Readable records are not copied."""
     (at,) = stream.append(semconv.TOPIC_SPANS, poison(1))
     stream.append(semconv.TOPIC_SPANS, spans(5))
     store = read(stream, tmp_path / "store")
@@ -92,7 +79,7 @@ def test_a_dead_letter_is_the_record_with_its_reason_and_place(stream: Stream, t
 
 
 def test_reading_alone_writes_nothing(stream: Stream, tmp_path: Path) -> None:
-    """A dry run and a look read as a night does and leave the dead-letter topic alone."""
+    """A dry run and `nightschool episodes` read as a night does, but write nothing to the dead-letter topic."""
     stream.append(semconv.TOPIC_SPANS, poison(2))
     assert len(read(stream, tmp_path / "store").dead) == 2
     assert stream.end_offsets(semconv.TOPIC_DLQ) == {}
@@ -111,13 +98,13 @@ def test_each_is_kept_aside_once(stream: Stream, tmp_path: Path) -> None:
 
 
 def test_another_tenants_poison_is_not_ours(stream: Stream, tmp_path: Path) -> None:
-    """What carries another tenant's header neither counts nor stops our night, however much of it there is."""
+    """Records with another tenant's header neither count nor stop our night, however many there are."""
     stream.append(semconv.TOPIC_SPANS, poison(3 * FEW, {semconv.HEADER_TENANT: b"globex"}))
     assert len(read(stream, tmp_path / "store").dead) == 0
 
 
 def test_poison_without_a_header_is_everybodys(stream: Stream, tmp_path: Path) -> None:
-    """Nobody can say whose it is, so every night counts it, and it is kept aside once."""
+    """It cannot be told whose it is, so the nights of all tenants count it, and it is copied once."""
     stream.append(semconv.TOPIC_SPANS, poison(1, {}))
     store = read(stream, tmp_path / "store")
     assert store.counts.dropped == {"undecodable-span-record": 1}
@@ -126,7 +113,7 @@ def test_poison_without_a_header_is_everybodys(stream: Stream, tmp_path: Path) -
 
 def test_too_large_a_share_stops_the_night(stream: Stream, tmp_path: Path) -> None:
     """More than one in a thousand: the night ends with the first place; exactly one in a thousand goes on."""
-    stream.append(semconv.TOPIC_SPANS, spans(1000, {semconv.HEADER_TENANT: b"globex"}))  # another tenant's day dilutes nothing
+    stream.append(semconv.TOPIC_SPANS, spans(1000, {semconv.HEADER_TENANT: b"globex"}))  # these do not count
     stream.append(semconv.TOPIC_SPANS, spans(1000 * FEW - FEW))
     stream.append(semconv.TOPIC_SPANS, poison(FEW))
     assert len(read(stream, tmp_path / "1").dead) == FEW
@@ -136,7 +123,7 @@ def test_too_large_a_share_stops_the_night(stream: Stream, tmp_path: Path) -> No
 
 
 def test_a_whole_partition_stops_the_night(stream: Stream, tmp_path: Path) -> None:
-    """No record of a partition can be read: whoever writes there writes something else, whatever the share of all."""
+    """No record of a partition can be read: what writes there writes something else, however few these records are."""
     with SqliteStream(tmp_path / "one.db", partitions=1) as outcomes:
         outcomes.append(semconv.TOPIC_OUTCOMES, poison(FEW))
         with pytest.raises(NightError, match=rf"none of the {FEW} records of topic ns\.outcomes partition 0 can be read"):

@@ -1,4 +1,4 @@
-"""What a human left of an answer."""
+"""How much of an answer a human changed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from nightschool.episode import EditFigures, Message, ModelCall, TextPart
+from nightschool.episode import EditFigures, Message, RecordedCall, TextPart
 from nightschool.outcomes.record import Outcome
 from nightschool_nightly.episodes import edits
 from nightschool_nightly.episodes.edits import ANOTHER_CALL, edited_call, measure_edit, named_call
 
 
-def call(span_id: str, answer: str, response_id: str | None = None) -> ModelCall:
-    return ModelCall(span_id, (), Message("assistant", (TextPart(answer),)), response_id=response_id)
+def call(span_id: str, answer: str, response_id: str | None = None) -> RecordedCall:
+    return RecordedCall(span_id, (), Message("assistant", (TextPart(answer),)), response_id=response_id)
 
 
 CALLS = [call("a" * 16, "first", "r-1"), call("b" * 16, "second", "r-2"), call("c" * 16, "second")]
@@ -39,7 +39,7 @@ def edit(original: str | None = None, **target: Any) -> Outcome:
     ],
 )
 def test_a_distance_is_edits_over_the_longer_text(before: str, after: str, distance: float) -> None:
-    """Levenshtein over length; what a form changes by itself is no edit."""
+    """Levenshtein distance over length; what a web form changes by itself is not an edit."""
     assert measure_edit(before, after) == EditFigures(distance)
     assert measure_edit(after, before) == EditFigures(distance)
 
@@ -53,7 +53,7 @@ def test_accepted_is_untouched_and_rewritten_is_half() -> None:
 
 
 def test_texts_too_long_to_compare_are_not_measured() -> None:
-    """Two megabytes against two megabytes would hold a night up: unknown, not zero. A long text against a short one is measured."""
+    """Two texts of two megabytes take too long to compare: unknown, not zero. A long and a short one do not."""
     long = "x" * (1 << 20)
     assert len(long) ** 2 > edits.MAX_CELLS
     assert measure_edit(long, long + "y") is None
@@ -61,7 +61,7 @@ def test_texts_too_long_to_compare_are_not_measured() -> None:
 
 
 def test_what_was_edited_is_what_the_outcome_names() -> None:
-    """A response or a span names its call, a hash the answer with it; the last call is meant where nothing is said."""
+    """A response or a span names its call, a hash the answer that it is of; without either it is the last call."""
     assert edited_call(edit(), CALLS) is CALLS[2]
     assert edited_call(edit(response_id="r-1"), CALLS) is CALLS[0]
     assert edited_call(edit(trace_id="1" * 32, span_id="b" * 16), CALLS) is CALLS[1]
@@ -73,7 +73,7 @@ def test_what_was_edited_is_what_the_outcome_names() -> None:
 
 
 def test_a_target_names_a_call_or_the_whole() -> None:
-    """A span that is no model call, the app's own root say, stands for its trace; a response that is not here for nothing here."""
+    """A span that is no model call, such as the app's root span, means its trace; an unknown response no call here."""
     assert named_call({"response_id": "r-2"}, CALLS) == "b" * 16
     assert named_call({"response_id": "r-9"}, CALLS) == ANOTHER_CALL
     assert named_call({"trace_id": "1" * 32, "span_id": "f" * 16}, CALLS) is None

@@ -1,4 +1,4 @@
-"""Episodes out of a real stream: joins, corrections, tenants, and records that make no sense."""
+"""Episodes out of a real stream: joins, corrections, tenants, and records that cannot be used."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode, SampledTokens
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore, ReadCounts
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 T0 = 1_790_000_000 * 10**9
@@ -117,17 +116,7 @@ class Day:
         self.append(*records, topic=names.TOPIC_OUTCOMES)
 
     def freeze(self, *, last: NightManifest | None = None, tenant: str = "acme") -> NightManifest:
-        return freeze_night(
-            self.stream,
-            tenant=tenant,
-            settings=NightConfig(),
-            dtype="float32",
-            base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-            rubrics={},
-            pointer=Pointer(),
-            last_published=last,
-            now_ms=0,
-        )
+        return freeze_whole_stream(self.stream, tenant=tenant, last_published=last)
 
 
 @pytest.fixture
@@ -160,13 +149,13 @@ def only(built: Sequence[BuiltEpisode]) -> Episode:
 
 
 def current(episode: Episode) -> list[Any]:
-    """What each slot says now."""
+    """The current value of each slot."""
     return [history.current.final_text or history.current.value for history in episode.outcomes]
 
 
 # --- calls --------------------------------------------------------------------------------------------------------------
 def test_the_servers_tokens_join_the_apps_call_by_response_id(day: Day, build: Build) -> None:
-    """One call: the app's content, user and task, the server's tokens and release, whatever trace the server's span is in."""
+    """One call: the app's content, user and task with the server's tokens and release, even from another trace."""
     day.append(
         day.server(99, "r1", PROMPT_TOKEN_IDS=[7, 8]),
         day.app(1, "where?", "here", GEN_AI_RESPONSE_ID="r1", SUBJECT="u", TASK="t"),
@@ -181,7 +170,7 @@ def test_the_servers_tokens_join_the_apps_call_by_response_id(day: Day, build: B
 
 
 def test_a_servers_call_that_no_app_saw_is_an_episode_of_its_own(day: Day, build: Build) -> None:
-    """An app without a tracer still gives its traffic, with the tokens."""
+    """The traffic of an app without a tracer is still there, with the tokens."""
     day.append(day.server(5, "r9"), day.app(1, GEN_AI_RESPONSE_ID="r1"))
     built, _ = build(day)
     assert [item.episode.trace_id for item in built] == [trace_id(1), trace_id(5)]
@@ -212,7 +201,7 @@ def test_a_response_id_that_two_traces_claim_joins_neither(day: Day, build: Buil
     ],
 )
 def test_tokens_count_only_when_complete(tokens: dict[str, Any], day: Day, build: Build) -> None:
-    """Ids and log-probabilities that are missing, do not fit or are no numbers are as if none had been recorded."""
+    """Ids and log-probabilities that are missing, do not fit together or are not numbers count as not recorded."""
     day.append(day.app(1, GEN_AI_RESPONSE_ID="r1"), day.server(1, "r1", **tokens))
     built, _ = build(day)
     assert only(built).calls[0].tokens is None
@@ -292,7 +281,7 @@ def test_an_outcome_finds_the_app_by_the_servers_trace_id_too(day: Day, build: B
 
 
 def test_a_correction_replaces_and_keeps_the_history(day: Day, build: Build) -> None:
-    """In one slot the last to happen wins, by time of the event and then of arrival, not by order in the stream."""
+    """The last outcome of a slot counts, by the time of the event and then of arrival, not by order in the stream."""
     target = {"trace_id": trace_id(1)}
     day.append(day.app(1))
     day.outcomes(
@@ -372,7 +361,7 @@ def test_a_conversation_of_several_traces_needs_a_turn(day: Day, build: Build) -
 
 
 def test_an_outcome_without_trace_is_counted(day: Day, build: Build) -> None:
-    """It may come first; until its trace is there, or where nothing is ever known by that key, it is a count."""
+    """It may come before its trace; while there is no trace with that key, it is only counted."""
     day.append(day.app(1))
     day.outcomes(
         day.outcome(target={"trace_id": trace_id(8)}, value="x"),
@@ -384,7 +373,7 @@ def test_an_outcome_without_trace_is_counted(day: Day, build: Build) -> None:
 
 # --- tenants ------------------------------------------------------------------------------------------------------------
 def test_another_tenants_records_do_not_exist(day: Day, build: Build) -> None:
-    """The same trace and response ids, forged by another tenant, reach neither content, tokens nor outcomes of ours."""
+    """The same trace and response ids in another tenant's records do not change content, tokens or outcomes of ours."""
     forged: dict[str, Any] = {"tenant": "globex", "resource": ("acme",)}
     day.append(day.app(1, answer="globex was here", span=7, **forged), day.server(1, "r1", PROMPT_TOKEN_IDS=[6, 6, 6], **forged))
     day.append(day.app(1, answer="ours", span=7, GEN_AI_RESPONSE_ID="r1"))
@@ -398,7 +387,7 @@ def test_another_tenants_records_do_not_exist(day: Day, build: Build) -> None:
 
 
 def test_a_record_without_header_is_of_the_tenant_its_resource_names(day: Day, build: Build) -> None:
-    """A foreign collector sends no header of ours: spans and outcomes then go by the resource."""
+    """Another collector does not write our header: then the resource says whose spans and outcomes are."""
     day.append(day.app(1, tenant=None), day.app(2, tenant=None, resource=("globex",)))
     day.outcomes(day.outcome(target={"trace_id": trace_id(1)}, value="fraud", tenant=None))
     built, counts = build(day)
@@ -416,7 +405,7 @@ def test_a_record_of_two_tenants_is_nobodys(day: Day, build: Build) -> None:
 
 # --- records that make no sense -----------------------------------------------------------------------------------------
 def test_records_that_cannot_be_read_are_counted(day: Day, build: Build) -> None:
-    """Bytes that are no OTLP, a log record that is no outcome, and numbers no clock shows stop nothing."""
+    """Bytes that are not OTLP, a log record that is not an outcome, and impossible times do not stop a night."""
     day.append(day.record(b"k", b"\xff\xff", "acme"), day.app(1), day.app(2, start_ns=2**64 - 1))
     day.outcomes(
         day.record(b"k", b"\xff\xff", "acme"),
@@ -449,7 +438,7 @@ def test_new_is_what_the_last_published_night_had_not_read(day: Day, build: Buil
         day.outcome(target={"trace_id": trace_id(4)}, value="x", received_ns=T0 + 2 * HOUR),
     )
     built, _ = build(day, manifest=day.freeze(last=last))
-    assert {item.episode.trace_id: item.new for item in built} == {
+    assert {item.episode.trace_id: item.is_new for item in built} == {
         trace_id(1): False,  # sent twice
         trace_id(2): True,  # its tokens came late
         trace_id(3): True,  # retracted

@@ -1,4 +1,4 @@
-"""Who was forgotten is in no episode: their traces, their conversations, the servers' view of them, their word on others."""
+"""A forgotten user is in no episode: not by trace, by conversation, by a server's span, or by an outcome they gave."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.erasure import Erasure, hash_subject, request_erasure
 from nightschool.errors import NightError, RecordError
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream, open_stream
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.examples.select import Example, Selection
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.publish.lineage import mark_of, with_lineage
 
@@ -53,17 +51,7 @@ Built = Callable[..., tuple[list[BuiltEpisode], dict[str, int]]]
 
 
 def freeze(stream: Stream, tenant: str = "acme", last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant=tenant,
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=0,
-    )
+    return freeze_whole_stream(stream, tenant=tenant, last_published=last)
 
 
 def say(stream: Stream, trace: int, span: int = 1, *, tenant: str = "acme", call: bool = True, **attributes: Any) -> None:
@@ -127,7 +115,7 @@ def test_what_nobody_signed_in_their_conversations_goes_too(stream: Stream, buil
 
 
 def test_a_servers_view_of_their_calls_goes_too(stream: Stream, built: Built) -> None:
-    """A server span in a trace of its own names nobody; the response id says whose it is."""
+    """A server's span in a trace of its own names no user; the response id says whose it is."""
     say(stream, 1, SUBJECT="anna", GEN_AI_RESPONSE_ID="r1")
     say(stream, 9, SPAN_SIDE="server", GEN_AI_RESPONSE_ID="r1", PROMPT_TOKEN_IDS=TOKENS)
     forget(stream, "anna")
@@ -135,7 +123,7 @@ def test_a_servers_view_of_their_calls_goes_too(stream: Stream, built: Built) ->
 
 
 def test_their_word_on_others_goes_and_the_others_stay(stream: Stream, built: Built) -> None:
-    """A rater is a person too."""
+    """Outcomes that they gave about other users' traces go; the traces stay."""
     say(stream, 1, SUBJECT="bob")
     rate(stream, 1, by="anna")
     rate(stream, 1, by="carl")
@@ -163,7 +151,7 @@ def test_what_arrives_later_is_forgotten_too_until_taken_back(stream: Stream, bu
 
 
 def test_a_night_applies_the_erasures_it_froze(stream: Stream, built: Built) -> None:
-    """The same manifest gives the same batch: one that came later does not change what is built from it, it forbids to use it."""
+    """The same manifest gives the same batch: a later erasure does not change what is built, it forbids to use it."""
     say(stream, 1, SUBJECT="anna")
     before = freeze(stream)
     forget(stream, "anna")
@@ -183,7 +171,7 @@ def selection(*users: str) -> Selection:
             "demonstration": None,
         }
         sampling: dict[str, Any] = {"max_tokens": 1, "cut_short": False, "temperature": 1.0, "top_p": 1.0, "stop": ()}
-        return Example(id=user, trace_id=user, user=user, **plain, **sampling)
+        return Example(id=user, trace_id=user, cluster=user, **plain, **sampling)
 
     train, holdout = users[::2], users[1::2]
     return Selection(tuple(map(example, train)), tuple(map(example, holdout)), {}, len(users))
@@ -191,7 +179,7 @@ def selection(*users: str) -> Selection:
 
 @pytest.mark.parametrize("user", ["anna", "bob"])
 def test_a_night_that_knows_somebody_forgotten_since_is_refused(stream: Stream, user: str) -> None:
-    """Trained on or tested with: it stops before it publishes. One that does not know them, or froze the erasure, goes on."""
+    """Trained on or tested with, it stops before it publishes. One without them, or that froze the erasure, goes on."""
     say(stream, 1, SUBJECT="anna")
     manifest = freeze(stream)
     refuse_forgotten(stream, manifest, selection("anna", "bob"))
@@ -203,7 +191,7 @@ def test_a_night_that_knows_somebody_forgotten_since_is_refused(stream: Stream, 
 
 
 def test_an_erasure_is_no_new_evidence(stream: Stream) -> None:
-    """It alone starts no night, and the topic may appear between two nights."""
+    """An erasure alone starts no night, and its topic may appear between two nights."""
     say(stream, 1, SUBJECT="anna")
     first = freeze(stream)
     forget(stream, "bob")
@@ -214,7 +202,7 @@ def test_an_erasure_is_no_new_evidence(stream: Stream) -> None:
 
 
 def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: Built) -> None:
-    """It may be anybody's."""
+    """The erasure may be that of any user of the night."""
     say(stream, 1, SUBJECT="anna")
     stream.append(names.TOPIC_ERASURE, [Record(b"acme/x", b"?", {})])
     with pytest.raises(RecordError, match="no erasure"):
@@ -224,7 +212,7 @@ def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: B
 # --- redacted calls -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("redacted", [False, True])
 def test_token_ids_of_a_redacted_call_are_not_used(stream: Stream, built: Built, redacted: bool) -> None:
-    """The server's ids still spell what the app's text no longer says; they are left out, the call stays, and it is counted."""
+    """The server's ids still spell the text before it was redacted: they are left out and counted, the call stays."""
     said: dict[str, Any] = {"REDACTION_VERSION": "1"} if redacted else {}
     say(stream, 1, GEN_AI_RESPONSE_ID="r1", **said)
     tokens: dict[str, Any] = {"PROMPT_TOKEN_IDS": TOKENS, "COMPLETION_TOKEN_IDS": TOKENS, "COMPLETION_LOGPROBS": LOGPROBS}
@@ -237,7 +225,7 @@ def test_token_ids_of_a_redacted_call_are_not_used(stream: Stream, built: Built,
 
 # --- lineage ------------------------------------------------------------------------------------------------------------
 def test_a_manifest_carries_marks_of_whom_it_knew(stream: Stream) -> None:
-    """Whoever knows the subject finds it; the marks of two nights do not match, and the night's digest stays."""
+    """With the subject its mark can be found; the marks of two nights do not match, and the night's digest stays."""
     say(stream, 1, SUBJECT="anna")
     manifest = freeze(stream)
     known = NightManifest.from_json(with_lineage(manifest, selection("anna", "bob")).to_json())

@@ -11,16 +11,15 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from nightschool import semconv as names
-from nightschool.config.settings import NightConfig
 from nightschool.errors import DataLossError, NightError
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.episodes.parallel_reading import WORTH_A_HELPER, Helper, how_many, share_out
-from nightschool_nightly.episodes.store import BuiltEpisode, EpisodeStore, ReadCounts
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.parallel_reading import MIN_RECORDS, ReadingProcess, count_processes, share_out
+from nightschool_nightly.episodes.store import EpisodeStore
+from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 
 HEADERS = {names.HEADER_TENANT: b"acme"}
@@ -56,7 +55,7 @@ def outcome(number: int, text: str, **target: object) -> Record:
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Iterator[SqliteStream]:
-    """A day on which much came twice, some of it differing, in every partition: only the order says which copy counts."""
+    """A day with many copies in every partition, some of which differ: only the order decides which copy counts."""
     with SqliteStream(tmp_path / "stream.db", partitions=5) as stream:
         for copy in range(3):
             stream.append(names.TOPIC_SPANS, [span(number, f"answer {number} {copy}") for number in range(1, 120)])
@@ -69,18 +68,7 @@ def stream(tmp_path: Path) -> Iterator[SqliteStream]:
 
 
 def freeze(stream: SqliteStream) -> NightManifest:
-    base = BaseModel("a" * 64, "b" * 64, "c" * 64)
-    return freeze_night(
-        stream,
-        tenant="acme",
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=base,
-        rubrics={},
-        pointer=Pointer(),
-        last_published=None,
-        now_ms=0,
-    )
+    return freeze_whole_stream(stream, tenant="acme")
 
 
 def build(stream: SqliteStream, folder: Path, processes: int) -> tuple[list[BuiltEpisode], ReadCounts, int]:
@@ -93,7 +81,7 @@ def build(stream: SqliteStream, folder: Path, processes: int) -> tuple[list[Buil
 
 
 def test_processes_change_nothing(stream: SqliteStream, tmp_path: Path) -> None:
-    """The same episodes in the same order, the same copy of what came twice, the same counts; and no file stays behind."""
+    """The same episodes in the same order, the same one of several copies, the same counts; and no file is left."""
     alone = build(stream, tmp_path / "1", 1)
     assert len(alone[0]) == 119 and alone[1].dropped["duplicate-span"] == 2 * 119 and alone[2] == 1
     assert {item.episode.calls[0].answer.text.split()[-1] for item in alone[0]} == {"0"}
@@ -112,24 +100,27 @@ def test_shares_keep_the_order_and_are_even() -> None:
     assert share_out([], 2) == []
 
 
-def test_a_small_day_needs_no_help(stream: SqliteStream) -> None:
-    """Starting a process costs more than it saves, and a stream that no other process can open is read alone."""
-    small, large = ([FrozenRange("t", "", n, 0, 0, size) for n in range(4)] for size in (10, WORTH_A_HELPER))
-    assert how_many(stream, small) == 1
+def test_a_small_day_is_read_by_one_process(stream: SqliteStream) -> None:
+    """For few records a process costs more than it saves; a stream that no other process can open is read by one."""
+    small, large = ([FrozenRange("t", "", n, 0, 0, size) for n in range(4)] for size in (10, MIN_RECORDS))
+    assert count_processes(stream, small) == 1
 
     class Closed(SqliteStream):
         def __reduce__(self) -> tuple[object, ...]:
             raise TypeError("stays here")
 
     with Closed(stream.path, partitions=1) as closed:
-        assert how_many(closed, large) == 1
+        assert count_processes(closed, large) == 1
 
 
-def test_an_error_of_a_helper_is_the_nights(stream: SqliteStream, tmp_path: Path) -> None:
-    """What one process cannot read stops the night with the same error, and a process that dies is none that read nothing."""
+def test_an_error_of_a_reading_process_is_the_nights(stream: SqliteStream, tmp_path: Path) -> None:
+    """What one process cannot read stops the night with the same error; one that died has not read an empty part."""
     lost = FrozenRange(names.TOPIC_SPANS, "", 0, -5, 0, 9)
-    with Helper(tmp_path / "a", stream, "acme", [lost]) as helper, pytest.raises(DataLossError, match="offsets -5 to -1"):
-        helper.result()
+    with (
+        ReadingProcess(tmp_path / "a", stream, "acme", [lost]) as process,
+        pytest.raises(DataLossError, match="offsets -5 to -1"),
+    ):
+        process.result()
     (tmp_path / "b").write_text("in the way")
-    with Helper(tmp_path / "b", stream, "acme", []) as helper, pytest.raises(NightError, match="ended with status 1"):
-        helper.result()
+    with ReadingProcess(tmp_path / "b", stream, "acme", []) as process, pytest.raises(NightError, match="ended with status 1"):
+        process.result()

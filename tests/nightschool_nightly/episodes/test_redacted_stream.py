@@ -1,4 +1,4 @@
-"""Records that a foreign collector stored: read by the tenant's rules, they are what ours would have stored."""
+"""Records that another collector stored: read by the tenant's rules, they are what ours would have stored."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def values(stream: Stream, topic: str) -> list[bytes]:
 
 
 def test_a_foreign_collectors_span_is_read_redacted(stream: Stream, redactor: Redactor) -> None:
-    """Words and user ids, whether or not it passed a tenant header on; what is stored stays as it is."""
+    """Texts and user ids are redacted, with or without a tenant header; the stored records stay as they are."""
     stream.append(names.TOPIC_SPANS, [Record(b"k", span(), {}), Record(b"k", span(), {names.HEADER_TENANT: b"acme"})])
     read = values(RedactedStream(stream, redactor), names.TOPIC_SPANS)
     assert len(set(read)) == 1 and MAIL.encode() not in read[0] and b"<EMAIL_" in read[0]
@@ -55,14 +55,14 @@ def test_a_foreign_collectors_span_is_read_redacted(stream: Stream, redactor: Re
 
 
 def test_what_our_collector_stored_is_read_as_it_is(stream: Stream, redactor: Redactor) -> None:
-    """It was redacted by the rules of its day; a tenant may have been allowed more then."""
+    """It was redacted by the rules of its time, which may have been less strict."""
     stream.append(names.TOPIC_SPANS, [Record(b"k", span(), OURS)])
     assert values(RedactedStream(stream, redactor), names.TOPIC_SPANS) == [span()]
 
 
 @pytest.mark.parametrize("topic", [names.TOPIC_LOGS, names.TOPIC_OUTCOMES])
 def test_outcomes_of_a_foreign_collector_are_read_redacted(stream: Stream, redactor: Redactor, topic: str) -> None:
-    """With the pseudonyms of the trace they are about; everything else they say stays."""
+    """They get the same pseudonyms as the trace they are about; everything else in them stays."""
     outcome = Outcome({"trace_id": "1" * 32}, "reply", final_text=f"Dear {MAIL}", source_id="ann", event_id="e", occurred_at_ns=5)
     stream.append(topic, [Record(b"k", to_logs_request(outcome, tenant="acme", received_ns=7).SerializeToString(), {})])
     (value,) = values(RedactedStream(stream, redactor), topic)
@@ -74,20 +74,20 @@ def test_outcomes_of_a_foreign_collector_are_read_redacted(stream: Stream, redac
 
 
 def test_records_that_make_no_sense_pass_through(stream: Stream, redactor: Redactor) -> None:
-    """Whoever reads them next says so and keeps them aside."""
+    """What reads them next counts them as unreadable and copies them to the dead-letter topic."""
     for topic in (names.TOPIC_SPANS, names.TOPIC_LOGS, names.TOPIC_OUTCOMES):
         stream.append(topic, [Record(b"k", b"\xff anna@example.com", {})])
         assert values(RedactedStream(stream, redactor), topic) == [b"\xff anna@example.com"]
 
 
 def test_another_process_reads_the_same(stream: Stream, redactor: Redactor) -> None:
-    """A large day is read by several: the wrapped stream travels, its rules and secret with it."""
+    """A large day is read by several processes: the wrapped stream can be sent to them, with its rules and secret."""
     stream.append(names.TOPIC_SPANS, [Record(b"k", span(), {})])
     with pickle.loads(pickle.dumps(RedactedStream(stream, redactor))) as copy:
         assert values(copy, names.TOPIC_SPANS) == values(RedactedStream(stream, redactor), names.TOPIC_SPANS)
 
 
 def test_a_redactors_digest_tells_rules_and_secrets_apart() -> None:
-    """What the manifest holds: another rule or secret is another night."""
+    """The manifest holds it: with another rule or secret it is another night."""
     digests = {Redactor(*made).digest for made in ((Rules(), "a"), (Rules(), "b"), (Rules(kinds=["ip"]), "a"), (Rules(), "a"))}
     assert len(digests) == 3

@@ -17,18 +17,22 @@ from nightschool.config.settings import NightConfig
 from nightschool.episode import (
     Episode,
     Message,
-    ModelCall,
     OtherPart,
     OutcomeHistory,
     Part,
+    RecordedCall,
     SampledTokens,
     TextPart,
     ToolCallPart,
 )
 from nightschool.errors import NightError
 from nightschool.outcomes.record import Outcome
-from nightschool_nightly.episodes.store import BuiltEpisode
-from nightschool_nightly.examples.select import Drop, Selection, find_references, is_held_out, load_selection, select_examples
+from nightschool_nightly.episodes.assemble import BuiltEpisode
+from nightschool_nightly.episodes.reasons import DropReason
+from nightschool_nightly.examples.example import Selection, load_selection
+from nightschool_nightly.examples.references import find_references
+from nightschool_nightly.examples.select import select_examples
+from nightschool_nightly.examples.split import is_held_out
 from nightschool_nightly.rewards.rubric import Rubric, parse_rubric
 
 RUBRIC = parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
@@ -53,8 +57,8 @@ def outcome(value: Any = "fraud", **fields: Any) -> OutcomeHistory:
 
 def call(
     number: int = 1, *, message: Part | None = None, answer: Part | None = None, role: str = "user", **fields: Any
-) -> ModelCall:
-    return ModelCall(
+) -> RecordedCall:
+    return RecordedCall(
         span_id=f"{number:016x}",
         messages=(Message(role, (message or TextPart(f"message {number}"),)),),
         answer=Message("assistant", (answer or TextPart("card"),)),
@@ -93,18 +97,18 @@ def test_no_user_learns_and_tests() -> None:
     """Every example of a user is on one side, and about a quarter of the users tests."""
     built = [episode(number, subject=f"user-{number % 100}") for number in range(1, 301)]
     selection = select(built)
-    train, holdout = ({example.user for example in part} for part in (selection.train, selection.holdout))
+    train, holdout = ({example.cluster for example in part} for part in (selection.train, selection.holdout))
     assert not train & holdout and len(train | holdout) == 100
     assert 15 <= len(holdout) <= 35
     assert len(everything(selection)) == 300
 
 
 def test_a_user_stays_on_one_side_every_night() -> None:
-    """The side is the user's alone: no other traffic, and no larger share, turns a tester into training data."""
+    """The side depends on the user alone: neither other traffic nor a larger share makes a tester train."""
     users = [f"user-{number}" for number in range(300)]
     held = {user for user in users if is_held_out("acme", user, 0.25)}
     night = select([episode(number, subject=user) for number, user in enumerate(users[100:200], start=1)])
-    assert {example.user for example in night.holdout} == held & set(users[100:200])
+    assert {example.cluster for example in night.holdout} == held & set(users[100:200])
     assert held < {user for user in users if is_held_out("acme", user, 0.5)}
     assert held != {user for user in users if is_held_out("globex", user, 0.25)}
 
@@ -112,7 +116,7 @@ def test_a_user_stays_on_one_side_every_night() -> None:
 def test_a_trace_without_user_is_its_own_user() -> None:
     """Unknown users are not one user: each such trace stands for itself."""
     selection = select([episode(number, subject=None) for number in range(1, 9)])
-    assert {example.user for example in everything(selection)} == {f"{number:032x}" for number in range(1, 9)}
+    assert {example.cluster for example in everything(selection)} == {f"{number:032x}" for number in range(1, 9)}
 
 
 def test_one_user_has_at_most_a_share() -> None:
@@ -121,9 +125,9 @@ def test_one_user_has_at_most_a_share() -> None:
     settings = NightConfig(max_share_per_user=0.1)
     selection, again = select(built, settings=settings), select(list(reversed(built)), settings=settings)
     side = selection.holdout if is_held_out("acme", "busy", settings.holdout_share) else selection.train
-    kept = Counter(example.user for example in side)["busy"]
+    kept = Counter(example.cluster for example in side)["busy"]
     assert kept == -(-(len(side) - kept + 40) // 10)  # a tenth of that side as it was, rounded up
-    assert selection.dropped == {Drop.USER_SHARE: 40 - kept}
+    assert selection.dropped == {DropReason.USER_SHARE: 40 - kept}
     assert again == selection
 
 
@@ -162,7 +166,7 @@ def test_tokens_of_another_tokenizer_are_not_trusted(tokenizer: str | None) -> N
     )
     rendered = everything(select([episode(1)]))[0].prompt_ids
     assert (everything(ours)[0].prompt_ids, ours.dropped) == ((7, 8), {})
-    assert (everything(theirs)[0].prompt_ids, theirs.dropped) == (rendered, {Drop.OTHER_TOKENIZER: 1})
+    assert (everything(theirs)[0].prompt_ids, theirs.dropped) == (rendered, {DropReason.OTHER_TOKENIZER: 1})
 
 
 def test_a_bare_completion_is_never_put_into_a_chat_template() -> None:
@@ -171,7 +175,7 @@ def test_a_bare_completion_is_never_put_into_a_chat_template() -> None:
     built = [episode(1, calls=(call(1, is_chat=False),)), episode(2, calls=(call(2, is_chat=False, tokens=tokens),))]
     selection = select(built)
     assert [example.prompt_ids for example in everything(selection)] == [(7, 8)]
-    assert selection.dropped == {Drop.NOT_CHAT: 1}
+    assert selection.dropped == {DropReason.NOT_CHAT: 1}
 
 
 def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> None:
@@ -204,16 +208,16 @@ def test_a_rubric_of_checks_needs_no_outcome() -> None:
         ([outcome(True)], {"queue": "card"}),  # approved: the answer itself
         ([outcome(True, source_id="a"), outcome("card", source_id="b")], {"queue": "card"}),
         ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], {"queue": "fraud"}),
-        ([outcome("fraud", source_id="a"), outcome("loan", source_id="b")], Drop.CONFLICT),
-        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], Drop.CONFLICT),
-        ([outcome(False)], Drop.NO_OUTCOME),  # wrong, but nobody said what is right
-        ([outcome(1.0)], Drop.NO_OUTCOME),
-        ([outcome("fraud", name="mood")], Drop.NO_OUTCOME),
-        ([], Drop.NO_OUTCOME),
+        ([outcome("fraud", source_id="a"), outcome("loan", source_id="b")], DropReason.CONFLICT),
+        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], DropReason.CONFLICT),
+        ([outcome(False)], DropReason.NO_OUTCOME),  # wrong, but nobody said what is right
+        ([outcome(1.0)], DropReason.NO_OUTCOME),
+        ([outcome("fraud", name="mood")], DropReason.NO_OUTCOME),
+        ([], DropReason.NO_OUTCOME),
     ],
 )
 def test_references_are_what_humans_finally_chose(histories: list[OutcomeHistory], expected: Any) -> None:
-    """An edit, a text, or approval of the answer; two different choices are no choice, silence and a bare no are unknown."""
+    """An edit, a text, or approval of the answer. Two choices are no choice; silence and a plain no are unknown."""
     assert find_references(call(), histories, RUBRIC) == expected
 
 
@@ -238,23 +242,23 @@ def test_two_references_are_no_demonstration() -> None:
 @pytest.mark.parametrize(
     ("built", "reason"),
     [
-        (episode(1, new=False), Drop.SEEN),
-        (episode(1, task="reply"), Drop.NO_RUBRIC),
-        (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), Drop.NOT_TEXT_ANSWER),
-        (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), Drop.NOT_TEXT_PROMPT),
-        (episode(1, calls=(call(role="wizard"),)), Drop.NO_TEMPLATE),
-        (episode(1, outcomes=[outcome(False)]), Drop.NO_OUTCOME),
-        (episode(1, outcomes=[outcome("a", source_id="a"), outcome("b", source_id="b")]), Drop.CONFLICT),
-        (episode(1, calls=(call(message=TextPart("x" * 2000)),)), Drop.TOO_LONG),
+        (episode(1, new=False), DropReason.SEEN),
+        (episode(1, task="reply"), DropReason.NO_RUBRIC),
+        (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), DropReason.NOT_TEXT_ANSWER),
+        (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), DropReason.NOT_TEXT_PROMPT),
+        (episode(1, calls=(call(role="wizard"),)), DropReason.NO_TEMPLATE),
+        (episode(1, outcomes=[outcome(False)]), DropReason.NO_OUTCOME),
+        (episode(1, outcomes=[outcome("a", source_id="a"), outcome("b", source_id="b")]), DropReason.CONFLICT),
+        (episode(1, calls=(call(message=TextPart("x" * 2000)),)), DropReason.TOO_LONG),
     ],
 )
-def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: Drop) -> None:
-    """What is left out is counted under its reason, and the rest of the night does not notice."""
+def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: DropReason) -> None:
+    """What is left out is counted under its reason, and nothing else changes."""
     other = episode(2)
     selection = select([built, other])
     assert selection.dropped == {reason: 1}
     assert [example.trace_id for example in everything(selection)] == [other.episode.trace_id]
-    assert selection.num_new_episodes == 1 + built.new
+    assert selection.num_new_episodes == 1 + built.is_new
 
 
 def test_a_prompt_fits_with_its_answer_or_is_too_long() -> None:
@@ -262,7 +266,7 @@ def test_a_prompt_fits_with_its_answer_or_is_too_long() -> None:
     tokens = SampledTokens(tuple(range(90)), (1,), (-0.1,))
     built = [episode(1, calls=(call(1, request={"max_tokens": 10}, tokens=tokens),))]
     assert select(built, max_model_len=100).dropped == {}
-    assert select(built, max_model_len=99).dropped == {Drop.TOO_LONG: 1}
+    assert select(built, max_model_len=99).dropped == {DropReason.TOO_LONG: 1}
 
 
 def test_the_same_prompt_is_taken_once() -> None:
@@ -275,7 +279,7 @@ def test_the_same_prompt_is_taken_once() -> None:
     ]
     selection = select(built)
     assert [example.trace_id for example in everything(selection)] == [built[0].episode.trace_id]
-    assert selection.dropped == {Drop.DUPLICATE: 2}
+    assert selection.dropped == {DropReason.DUPLICATE: 2}
 
 
 # --- file ---------------------------------------------------------------------------------------------------------------
@@ -311,11 +315,11 @@ def test_what_the_doctor_sends_is_never_learned_from() -> None:
         tokenizer=Letters(),
         max_model_len=2048,
     )
-    assert everything(selection) == [] and selection.dropped == {Drop.DOCTOR: 1}
+    assert everything(selection) == [] and selection.dropped == {DropReason.DOCTOR: 1}
 
 
 def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
-    """The example, or why there is none; what an earlier night has seen is nobody's news."""
+    """The example, or why there is none; not an episode that an earlier night has seen."""
     seen: dict[str, Any] = {}
     selection = select_examples(
         [episode(1), episode(2, task="other"), episode(3, new=False)],
@@ -326,24 +330,4 @@ def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
         max_model_len=2048,
         watch=lambda found, fate: seen.update({found.trace_id: fate}),
     )
-    assert seen == {f"{1:032x}": everything(selection)[0], f"{2:032x}": Drop.NO_RUBRIC}
-
-
-def test_reasons_are_pinned() -> None:
-    """Reports and dashboards name these reasons; a new one is a deliberate change."""
-    assert [reason.value for reason in Drop] == [
-        "seen-by-an-earlier-night",
-        "doctor",
-        "task-without-rubric",
-        "answer-is-not-text",
-        "message-is-not-text",
-        "completion-without-token-ids",
-        "refused-by-chat-template",
-        "no-outcome",
-        "outcome-not-settled",
-        "conflicting-outcomes",
-        "prompt-too-long",
-        "duplicate-prompt",
-        "over-share-of-one-user",
-        "tokens-of-another-tokenizer",
-    ]
+    assert seen == {f"{1:032x}": everything(selection)[0], f"{2:032x}": DropReason.NO_RUBRIC}

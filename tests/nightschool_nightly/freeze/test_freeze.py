@@ -51,7 +51,7 @@ def freeze(stream: Stream, last: NightManifest | None = None, **changes: Any) ->
 
 
 def test_a_first_night_reads_everything_as_new(stream: Stream) -> None:
-    """Every partition from its first record to its end of now, all of it new; topics that do not exist have no range."""
+    """Every partition from its first record to its present end, all of it new; a missing topic has no range."""
     manifest = freeze(stream)
     ends = stream.end_offsets(SPANS)
     identity = stream.topic_id(SPANS) or ""
@@ -72,7 +72,7 @@ def test_a_night_after_a_published_one_starts_where_that_ended(stream: Stream) -
 
 
 def test_the_digest_is_of_the_input_not_of_the_clock(stream: Stream) -> None:
-    """The same evidence frozen later, or kept in another folder, is the same night; anything that decides makes another."""
+    """The same input frozen later, or kept in another folder, is the same night; all that decides makes another."""
     first = freeze(stream)
     assert freeze(stream, now_ms=2).digest == first.digest
     assert freeze(stream, settings=NightConfig(state=Path("elsewhere"))).digest == first.digest
@@ -135,7 +135,7 @@ def test_an_end_before_what_was_read_is_data_loss(stream: Stream) -> None:
 
 
 def test_expiry_before_a_first_night_is_no_loss(stream: Stream, path: Path) -> None:
-    """Nobody was promised what expired before anybody wanted it."""
+    """A first night reads what there is; what expired before it was not missed by any night."""
     expire(path, before=3)
     assert (freeze(stream).ranges[0].start, freeze(stream).ranges[0].new_from) == (3, 3)
 

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 
 from nightschool import semconv
-from nightschool.config.settings import NightConfig
 from nightschool.errors import DataLossError
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream, open_stream
-from nightschool_nightly.freeze.freeze import check_unchanged, freeze_night
+from nightschool_nightly.freeze.freeze import check_unchanged, freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
 
 pytestmark = pytest.mark.kafka
@@ -59,21 +56,11 @@ def expire(broker: Any, *, before: int) -> None:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_night(
-        stream,
-        tenant="acme",
-        settings=NightConfig(),
-        dtype="float32",
-        base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
-        rubrics={},
-        pointer=Pointer(),
-        last_published=last,
-        now_ms=1,
-    )
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
 
 
 def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:
-    """The same name and even the same offsets are other records: neither the next night nor a resumed one reads them."""
+    """The same name and offsets can be other records: neither the next night nor a resumed one reads them."""
     last = freeze(stream)
     check_unchanged(stream, last.ranges)
     delete_topic(broker)
@@ -86,7 +73,7 @@ def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:
 
 
 def test_expired_offsets_are_refused_by_their_range(stream: Stream, broker: Any) -> None:
-    """Offsets that expired before a night read them are named; those that one had read may go."""
+    """Offsets that expired before a night read them are named; those that a night has read may expire."""
     last = freeze(stream)
     fill(stream, 10)
     expire(broker, before=10)

@@ -31,14 +31,14 @@ def test_a_manifest_survives_its_file(make_manifest: Callable[..., NightManifest
     ],
 )
 def test_an_altered_manifest_is_refused(name: str, value: object, make_manifest: Callable[..., NightManifest]) -> None:
-    """Nobody resumes a night on another input than it froze."""
+    """A night is never resumed on another input than it froze."""
     raw = json.loads(make_manifest().to_json()) | {name: value}
     with pytest.raises(NightError, match="does not match its own digest: it was altered"):
         NightManifest.from_json(json.dumps(raw))
 
 
 def test_an_altered_range_is_refused(make_manifest: Callable[..., NightManifest]) -> None:
-    """One offset more is another night."""
+    """A manifest with one offset more is not the night that was frozen."""
     raw = json.loads(make_manifest().to_json())
     raw["ranges"][0]["end"] += 1
     with pytest.raises(NightError, match="it was altered"):
@@ -57,7 +57,7 @@ def test_what_is_no_manifest_is_refused(change: str | dict[str, Any], make_manif
 
 
 def test_new_records_are_those_after_the_last_night(make_manifest: Callable[..., NightManifest]) -> None:
-    """Records to read are not yet records that are new."""
+    """Records that a night reads again are not new ones."""
     old = FrozenRange("ns.otlp_spans", "id", 0, 0, 7, 7)
     assert not make_manifest(ranges=(old,)).has_new_records
     assert make_manifest(ranges=(old, FrozenRange("ns.outcomes", "id", 0, 0, 6, 7))).has_new_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.gate.evaluate import answer_holdout
 from nightschool_nightly.gate.evaluation import Contender
 from nightschool_nightly.rewards.rubric import parse_rubric

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightschool.registry.folder import Pointer
-from nightschool_nightly.examples.select import Example, Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
 from nightschool_nightly.gate.gate import Comparison, Decision

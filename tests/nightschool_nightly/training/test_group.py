@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
 from nightschool_nightly.rollouts.sampler import Rollout
 from nightschool_nightly.training.group import score_group

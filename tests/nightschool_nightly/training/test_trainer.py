@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
 from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter, seed_of
 from nightschool_nightly.training.policy import Policy

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nightschool.config.settings import NightConfig
-from nightschool_nightly.examples.select import Example
+from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
 from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter
 from nightschool_nightly.training.policy import Policy

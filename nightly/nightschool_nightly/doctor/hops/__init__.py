@@ -1,1 +1,1 @@
-"""The hops a marked request goes through."""
+"""The hops that the marked request goes through: what each looks at, and what to do when it is broken."""

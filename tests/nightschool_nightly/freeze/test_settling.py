@@ -1,4 +1,4 @@
-"""When an episode is final, told by when its outcomes came."""
+"""When an episode is final, by when its outcomes were received."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import pytest
 from nightschool.config.settings import parse_config
 from nightschool.episode import Episode, OutcomeHistory
 from nightschool.outcomes.record import Outcome
-from nightschool_nightly.freeze.settling import Lateness, Standing, settling_names, standing, window_of
+from nightschool_nightly.freeze.settling import (
+    EpisodeState,
+    OutcomeSettling,
+    OutcomeState,
+    SettlingRules,
+    settle,
+    settling_names,
+    window_of,
+)
 
 HOUR_NS = 3_600 * 10**9
 T0 = 1_790_000_000 * 10**9
@@ -35,17 +43,17 @@ def history(*records: tuple[float, Any], name: str = "thumb", rater: str = "ann"
 def stands(
     *histories: OutcomeHistory, at: float, names: tuple[str, ...] = ("thumb",), retracted: tuple[OutcomeHistory, ...] = ()
 ) -> Any:
-    """Final or not, when in hours after the start, and the revision, of an episode as a night sees it `at` hours after."""
+    """Whether an episode is final for a night `at` hours after its start, the hour it became so, and its revision."""
     episode = Episode("acme", "1" * 32, "t", None, None, T0, (), tuple(histories), retracted)
-    lateness = Lateness(
+    rules = SettlingRules(
         {"thumb": 24 * 3_600_000, "resolved": 72 * 3_600_000}, 30 * 24 * 3_600_000, (T0 + int(at * HOUR_NS)) // 10**6
     )
-    found: Standing = standing(episode, names, lateness)
-    return found.is_final, (found.final_at_ns - T0) / HOUR_NS, found.revision
+    found = settle(episode, names, rules)
+    return found.state is EpisodeState.FINAL, (found.final_at_ns - T0) / HOUR_NS, found.revision
 
 
 def test_a_value_settles_when_nothing_followed_it() -> None:
-    """A thumb stands for a day before it counts; one that changes within the day starts the day anew."""
+    """A thumb must stand for a day before it counts; one that changes within the day begins the day anew."""
     assert stands(history((1, True)), at=24.9) == (False, 25, 0)
     assert stands(history((1, True)), at=25) == (True, 25, 0)
     assert stands(history((1, True), (20, False)), at=25) == (False, 44, 0)
@@ -53,7 +61,7 @@ def test_a_value_settles_when_nothing_followed_it() -> None:
 
 
 def test_a_human_final_answer_settles_at_once() -> None:
-    """Somebody wrote what it should have been: there is nothing to wait for, even when the night's hour is rounded down."""
+    """A human wrote the right answer: nothing is waited for, even if the night's hour, rounded down, is before it."""
     assert stands(history((1.5, "done")), at=1) == (True, 1.5, 0)
     assert stands(history((1, True), (2, "done")), at=2) == (True, 2, 0)
 
@@ -77,7 +85,7 @@ def test_every_expected_name_is_waited_for() -> None:
 
 
 def test_the_window_closes() -> None:
-    """After thirty days nothing is waited for: what is not there stays unknown, what comes settles as it comes."""
+    """After thirty days nothing is waited for: what is not there stays unknown, what comes later settles on arrival."""
     days = 30 * 24
     assert stands(at=days - 1) == (False, days, 0)
     assert stands(at=days) == (True, days, 0)
@@ -86,7 +94,7 @@ def test_the_window_closes() -> None:
 
 
 def test_names_wait_as_configured() -> None:
-    """The defaults, what a file changes, and nothing for a name nobody configured."""
+    """The defaults, what a file changes, and nothing for a name that is not configured."""
     config = parse_config('[outcomes.thumb]\nsettles_after = "0h"\n[outcomes.csat]\nsettles_after = "2h"', base=Path("/conf"))
     hour = 3_600_000
     assert settling_names(config, ["thumb", "csat", "queue", "resolved"]) == {"csat": 2 * hour, "resolved": 72 * hour}
@@ -105,3 +113,53 @@ def test_names_wait_as_configured() -> None:
 def test_a_night_sees_the_same_final_time_whenever_it_looks(at: float) -> None:
     """When an episode became final does not depend on the night that asks."""
     assert stands(history((1, True), (30, False)), at=at)[1:] == (25, 1)
+
+
+# --- the states of one outcome name -------------------------------------------------------------------------------------
+MISSING, UNSETTLED, SETTLED = OutcomeState.MISSING, OutcomeState.UNSETTLED, OutcomeState.SETTLED
+
+
+def after(*hours: float, wait: float = 24, closes: float = 720, answer: str | None = None) -> OutcomeSettling:
+    """A name whose records came at these hours; `answer` makes each of them a human's final answer."""
+    machine = OutcomeSettling(wait_ns=int(wait * HOUR_NS), closes_ns=int(closes * HOUR_NS))
+    for at in hours:
+        machine.receive(
+            Outcome({"response_id": "r"}, "thumb", value=None if answer else True, final_text=answer), int(at * HOUR_NS)
+        )
+    return machine
+
+
+@pytest.mark.parametrize(
+    ("machine", "state", "due"),
+    [
+        (after(), MISSING, 720),
+        (after(1), UNSETTLED, 25),
+        (after(1, 24), UNSETTLED, 48),  # in time: the wait begins anew
+        (after(1, 25), SETTLED, 25),  # too late: a revision, and what settled stays
+        (after(1, 25, 26), SETTLED, 25),
+        (after(1, wait=0), UNSETTLED, 1),  # due on arrival
+        (after(1, answer="done"), UNSETTLED, 1),
+        (after(719), UNSETTLED, 720),  # the window closes before the wait is over
+        (after(730), UNSETTLED, 730),  # after the window: due on arrival
+    ],
+)
+def test_a_record_moves_the_state(machine: OutcomeSettling, state: OutcomeState, due: float) -> None:
+    """Each transition of the table in the class, and when the name is due after it."""
+    assert (machine.state, machine.due_ns / HOUR_NS) == (state, due)
+
+
+@pytest.mark.parametrize(
+    ("machine", "night", "state"),
+    [
+        (after(), 719, MISSING),
+        (after(), 720, SETTLED),
+        (after(1), 24, UNSETTLED),
+        (after(1), 25, SETTLED),
+        (after(1, 25.5), 25, SETTLED),
+        (after(1.5, 25.7), 25, UNSETTLED),  # settled at 25.5, but the night's time is 25, rounded down to the hour
+        (after(1.5, answer="done"), 1, SETTLED),
+    ],
+)
+def test_a_night_sees_what_was_due_by_its_time(machine: OutcomeSettling, night: float, state: OutcomeState) -> None:
+    """Only what settles at once is settled before the hour of the night has come."""
+    assert machine.state_at(int(night * HOUR_NS)) is state
