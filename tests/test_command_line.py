@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nightschool.cli import COMMANDS, start_service
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.errors import MissingExtraError
 from nightschool.keys import KeyRing
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from nightschool.cli import add_config_argument
-from nightschool.config.settings import describe_settings, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.schema import describe_settings
 from nightschool.errors import ConfigError
 
 SUMMARY = "print every setting of nightschool.toml with its default and meaning, or check a file"

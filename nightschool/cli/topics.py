@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nightschool.cli import add_config_argument
-from nightschool.config.settings import duration_ms, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.settings import duration_ms
 from nightschool.config.stream import open_configured
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightschool.config.settings import SECTIONS, Config, NightConfig, OutcomeConfig, describe_settings, load_config, parse_config
+from nightschool.config.reader import load_config, parse_config
+from nightschool.config.schema import SECTIONS, describe_settings
+from nightschool.config.settings import Config, NightConfig, OutcomeConfig
 from nightschool.errors import ConfigError
 from nightschool.registry.base_model import PACKAGED, base_model_folder, describe_base_model
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nightschool.config.settings import Config, parse_config
+from nightschool.config.reader import parse_config
+from nightschool.config.settings import Config
 from nightschool.errors import ConfigError
 from nightschool.redaction import DEFAULT_KINDS
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from nightschool.config.settings import parse_config
+from nightschool.config.reader import parse_config
 from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.stream import Record

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nightschool import semconv as names
+from nightschool.config.reader import load_config
 from nightschool.config.redactors import redactors
-from nightschool.config.settings import load_config
 from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key, new_key
