@@ -22,7 +22,8 @@ from nightschool.keys import KeyRing, hash_key
 from nightschool.outcomes.tokens import OutcomeKey
 from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
-from nightschool.sdk.client import Client, Request
+from nightschool.sdk.client import Client
+from nightschool.sdk.request import Request
 from nightschool.stream import Stream, open_stream
 from nightschool_collector.app import create_app
 from nightschool_collector.outcomes.browser import BrowserSettings

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from nightschool.outcomes.tokens import DEFAULT_LIFETIME_S
 from nightschool.redaction import Rules
 from nightschool.sdk.calls import ModelCall, ToolCall
-from nightschool.sdk.client import AT_EXIT_TIMEOUT_S, UNSET, Client, Request, current_request, is_disabled
+from nightschool.sdk.client import AT_EXIT_TIMEOUT_S, UNSET, Client
 from nightschool.sdk.export.exporter import DEFAULT_MAX_QUEUE_BYTES, Stats
+from nightschool.sdk.request import Request, current_request, is_disabled
 
 _lock = threading.Lock()
 _default = Client("", "", api_key="", enabled=False)

@@ -12,7 +12,8 @@ from nightschool.sdk.snapshot import freeze
 from nightschool.sdk.span import SpanRecord
 
 if TYPE_CHECKING:
-    from nightschool.sdk.client import Client, Request
+    from nightschool.sdk.client import Client
+    from nightschool.sdk.request import Request
 
 TRACEPARENT = "traceparent"
 
