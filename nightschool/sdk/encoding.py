@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
 from nightschool import semconv
 from nightschool.otlp.varint import encode_varint
-from nightschool.sdk.snapshot import thaw
+from nightschool.sdk.snapshot import read_snapshot
 from nightschool.sdk.span import SpanRecord
 
 Scrub = Callable[[bytes], bytes]
@@ -57,7 +57,7 @@ def attributes_of(record: SpanRecord) -> dict[str, Any]:
     attributes = {**record.stamps, **record.attributes}
     if endpoint := record.endpoint:
         request, answer = record.request, record.answer
-        attributes.update(endpoint.request_attributes(thaw(request)) if isinstance(request, bytes) else request or {})
+        attributes.update(endpoint.request_attributes(read_snapshot(request)) if isinstance(request, bytes) else request or {})
         if record.server:
             attributes[semconv.SERVER_ADDRESS] = record.server[0]
             if record.server[1]:
@@ -67,7 +67,7 @@ def attributes_of(record: SpanRecord) -> dict[str, Any]:
         if record.first_chunk_s is not None:
             attributes[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = record.first_chunk_s
         if answer is not None:
-            attributes.update(endpoint.response_attributes(thaw(answer)) if isinstance(answer, bytes) else answer)
+            attributes.update(endpoint.response_attributes(read_snapshot(answer)) if isinstance(answer, bytes) else answer)
     for name, value in (record.late or {}).items():
         attributes.pop(name, None)  # the newest stands last
         attributes[name] = value

@@ -1,24 +1,24 @@
-"""One request of the app: what it marks, which of them is current, and how a function of any kind is run inside one."""
+"""A request of the app: what it marks, which request is the current one, and how a function of any kind runs inside one."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from opentelemetry.context import get_current
 from opentelemetry.trace import format_trace_id, get_current_span
 
 from nightschool import semconv
+from nightschool.errors import RecordError
+from nightschool.outcomes.fields import parse_target
+from nightschool.sdk.recorder import Recorder
+from nightschool.sdk.shield import Shield, is_strict
 from nightschool.sdk.span import SpanRecord
-
-if TYPE_CHECKING:
-    from nightschool.sdk.client import Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,22 +31,23 @@ def current_request() -> Request | None:
     return _current.get()
 
 
-def is_disabled() -> bool:
-    """Whether `NIGHTSCHOOL_DISABLED` turns everything into a no-op."""
-    return os.environ.get("NIGHTSCHOOL_DISABLED", "").lower() in ("1", "true", "yes")
+def request_of(client: Recorder) -> Request | None:
+    """The same, if `client` records it; None for a request of another client, which may be another tenant's."""
+    request = _current.get()
+    return request if request is not None and request.client is client else None
 
 
 class Request:
     """One request of the app: a context manager and a decorator.
 
-    Model calls inside, in this thread, in asyncio tasks and in threads that carry the context over (`asyncio.to_thread`,
-    `contextvars.copy_context().run`, or `with request.attached()`), belong to it. A generator should be decorated rather than
-    hold the block itself, because a generator's context is its consumer's.
+    Model calls inside it belong to it: in this thread, in asyncio tasks, and in threads that carry the context over
+    (`asyncio.to_thread`, `contextvars.copy_context().run`, or `with request.attached()`). Decorate a generator instead of opening
+    the block inside it, because a generator runs in the context of the code that reads it.
     """
 
     def __init__(
         self,
-        client_of: Callable[[], Client],
+        client_of: Callable[[], Recorder],
         *,
         task: str,
         user: object = None,
@@ -58,14 +59,14 @@ class Request:
         self._marks: dict[str, Any] = {"task": task, "user": user, "conversation": conversation, "episode": episode}
         self._capture_content = capture_content
         self._token: Token[Request | None] | None = None
-        self.client: Client | None = None
+        self.client: Recorder | None = None
         self.span: SpanRecord | None = None
         """None when nothing is recorded."""
         self.stamps: Mapping[str, Any] = {}
-        """What every span below carries; never changed in place, spans hold on to it."""
+        """The attributes of every span below. Replaced, never changed in place, because spans keep a reference to it."""
         self.captures_content = True
         self.response_id: str | None = None
-        """`gen_ai.response.id` of the newest model call, the best target for an outcome."""
+        """`gen_ai.response.id` of the newest model call: the best target of an outcome."""
 
     @property
     def trace_id(self) -> str | None:
@@ -73,7 +74,7 @@ class Request:
         return format_trace_id(self.span.trace_id) if self.span else None
 
     def identify(self, *, user: object = None, conversation: object = None) -> None:
-        """Say who the user is, or which conversation it is, once that is known."""
+        """Name the user or the conversation, once that is known."""
         if self.client is not None and self.span is not None:
             with self.client.shield:
                 late = self.client.stamps(user=user, conversation=conversation)
@@ -81,27 +82,27 @@ class Request:
                 self.span.late = {**(self.span.late or {}), **late}
 
     def tag_join(self, ns: str, id: object) -> None:  # noqa: A002 - what the wire calls it
-        """Give the request a name of the app's own, as `tag_join("ticket", "T-42")`; outcomes may then name that.
+        """Give the request an id of the app's own, as `tag_join("ticket", "T-42")`; an outcome may then name that id.
 
-        May come at any time, also when the request is over.
+        It may be called at any time, also after the request has ended.
         """
         client, span = self.client, self.span
         if client is None or span is None:
             return
         with client.shield:
-            key = client.checked_join_key(ns, id)
+            key = _checked_join_key(client.shield, ns, id)
             if key is None:
                 return
             tag = {f"{semconv.JOIN_KEY_PREFIX}{key['ns']}": key["id"]}
-            if span.ended_ns:  # it is on its way already: the tag goes as a span of its own
-                client.end_span(client.start_span("nightschool.tag_join", {**self.stamps, **tag}, parent=self))
+            if span.ended_ns:  # the span is already in the exporter, so the tag goes in a span of its own
+                client.end_span(client.start_span("nightschool.tag_join", {**self.stamps, **tag}, parent=span))
             else:
                 self.stamps = {**self.stamps, **tag}
                 span.late = {**(span.late or {}), **tag}
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[Self]:
-        """Work on this request in another thread, one that was started without the context."""
+        """Work on this request in a thread that was started without the context."""
         token = _current.set(self)
         try:
             yield self
@@ -120,7 +121,7 @@ class Request:
         self.close(error)
 
     def open(self) -> None:
-        """Start the span without making this the current request; `attached` does that, piece by piece."""
+        """Start the span, without making this the current request; `attached` does that for a piece of work."""
         client = self._client_of()
         self.client = client
         if client.is_enabled:
@@ -134,15 +135,15 @@ class Request:
         client, span = self.client, self.span
         if client is not None and span is not None and not span.ended_ns:
             try:
-                # Not a failure: a consumer that stopped listening to a generator, a cancelled task, the app being stopped.
+                # Only an `Exception` is a failure. A generator that is left early, a cancelled task and the end of the app are not.
                 if isinstance(error, Exception):
                     span.fail(error)
                 client.end_span(span)
             except Exception as ours:
                 client.shield.caught(ours)
 
-    def _start(self, client: Client) -> None:
-        outer = client._current_request()
+    def _start(self, client: Recorder) -> None:
+        outer = request_of(client)
         captures = self._captures(client, outer)
         stamps = client.stamps(**self._marks, captures_content=captures)
         if outer is not None:
@@ -150,31 +151,42 @@ class Request:
             if captures:
                 stamps.pop(semconv.CONTENT_CAPTURE, None)
         task = stamps.get(semconv.TASK, "")
-        span = client.start_span(f"invoke_workflow {task}", stamps, parent=outer)
+        span = client.start_span(f"invoke_workflow {task}", stamps, parent=outer.span if outer is not None else None)
         span.attributes = {semconv.GEN_AI_OPERATION_NAME: "invoke_workflow", semconv.GEN_AI_WORKFLOW_NAME: task}
-        if outer is None and (context := get_current()):  # without a span of the app this context is empty
+        if outer is None and (context := get_current()):  # empty, hence false, without a span of the app
             app_span = get_current_span(context).get_span_context()
             if app_span.is_valid:
                 span.link = app_span
         self.stamps, self.captures_content, self.span = stamps, captures, span
 
-    def _captures(self, client: Client, outer: Request | None) -> bool:
-        """What this request says itself, else what its task says; inside a request that keeps content out, it stays out."""
+    def _captures(self, client: Recorder, outer: Request | None) -> bool:
+        """What this request was told itself, else what its task was; False inside a request that keeps content out."""
         if self._capture_content is not None:
             return self._capture_content
         return (outer is None or outer.captures_content) and client.captures_content(str(self._marks["task"]))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Mark every call of `function`: plain, async, or a generator of either kind."""
+        """Make every call of `function` a request: a plain or async function, or a generator of either kind."""
 
-        def again() -> Request:
+        def new_request() -> Request:
             return Request(self._client_of, **self._marks, capture_content=self._capture_content)
 
-        return cast("Callable[P, R]", _wrap(cast("Callable[..., Any]", function), again))
+        return cast("Callable[P, R]", _wrap(cast("Callable[..., Any]", function), new_request))
+
+
+def _checked_join_key(shield: Shield, ns: object, id: object) -> dict[str, str] | None:  # noqa: A002
+    """A join key as outcomes write it; None, and a line in the log, for one that no outcome could name."""
+    try:
+        return parse_target({"join_key": {"ns": ns, "id": str(id)}})["join_key"]  # type: ignore[no-any-return]
+    except RecordError as error:
+        shield.log_once(f"a request is not tagged: {error}")
+        if is_strict(default=False):
+            raise
+        return None
 
 
 def _wrap(function: Callable[..., Any], request: Callable[[], Request]) -> Callable[..., Any]:
-    """`function` run inside a new request each time, whatever kind of function it is."""
+    """`function`, of whatever kind, so that each call runs inside a new request."""
 
     @functools.wraps(function)
     async def in_async_generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -202,8 +214,9 @@ def _wrap(function: Callable[..., Any], request: Callable[[], Request]) -> Calla
     return in_generator if inspect.isgeneratorfunction(function) else in_call
 
 
-# A generator runs in its consumer's context. The request is current only during its own steps; were it current from the
-# first to the last, the consumer would be in it too, and stay there for ever after leaving the generator halfway.
+# A generator runs in the context of the code that reads it. So the request is current only while the generator itself runs. If it
+# were current from the first item to the last, the reader's own work would be in it too, and all of it from then on if the
+# reader leaves the generator early.
 def _stepwise(request: Request, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     step = functools.partial(inner.send, None)
     with _opened(request), contextlib.closing(inner):
@@ -246,5 +259,5 @@ def _detach(token: Token[Request | None]) -> None:
     try:
         _current.reset(token)
     except ValueError:
-        # A block inside a generator that another thread or task finishes ends in a context without our token: nothing to undo.
+        # A generator that another thread or task finishes ends in a context that never had this token: there is nothing to undo.
         return

@@ -71,9 +71,9 @@ class SpanRecord:
     # Of a model call only.
     endpoint: Endpoint | None = None
     request: bytes | Mapping[str, Any] | None = None
-    """Parameters as `snapshot.freeze` left them, or attributes where that could not be done."""
+    """A snapshot of the parameters (`take_snapshot`), or attributes where none could be taken."""
     answer: bytes | Mapping[str, Any] | None = None
-    """What was picked of the answer, in the same two forms."""
+    """What was taken from the answer, in the same two forms."""
     server: tuple[str, int | None] | None = None
     first_chunk_s: float | None = None
     num_resends = 0

@@ -264,7 +264,7 @@ class _Choice:
         return {"message": answer, "finish_reason": self.finish_reason}
 
 
-class StreamedAnswer:
+class StreamedChat:
     """Puts the chunks of a streamed answer together into a chat completion."""
 
     def __init__(self) -> None:

@@ -51,7 +51,7 @@ CHAT = Endpoint(
     chat.request_attributes,
     chat.picked,
     chat.response_attributes,
-    chat.StreamedAnswer,
+    chat.StreamedChat,
 )
 COMPLETIONS = Endpoint(
     "/completions",

@@ -1,4 +1,4 @@
-"""Reads along with the app while an answer streams, and records the whole at the end."""
+"""Reads an answer along with the app, piece by piece, and records the whole at the end."""
 
 from __future__ import annotations
 
@@ -7,38 +7,18 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from nightschool.sdk.calls import ModelCall
-from nightschool.sdk.client import Client
 from nightschool.sdk.openai.endpoints import StreamedAnswer
+from nightschool.sdk.recorder import Recorder
 
 _MAX_BODY_BYTES = 16 << 20
-"""Of an answer that the app reads by hand; a longer one is recorded without its text."""
+"""Of an answer whose body the app reads itself; a longer one is recorded without its text, so that memory stays bounded."""
 
 
-def _watch_close(response: Any, watch: _Watch | _AsyncWatch, *, is_async: bool) -> None:
-    """Every way to close a stream early ends here. One dropped unclosed ends when Python collects it, as its connection does."""
-    name = "aclose" if is_async else "close"
-    close = getattr(response, name)
+# --- pieces of bytes ----------------------------------------------------------------------------------------------------
+class WholeBody:
+    """A `StreamedAnswer` out of a body that is one JSON text, read in pieces of bytes."""
 
-    if is_async:
-
-        async def close_async() -> None:
-            watch.closed()
-            await close()
-
-        setattr(response, name, close_async)
-    else:
-
-        def close_sync() -> None:
-            watch.closed()
-            close()
-
-        setattr(response, name, close_sync)
-
-
-class _Body:
-    """An answer that comes whole, in pieces of bytes."""
-
-    response_id = None  # the app reads it itself
+    response_id = None  # not known before the end, and the app reads the body itself
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -58,8 +38,8 @@ class _Body:
             return None
 
 
-class _EventStream:
-    """An answer that comes as server-sent events, in pieces of bytes that need not end where an event does."""
+class StreamedEvents:
+    """A `StreamedAnswer` out of server-sent events, read in pieces of bytes that need not end where an event does."""
 
     def __init__(self, answer: StreamedAnswer) -> None:
         self._answer = answer
@@ -67,6 +47,7 @@ class _EventStream:
 
     @property
     def response_id(self) -> str | None:
+        """The id of the answer, once an event has named it."""
         return self._answer.response_id
 
     def add(self, chunk: bytes) -> None:
@@ -78,13 +59,17 @@ class _EventStream:
                 self._answer.add(json.loads(value))
 
     def response(self) -> Any:
+        """What the events so far add up to."""
         return self._answer.response()
 
 
-class _Reading:
-    """Puts the chunks together and records the whole once, at the end, at an error, or when the app stops reading."""
+# --- reading along ------------------------------------------------------------------------------------------------------
+class _Recorded:
+    """Puts the chunks together and records the whole once: at the end, at an error, or when the app stops reading."""
 
-    def __init__(self, inner: Any, client: Client, call: ModelCall, answer: StreamedAnswer, *, is_streamed: bool = True) -> None:
+    def __init__(
+        self, inner: Any, client: Recorder, call: ModelCall, answer: StreamedAnswer, *, is_streamed: bool = True
+    ) -> None:
         self.inner = inner
         self._client = client
         self._call = call
@@ -111,7 +96,7 @@ class _Reading:
             self._call.end()
 
     def closed(self) -> None:
-        """The response is closed; by the app, unless it happens while the next chunk is being read."""
+        """The response is closed: by the app, unless it happens while the next chunk is being read."""
         if not self._is_reading:
             self._done()
 
@@ -119,7 +104,7 @@ class _Reading:
         self._done()
 
 
-class _Watch(_Reading):
+class Reading(_Recorded):
     """Reads along with a `Stream`, or with the bytes of a body."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -141,12 +126,12 @@ class _Watch(_Reading):
         return chunk
 
     def close(self) -> None:
-        """As of a generator, which this stands for."""
+        """Close the generator that this stands in for."""
         self.closed()
         self.inner.close()
 
 
-class _AsyncWatch(_Reading):
+class AsyncReading(_Recorded):
     """Reads along with an `AsyncStream`, or with the bytes of a body."""
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -168,6 +153,30 @@ class _AsyncWatch(_Reading):
         return chunk
 
     async def aclose(self) -> None:
-        """As of a generator, which this stands for."""
+        """Close the generator that this stands in for."""
         self.closed()
         await self.inner.aclose()
+
+
+def end_on_close(response: Any, reading: Reading | AsyncReading, *, is_async: bool) -> None:
+    """End `reading` when the app closes `response`: every way to leave a stream early closes it.
+
+    A response that is dropped without being closed ends when Python collects it, as its connection does.
+    """
+    name = "aclose" if is_async else "close"
+    close = getattr(response, name)
+
+    if is_async:
+
+        async def close_async() -> None:
+            reading.closed()
+            await close()
+
+        setattr(response, name, close_async)
+    else:
+
+        def close_sync() -> None:
+            reading.closed()
+            close()
+
+        setattr(response, name, close_sync)

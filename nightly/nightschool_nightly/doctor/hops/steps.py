@@ -23,9 +23,9 @@ from nightschool.keys import KeyRing, hash_key, new_key
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import BaseModel, describe_file
-from nightschool.sdk.client import CAPTURE_VARIABLE, Client
+from nightschool.sdk.client import Client, is_disabled
+from nightschool.sdk.content_capture import CAPTURE_VARIABLE
 from nightschool.sdk.export.delivery import Delivery, Reply
-from nightschool.sdk.request import is_disabled
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.dialects import context_of, read_messages
 from nightschool_nightly.doctor.ask import ask
