@@ -14,16 +14,16 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
+from nightschool.otlp.attributes import attributes_of
 from nightschool.sdk.api import use
 from nightschool.sdk.client import Client
 
@@ -232,7 +232,7 @@ def decode_spans(body: bytes) -> list[CapturedSpan]:
     """The spans of one OTLP request."""
     request = ExportTraceServiceRequest.FromString(body)
     return [
-        _decode_span(span, _plain_all(resource.resource.attributes))
+        _decode_span(span, attributes_of(resource.resource.attributes))
         for resource in request.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
@@ -248,25 +248,9 @@ def _decode_span(span: Span, resource: Mapping[str, Any]) -> CapturedSpan:
         parent_span_id=span.parent_span_id.hex(),
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
-        attributes=_plain_all(span.attributes),
+        attributes=attributes_of(span.attributes),
         resource=resource,
         status={0: "UNSET", 1: "OK", 2: "ERROR"}[span.status.code],
         status_message=span.status.message,
         links=tuple(link.trace_id.hex() for link in span.links),
     )
-
-
-def _plain_all(attributes: Iterable[KeyValue]) -> dict[str, Any]:
-    return {item.key: _plain(item.value) for item in attributes}
-
-
-def _plain(value: AnyValue) -> Any:
-    match value.WhichOneof("value"):
-        case "array_value":
-            return [_plain(item) for item in value.array_value.values]
-        case "kvlist_value":
-            return _plain_all(value.kvlist_value.values)
-        case None:
-            return None
-        case kind:
-            return getattr(value, kind)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv
 from nightschool.errors import RecordError, shown
+from nightschool.otlp.attributes import key_values, scalar_of
 from nightschool.outcomes.fields import (
     MAX_METADATA_BYTES,
     SOURCE_KINDS,
@@ -150,7 +150,7 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
     """One outcome as the OTLP request that the outcomes topic holds."""
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add()
-    resource.resource.attributes.append(_attribute(semconv.TENANT_ID, tenant))
+    resource.resource.attributes.extend(key_values({semconv.TENANT_ID: tenant}))
     log = resource.scope_logs.add().log_records.add()
     log.event_name = semconv.GEN_AI_EVALUATION_RESULT
     log.time_unix_nano = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
@@ -180,8 +180,7 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
         semconv.OUTCOME_SOURCE_KIND: outcome.source_kind,
         semconv.OUTCOME_SOURCE_ID: outcome.source_id,
     }
-    for name, value in {**required, **{k: v for k, v in optional.items() if v is not None}}.items():
-        log.attributes.append(_attribute(name, value))
+    log.attributes.extend(key_values({**required, **optional}))  # None is left out
     return request
 
 
@@ -191,7 +190,7 @@ def from_log_record(log: LogRecord) -> Outcome:
     A foreign `gen_ai.evaluation.result` event without our attributes is understood too: it targets its own span, or the
     response it names.
     """
-    attributes = {item.key: _plain(item.value) for item in log.attributes}
+    attributes: dict[str, Any] = {item.key: scalar_of(item.value) for item in log.attributes}
     if log.event_name != semconv.GEN_AI_EVALUATION_RESULT or semconv.GEN_AI_EVALUATION_NAME not in attributes:
         raise RecordError(f"log record {log.event_name!r} is not a {semconv.GEN_AI_EVALUATION_RESULT} event with a name")
     value = attributes.get(semconv.OUTCOME_VALUE, attributes.get(semconv.GEN_AI_EVALUATION_SCORE_LABEL))
@@ -245,20 +244,3 @@ def _log_target(log: LogRecord, attributes: Mapping[str, Any]) -> dict[str, Any]
     if any(log.trace_id):
         return {"trace_id": log.trace_id.hex(), **({"span_id": log.span_id.hex()} if any(log.span_id) else {})}
     return {"response_id": attributes.get(semconv.GEN_AI_RESPONSE_ID)}
-
-
-def _attribute(key: str, value: Value) -> KeyValue:
-    match value:
-        case bool():
-            return KeyValue(key=key, value=AnyValue(bool_value=value))
-        case int():
-            return KeyValue(key=key, value=AnyValue(int_value=value))
-        case float():
-            return KeyValue(key=key, value=AnyValue(double_value=value))
-        case _:
-            return KeyValue(key=key, value=AnyValue(string_value=value or ""))
-
-
-def _plain(value: AnyValue) -> Any:
-    kind = value.WhichOneof("value")
-    return getattr(value, kind) if kind in ("bool_value", "int_value", "double_value", "string_value") else None

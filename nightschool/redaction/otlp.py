@@ -21,6 +21,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from nightschool import semconv
+from nightschool.otlp.attributes import key_values
 from nightschool.redaction.redactor import UNREADABLE, VERSION, Found, Redactor, to_json
 
 M = TypeVar("M", bound=Message)
@@ -156,11 +157,8 @@ def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
     kept = [item for item in attributes if item.key not in gone]
     del attributes[:]
     attributes.extend(kept)
-    for key, value in (
-        (semconv.REDACTION_VERSION, VERSION),
-        (semconv.REDACTION_COUNTS, json.dumps(dict(sorted(counts.items())))),
-    ):
-        attributes.append(KeyValue(key=key, value=AnyValue(string_value=value)))
+    counted = json.dumps(dict(sorted(counts.items())))
+    attributes.extend(key_values({semconv.REDACTION_VERSION: VERSION, semconv.REDACTION_COUNTS: counted}))
 
 
 class _Pass:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
 from nightschool import semconv
+from nightschool.otlp.attributes import key_values
 from nightschool.otlp.varint import encode_varint
 from nightschool.sdk.snapshot import read_snapshot
 from nightschool.sdk.span import SpanRecord
@@ -32,7 +33,7 @@ class SpanEncoder:
 
     def __init__(self, resource: Mapping[str, Any], *, scope: str, scrub: Scrub | None = None) -> None:
         """`resource` describes the process; `scope` names who recorded."""
-        self._resource = _field(_RESOURCE, Resource(attributes=_key_values(resource)).SerializeToString())
+        self._resource = _field(_RESOURCE, Resource(attributes=key_values(resource)).SerializeToString())
         self._scope = _field(_SCOPE, InstrumentationScope(name=scope).SerializeToString())
         self._scrub = scrub
 
@@ -85,7 +86,7 @@ def _to_span(record: SpanRecord, attributes: Mapping[str, Any]) -> Span:
         kind=Span.SPAN_KIND_CLIENT if record.endpoint else Span.SPAN_KIND_INTERNAL,
         start_time_unix_nano=record.started_ns,
         end_time_unix_nano=record.ended_ns,
-        attributes=_key_values(attributes),
+        attributes=key_values(attributes),
         status=Status(code=Status.STATUS_CODE_ERROR, message=record.error[1]) if record.error else Status(),
         flags=_LOCAL,
     )
@@ -93,26 +94,6 @@ def _to_span(record: SpanRecord, attributes: Mapping[str, Any]) -> Span:
         flags = _REMOTE if link.is_remote else _LOCAL
         span.links.add(trace_id=link.trace_id.to_bytes(16, "big"), span_id=link.span_id.to_bytes(8, "big"), flags=flags)
     return span
-
-
-def _key_values(attributes: Mapping[str, Any]) -> Iterable[KeyValue]:
-    values = ((name, _any_value(value)) for name, value in attributes.items())
-    return [KeyValue(key=name, value=value) for name, value in values if value is not None]
-
-
-def _any_value(value: Any) -> AnyValue | None:
-    """None for what OpenTelemetry has no attribute for, an answer's id that is a dict, say."""
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, (list, tuple)):
-        return AnyValue(array_value=ArrayValue(values=[one for item in value if (one := _any_value(item)) is not None]))
-    return None
 
 
 def _field(tag: bytes, content: bytes) -> bytes:
