@@ -21,8 +21,11 @@ _SCALARS = ("string_value", "bool_value", "int_value", "double_value")
 # --- encoding -----------------------------------------------------------------------------------------------------------
 def key_values(attributes: Mapping[str, Any], *, unknown: AsText | None = None) -> list[KeyValue]:
     """`attributes` as OTLP has them, in their order; `unknown` as for `any_value`."""
-    values = [(name, any_value(value, unknown)) for name, value in attributes.items()]
-    return [KeyValue(key=name, value=value) for name, value in values if value is not None]
+    encoded = []
+    for name, value in attributes.items():
+        if (known := any_value(value, unknown)) is not None:
+            encoded.append(KeyValue(key=name, value=known))
+    return encoded
 
 
 def any_value(value: Any, unknown: AsText | None = None) -> AnyValue | None:
