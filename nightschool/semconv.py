@@ -57,7 +57,7 @@ DOCTOR_TASK = "nightschool.doctor"  # the value of TASK on what `nightschool doc
 SUBJECT = "nightschool.subject"  # keyed-hash pseudonym of the app's user, never the raw id
 EPISODE_ID = "nightschool.episode.id"
 JOIN_KEY_PREFIX = "nightschool.join_key."  # + namespace: an id of the app's own (a ticket, an order) that outcomes may name
-POLICY_VERSION = "nightschool.policy.version"  # digest of the release that answered; "base" without one
+RELEASE = "nightschool.policy.version"  # digest of the release that answered; "base" without one
 SPAN_SIDE = "nightschool.side"  # "app" or "server": who saw this model call
 PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
 COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
@@ -99,4 +99,4 @@ TOPIC_MANIFESTS = "ns.manifests"
 # --- HTTP ---------------------------------------------------------------------------------------------------------------
 RELEASE_RESPONSE_HEADER = "x-nightschool-release"
 CAPTURE_REQUEST_HEADER = "x-nightschool-capture"  # "off" asks a server to record neither texts nor token ids
-BASE_RELEASE = "base"  # what that header and POLICY_VERSION say when no adapter answered
+BASE_RELEASE = "base"  # what that header and RELEASE say when no adapter answered

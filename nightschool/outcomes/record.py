@@ -67,7 +67,8 @@ class Outcome:
     occurred_at_ns: int | None = None
     comment: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    policy_version: str | None = None
+    release: str | None = None
+    """Digest of the release that answered, where whoever wrote the outcome knows it: `policy_version` in JSON."""
     event_id: str = ""
     """Client-chosen id that removes exact duplicates; empty means the hash of the content."""
 
@@ -102,10 +103,13 @@ class Outcome:
             body["value"] = self.value
         if self.occurred_at_ns is not None:
             body["occurred_at"] = self.occurred_at_ns
-        for name in ("comment", "metadata", "policy_version", "event_id"):
-            if getattr(self, name):
-                body[name] = getattr(self, name)
-        return body
+        rest = {
+            "comment": self.comment,
+            "metadata": self.metadata,
+            "policy_version": self.release,
+            "event_id": self.event_id,
+        }
+        return body | {name: value for name, value in rest.items() if value}
 
 
 # --- JSON -> Outcome ----------------------------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
         occurred_at_ns=occurred_at_ns or parse_time(body.get("occurred_at")),
         comment=parse_optional_text(body.get("comment"), "comment", limit=MAX_METADATA_BYTES),
         metadata=parse_metadata(body.get("metadata")),
-        policy_version=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
+        release=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
         event_id=parse_optional_text(body.get("event_id"), "event_id", limit=256) or "",
     )
 
@@ -170,7 +174,7 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
         semconv.OUTCOME_ORIGINAL_SHA256: outcome.original_sha256,
         semconv.OUTCOME_DEMONSTRATION: outcome.is_demonstration or None,
         semconv.OUTCOME_METADATA: canonical(outcome.metadata) if outcome.metadata else None,
-        semconv.POLICY_VERSION: outcome.policy_version,
+        semconv.RELEASE: outcome.release,
     }
     required: dict[str, Value] = {
         semconv.GEN_AI_EVALUATION_NAME: outcome.name,
@@ -215,7 +219,7 @@ def from_log_record(log: LogRecord) -> Outcome:
         },
         "comment": attributes.get(semconv.GEN_AI_EVALUATION_EXPLANATION) or None,
         "metadata": metadata,
-        "policy_version": attributes.get(semconv.POLICY_VERSION),
+        "policy_version": attributes.get(semconv.RELEASE),
         "event_id": attributes.get(semconv.OUTCOME_ID),
     }
     if final:

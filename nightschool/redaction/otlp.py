@@ -32,7 +32,7 @@ _METADATA = {
     semconv.TASK,
     semconv.SUBJECT,
     semconv.EPISODE_ID,
-    semconv.POLICY_VERSION,
+    semconv.RELEASE,
     semconv.SPAN_SIDE,
     semconv.PROMPT_TOKEN_IDS,
     semconv.COMPLETION_TOKEN_IDS,

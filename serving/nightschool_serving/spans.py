@@ -128,7 +128,7 @@ def _about_request(request: ServedRequest) -> dict[str, Any]:
         semconv.GEN_AI_REQUEST_MODEL: request.alias,
         semconv.GEN_AI_RESPONSE_MODEL: request.model,
         semconv.GEN_AI_RESPONSE_ID: request.response_id,
-        semconv.POLICY_VERSION: request.release,
+        semconv.RELEASE: request.release,
         semconv.CONTENT_CAPTURE: None if request.captures_content else False,
         **sent,
     }

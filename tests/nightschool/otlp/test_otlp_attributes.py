@@ -18,7 +18,14 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_le
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [("", "string_value"), (True, "bool_value"), (1, "int_value"), (1.0, "double_value"), ([], "array_value"), ((), "array_value")],
+    [
+        ("", "string_value"),
+        (True, "bool_value"),
+        (1, "int_value"),
+        (1.0, "double_value"),
+        ([], "array_value"),
+        ((), "array_value"),
+    ],
 )
 def test_each_type_has_its_kind(value: Any, kind: str) -> None:
     """A bool is no number, an empty text and an empty list are values."""

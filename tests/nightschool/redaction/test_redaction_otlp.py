@@ -153,7 +153,7 @@ def test_a_second_pass_adds_to_the_counts(redactor: Redactor) -> None:
 
 def test_names_that_join_records_stay(redactor: Redactor) -> None:
     """A response id or a release that happens to look like a number of somebody is still found by whoever names it."""
-    kept = dict.fromkeys(("GEN_AI_RESPONSE_ID", "POLICY_VERSION", "TASK", "GEN_AI_TOOL_CALL_ID", "SUBJECT"), "+44 7700 900123")
+    kept = dict.fromkeys(("GEN_AI_RESPONSE_ID", "RELEASE", "TASK", "GEN_AI_TOOL_CALL_ID", "SUBJECT"), "+44 7700 900123")
     raw = span_with(**kept).SerializeToString()
     assert redact_span(redactor, raw) == raw
 
