@@ -17,7 +17,7 @@ from nightschool.stream.kafka import KafkaStream
 
 def _leader(stream: KafkaStream, topic: str) -> int:
     """Index of the broker that leads partition 0."""
-    return int(stream._describe(topic)["partitions"][0]["leader_id"]) - 1
+    return int(stream._admin.describe(topic)["partitions"][0]["leader_id"]) - 1
 
 
 @pytest.mark.kafka

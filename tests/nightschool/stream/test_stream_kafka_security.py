@@ -23,7 +23,7 @@ from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.stream import Record
 from nightschool.stream.kafka import KafkaStream
-from nightschool.stream.kafka_connection import PASSWORD_VARIABLE, KafkaSecurity
+from nightschool.stream.kafka_connection import PASSWORD_VARIABLE, KafkaConnection, KafkaSecurity
 
 _REFUSED = pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
 PASSWORD = "correct-horse"
@@ -227,3 +227,13 @@ def test_a_missing_password_says_where_it_is_looked_for(tmp_path: Path, monkeypa
         KafkaSecurity(**sasl).for_kafka_python()
     with pytest.raises(ConfigError, match=r"nowhere, named in \[stream\], does not exist or cannot be read"):
         KafkaSecurity(**sasl, password_file=str(tmp_path / "nowhere")).for_librdkafka()
+
+
+def test_an_unavailable_cluster_says_where_to_look() -> None:
+    """The error names the brokers and the reason; over TLS or SASL it also says what is most often wrong there."""
+    plain = KafkaConnection.to(["b1:9092", "b2:9092"])
+    assert str(plain.unavailable("timed out")) == "Kafka at b1:9092,b2:9092 cannot be used now, try again: timed out"
+    secure = KafkaConnection.to(["b1:9092"], KafkaSecurity(protocol="SSL"))
+    assert str(secure.unavailable("timed out")).endswith(
+        "timed out (over SSL: if the brokers are up, check user, password and certificates)"
+    )
