@@ -1,7 +1,7 @@
 """nightschool: your production traffic teaches your models while you sleep.
 
-What an app imports. Everything here needs OpenTelemetry only; services are started with the `nightschool` command.
-The names below are loaded when first used, so that the command line and the services start without the tracer.
+This is what an app imports. It needs OpenTelemetry only; services are started with the `nightschool` command. The names
+below are loaded when they are first used, so that the command line and the services start without the tracer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Reads nightschool.toml: every unknown key and every bad value is an error that names the file and the line."""
+"""Reads and checks nightschool.toml.
+
+Unknown keys and bad values are errors that name the file, the line, what was got and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from nightschool.errors import ConfigError, MissingExtraError, shown
 from nightschool.redaction import Rules
 from nightschool.tenants import check_tenant
 
-# (at most, this, because): settings that would be refused, or would do nothing, hours later.
+# (smaller setting, larger setting, why): in the wrong order they would be refused, or have no effect, only hours later.
 _ORDERED = (
     ("serving.max_loras", "serving.max_cpu_loras", "vLLM also keeps in memory every adapter of a batch"),
     ("night.lora_rank", "serving.max_lora_rank", "serving would refuse every release of the night"),
@@ -41,7 +44,7 @@ def parse_config(text: str, *, source: str = "nightschool.toml", base: Path) -> 
     """Check the text of a nightschool.toml; relative paths are taken from `base`."""
     try:
         raw = tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits is a plain one
+    except ValueError as error:  # a TOMLDecodeError, or for a number of 5,000 digits a plain ValueError
         raise ConfigError(f"{source}:{line_of_error(text, error)}: not valid TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{source}: not valid TOML: brackets are nested too deeply") from None
@@ -49,7 +52,7 @@ def parse_config(text: str, *, source: str = "nightschool.toml", base: Path) -> 
 
 
 class _Reader:
-    """Turns parsed TOML into dataclasses, with the line of whatever is wrong."""
+    """Turns parsed TOML into dataclasses; an error has the line of what is wrong."""
 
     def __init__(self, text: str, source: str, base: Path) -> None:
         self.text, self.source, self.base = text, source, base
@@ -101,7 +104,7 @@ class _Reader:
                     raise self.error(("tenants", name, "key_sha256"), f"{message}, make another with 'nightschool key'")
 
     def privacy(self, at: tuple[str, ...], table: Any, shared: PrivacyConfig) -> PrivacyConfig:
-        """What the table gives, on top of what is shared by all tenants; its rules are tried, so that a bad pattern is found here."""
+        """What the table gives, over what all tenants share. Its rules are compiled, to find a bad pattern here."""
         section: PrivacyConfig = self.section(PrivacyConfig, at, table)
         for name in {"kinds", "patterns", "allow", "deny"} & set(table):
             try:
@@ -121,7 +124,7 @@ class _Reader:
         return replace(self.section(TenantConfig, at, own), privacy=privacy)  # type: ignore[no-any-return]
 
     def outcome(self, name: str, table: Any) -> OutcomeConfig:
-        """What the table gives, on top of the defaults of this name."""
+        """What the table gives, over the defaults of this name."""
         section: OutcomeConfig = self.section(OutcomeConfig, ("outcomes", name), table)
         return replace(DEFAULT_OUTCOMES.get(name, OutcomeConfig()), **{given: getattr(section, given) for given in table})
 
@@ -174,7 +177,7 @@ class _Reader:
         raise self.error(at, f"{at[-1]} is {shown(raw)}; it must be {names[kind]}")
 
     def placed(self, setting: Field[Any], value: Any) -> Any:
-        """Whatever names a file is relative to the folder of the configuration; an absolute path stays as it is."""
+        """`value` with every relative path in it taken from the folder of the configuration."""
         if isinstance(value, tuple):
             return tuple(self.placed(setting, item) for item in value)
         if isinstance(value, Path):

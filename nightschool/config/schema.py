@@ -31,7 +31,7 @@ SECTIONS: tuple[type, ...] = (
 
 
 def describe_settings() -> str:
-    """Every section and setting with default and meaning, as a commented nightschool.toml."""
+    """Every section and setting with its default and meaning, as a nightschool.toml with comments."""
     blocks = []
     for kind in SECTIONS:
         heading, _, meaning = (kind.__doc__ or "").partition(": ")

@@ -1,7 +1,6 @@
 """`nightschool.toml`: every setting, declared once with its default, its bounds and its meaning.
 
-Unknown keys and bad values are errors that name the file, the line, what was got and what is allowed. Paths are relative to
-the file. `nightschool config` prints the documented schema, generated from the declarations below.
+`reader` checks a file against these declarations, and `schema` prints them. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -27,7 +26,10 @@ def _setting(
     pattern: str = "",
     beside: Callable[[Path, str], str] | None = None,
 ) -> Any:
-    """A dataclass field with its documentation and bounds; `beside` places a text that names a file beside the TOML file."""
+    """A dataclass field with its meaning and bounds.
+
+    `beside` is for a text that names a file: it makes the path in it relative to the folder of the TOML file.
+    """
     rules = {"meaning": meaning, "ge": ge, "le": le, "one_of": one_of, "pattern": pattern, "beside": beside}
     return field(default=default, metadata=rules)
 
@@ -59,7 +61,7 @@ def _model_beside(base: Path, path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """[stream]: where spans and outcomes are kept."""
+    """[stream]: where spans and outcomes are stored."""
 
     url: str = _setting(
         "sqlite:var/stream.db",
@@ -70,18 +72,18 @@ class StreamConfig:
     partitions: int = _setting(12, "partitions of a topic when it is created", ge=1, le=10_000)
     security_protocol: str = _setting("PLAINTEXT", "how clients reach the Kafka brokers", one_of=PROTOCOLS)
     ssl_ca: str = _setting(
-        "", "PEM file of the authorities that Kafka's certificate may come from; empty: the system's", beside=_file_beside
+        "", "PEM file of the authorities that may have signed Kafka's certificate; empty: the system's", beside=_file_beside
     )
-    ssl_certificate: str = _setting("", "PEM file of our own certificate for Kafka; empty shows none", beside=_file_beside)
+    ssl_certificate: str = _setting("", "PEM file of our own certificate for Kafka; empty for none", beside=_file_beside)
     ssl_key: str = _setting("", "PEM file of that certificate's unencrypted private key", beside=_file_beside)
-    sasl_mechanism: str = _setting("", "how we prove to Kafka who we are; empty without SASL", one_of=MECHANISMS)
+    sasl_mechanism: str = _setting("", "SASL mechanism to log in to Kafka with; empty without SASL", one_of=MECHANISMS)
     sasl_user: str = _setting("", "user name for Kafka")
     sasl_password_file: str = _setting(
         "", f"file with that user's password; empty takes the environment variable {PASSWORD_VARIABLE}", beside=_file_beside
     )
 
     def security(self) -> KafkaSecurity:
-        """The settings of TLS and SASL, as clients take them; `ConfigError` for what can never connect."""
+        """The settings of TLS and SASL as Kafka clients take them; `ConfigError` for what can never connect."""
         return KafkaSecurity(
             protocol=self.security_protocol,
             ca=self.ssl_ca,
@@ -102,7 +104,7 @@ class RegistryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """[model]: the base model all tenants share."""
+    """[model]: the base model that all tenants share."""
 
     path: str = _setting(
         PACKAGED,
@@ -128,13 +130,13 @@ class CollectorConfig:
         60, "outcomes by browser token that one network address may send a minute", ge=1, le=1_000_000
     )
     max_in_flight_mib: int = _setting(
-        96, "spans and logs of all tenants being stored, in MiB; more is refused with 503", ge=1, le=1 << 20
+        96, "spans and logs being stored at a time, of all tenants, in MiB; more is refused with 503", ge=1, le=1 << 20
     )
-    max_in_flight_per_tenant_mib: int = _setting(64, "the same of one tenant", ge=1, le=1 << 20)
-    max_in_flight_outcomes_mib: int = _setting(16, "the same of outcomes, which have room of their own", ge=1, le=1 << 20)
+    max_in_flight_per_tenant_mib: int = _setting(64, "the same for one tenant", ge=1, le=1 << 20)
+    max_in_flight_outcomes_mib: int = _setting(16, "the same for outcomes, which have a limit of their own", ge=1, le=1 << 20)
     metrics_key_sha256: tuple[str, ...] = _setting(
         (),
-        "SHA-256 of keys that show each tenant's numbers at /metrics; without one it shows only totals",
+        "SHA-256 of keys with which /metrics shows the numbers of each tenant; without one it shows only totals",
         pattern=r"[0-9a-f]{64}",
     )
 
@@ -160,7 +162,7 @@ class ServingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NightConfig:
-    """[night]: how a night learns and decides. All of it is part of the night's manifest."""
+    """[night]: how a night learns and decides. All of it is in the night's manifest."""
 
     state: Path = _setting(Path("var/nights"), "folder of night manifests and checkpoints")  # noqa: RUF009 - a Path is immutable
     seed: int = _setting(0, "seed of every random choice", ge=0, le=2**31 - 1)
@@ -176,27 +178,27 @@ class NightConfig:
     lora_rank: int = _setting(16, "rank of a new adapter; an existing one keeps its own", one_of=(8, 16, 32, 64, 128))
     lora_alpha: int = _setting(32, "LoRA alpha; the adapter is scaled by alpha / rank", ge=1, le=1024)
     negative_weight: float = _setting(0.3, "factor on negative advantages, from 0 (only reinforce) to 1 (GRPO)", ge=0.0, le=1.0)
-    min_groups: int = _setting(1, "a step with fewer groups that have signal changes nothing", ge=1, le=4096)
+    min_groups: int = _setting(1, "a step in which fewer groups have rewards that differ changes nothing", ge=1, le=4096)
     max_share_per_user: float = _setting(0.05, "largest share of a night's prompts from one user", ge=0.001, le=1.0)
-    holdout_share: float = _setting(0.25, "share of users whose episodes only test the candidate", ge=0.05, le=0.9)
-    min_holdout: int = _setting(20, "fewest scored held-out prompts that can carry a decision", ge=2, le=1_000_000)
-    min_train: int = _setting(20, "fewest training prompts worth a night", ge=1, le=1_000_000)
+    holdout_share: float = _setting(0.25, "share of users whose episodes are held out to test the candidate", ge=0.05, le=0.9)
+    min_holdout: int = _setting(20, "fewest scored held-out prompts with which the gate decides", ge=2, le=1_000_000)
+    min_train: int = _setting(20, "fewest training prompts with which a night trains", ge=1, le=1_000_000)
     confidence: float = _setting(
         0.95, "one-sided confidence of the bootstrap lower bound that must lie above zero", ge=0.5, le=0.9999
     )
     outcome_window: str = _setting(
-        "30d", "how long after a request its outcomes are awaited (s, m, h or d)", pattern=DURATION_PATTERN
+        "30d", "how long after a request its outcomes may still come (s, m, h or d)", pattern=DURATION_PATTERN
     )
     kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeConfig:
-    """[outcomes.example]: an outcome name; thumb and edit settle after 24h, resolved after 72h, conversion after 14d, others at once."""
+    """[outcomes.example]: an outcome; thumb and edit settle after 24h, resolved 72h, conversion 14d, others at once."""
 
     settles_after: str = _setting(
         "0h",
-        "how long its newest value must stand before a night learns from it (s, m, h or d); a human's final answer settles at once",
+        "how long its newest value must stay unchanged before a night learns from it (s, m, h or d); a human's final answer need not wait",
         pattern=DURATION_PATTERN,
     )
     kind: str = _setting(
@@ -221,13 +223,13 @@ DEFAULT_OUTCOMES: Mapping[str, OutcomeConfig] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyConfig:
-    """[privacy]: what the collector takes out of everything it stores; [tenants.example.privacy] replaces single keys of it."""
+    """[privacy]: what the collector takes out of all that it stores; [tenants.example.privacy] replaces single keys."""
 
-    enabled: bool = _setting(True, "false stores everything as it comes, raw user ids too")
+    enabled: bool = _setting(True, "false stores everything as it comes, also raw user ids")
     kinds: tuple[str, ...] = _setting(DEFAULT_KINDS, f"what is looked for, out of: {', '.join(ALL_KINDS)}")
     patterns: tuple[str, ...] = _setting((), "kinds of your own, as 'name: regular expression' with bounded repeats")
-    allow: tuple[str, ...] = _setting((), "texts that are never a finding; '@example.com' allows all addresses there")
-    deny: tuple[str, ...] = _setting((), "words that always are one")
+    allow: tuple[str, ...] = _setting((), "texts that are never a finding; '@example.com' allows every address of that domain")
+    deny: tuple[str, ...] = _setting((), "words that are always a finding")
 
     def rules(self) -> Rules:
         """The rules of a redactor."""
@@ -236,7 +238,7 @@ class PrivacyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantConfig:
-    """[tenants.example]: a customer of the app; one table like this for each, under its name."""
+    """[tenants.example]: a customer of the app; each has a table like this under its name."""
 
     key_sha256: tuple[str, ...] = _setting(
         (),
@@ -246,7 +248,7 @@ class TenantConfig:
     rubrics: tuple[Path, ...] = _setting((), "rubric files, one per task")
     outcome_keys: tuple[str, ...] = _setting(
         (),
-        "secrets that sign browser tokens, the current and then the previous one: 'KID=file:PATH' or 'KID=env:VARIABLE'",
+        "secrets that sign browser tokens, first the current and then the previous one: 'KID=file:PATH' or 'KID=env:VARIABLE'",
         pattern=r"[A-Za-z0-9_-]{1,32}=(file:.+|env:[A-Za-z_][A-Za-z0-9_]*)",
         beside=_secret_beside,
     )
@@ -254,14 +256,16 @@ class TenantConfig:
         (), "origins of the pages that may send browser tokens, like 'https://app.example'", pattern=r"null|https?://[^/\s]+"
     )
     revoked_tokens: tuple[str, ...] = _setting(
-        (), "browser tokens that count no more: 'kid:KID' for all of a key, 'jti:ID' for one", pattern=r"(kid|jti):.+"
+        (),
+        "browser tokens that are no longer valid: 'kid:KID' for all tokens of a key, 'jti:ID' for one",
+        pattern=r"(kid|jti):.+",
     )
     subject_key_file: str = _setting(
         "",
-        "file with the secret behind all pseudonyms, the subject_key of the app's configure(); empty: the first of key_sha256",
+        "file with the secret that makes all pseudonyms, the subject_key of the app's configure(); empty: the first of key_sha256",
         beside=_file_beside,
     )
-    privacy: PrivacyConfig = _setting(PrivacyConfig(), "what differs for this tenant from [privacy]")  # noqa: RUF009 - it is immutable
+    privacy: PrivacyConfig = _setting(PrivacyConfig(), "what is different from [privacy] for this tenant")  # noqa: RUF009 - it is immutable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

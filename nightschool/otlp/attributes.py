@@ -1,10 +1,11 @@
 """OTLP's `AnyValue` and `KeyValue`, to and from plain Python: the one place that says what each kind of value becomes.
 
-Encoding: a text, a bool, a whole number of 64 bits and a float become the value of their kind; a list or tuple becomes an array,
-item by item. For anything else (None, bytes, a mapping, an object) the caller says what to do: leave it out, or write it as a text.
+Encoding: a text, a bool, a whole number of 64 bits and a float become the value of their kind; a list or tuple becomes
+an array, item by item. For anything else (None, bytes, a mapping, an object) the caller says what to do: leave it out,
+or write it as a text.
 
-Decoding is total: an array becomes a list, a map a dict (of equal keys the last counts), bytes their lowercase hex digits, and a
-value that holds nothing becomes None. Who can only use a single text, number or bool asks for the scalar.
+Decoding is total: an array becomes a list, a map a dict (of equal keys the last counts), bytes their lowercase hex
+digits, and a value that holds nothing becomes None. Who can only use a single text, number or bool asks for the scalar.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ AsText = Callable[[Any], str]
 _SCALARS = ("string_value", "bool_value", "int_value", "double_value")
 
 
-# --- encoding -----------------------------------------------------------------------------------------------------------
+# --- encoding ---------------------------------------------------------------------------------------------------------
 def key_values(attributes: Mapping[str, Any], *, unknown: AsText | None = None) -> list[KeyValue]:
     """`attributes` as OTLP has them, in their order; `unknown` as for `any_value`."""
     encoded = []
@@ -29,7 +30,8 @@ def key_values(attributes: Mapping[str, Any], *, unknown: AsText | None = None) 
 
 
 def any_value(value: Any, unknown: AsText | None = None) -> AnyValue | None:
-    """`value` as OTLP has it. What OTLP has no kind for is left out (None), or becomes the text that `unknown` makes of it.
+    """`value` as OTLP has it. What OTLP has no kind for is left out (None), or becomes the text that `unknown` makes of
+    it.
 
     Inside a list the same holds for each item. `ValueError` for a whole number of more than 64 bits.
     """
@@ -47,7 +49,7 @@ def any_value(value: Any, unknown: AsText | None = None) -> AnyValue | None:
     return None if unknown is None else AnyValue(string_value=unknown(value))
 
 
-# --- decoding -----------------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 def attributes_of(attributes: Iterable[KeyValue]) -> dict[str, Any]:
     """OTLP attributes as plain Python; of equal keys the last counts."""
     return {item.key: value_of(item.value) for item in attributes}

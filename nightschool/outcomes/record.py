@@ -1,9 +1,9 @@
-"""Outcome records: what happened after an answer. Parsed from JSON, carried as OpenTelemetry log records.
+"""Outcome records: what happened after an answer. Parsed from JSON, and stored as OpenTelemetry log records.
 
-An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue finally chosen), an edit (what the
-human made of the answer) or a demonstration (what the human would have answered, whatever the model did). It may come before its
-trace, days later, be corrected, or be retracted. On the wire it is the GenAI event `gen_ai.evaluation.result` plus
-`nightschool.outcome.*`, since no feedback event exists in the conventions.
+An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue that was chosen in the
+end), an edit (what the human made of the answer) or a demonstration (what the human answered without the model's
+answer). It may come before its trace or days later, be corrected, or be retracted. On the wire it is the GenAI event
+`gen_ai.evaluation.result` plus `nightschool.outcome.*`, because the conventions have no event for feedback.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ class Outcome:
     """One outcome record."""
 
     target: Mapping[str, Any]
-    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn), episode_id and
-    join_key."""
+    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn),
+    episode_id and join_key."""
     name: str
     value: Value = None
     final_text: str | None = None
     """The human's own final answer, as text."""
     final_messages: Sequence[Mapping[str, Any]] | None = None
-    """The same as messages; the last one of the assistant is the answer."""
+    """The same as messages; the last message of the assistant is the answer."""
     is_demonstration: bool = False
-    """The final answer was not made from the model's, so nothing is measured between the two."""
+    """The final answer was not made from the model's, so the two are not compared."""
     original_sha256: str | None = None
-    """SHA-256 in hex of the text that was edited, where the app has it: says which answer of a trace it was."""
+    """SHA-256 in hex of the text that was edited, where the app has it; it tells which answer of a trace that was."""
     op: Literal["set", "retract"] = "set"
     source_kind: str = "human"
     source_id: str = ""
@@ -68,12 +68,13 @@ class Outcome:
     comment: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     release: str | None = None
-    """Digest of the release that answered, where whoever wrote the outcome knows it: `policy_version` in JSON."""
+    """Digest of the release that answered, where the writer of the outcome knows it; `policy_version` in JSON."""
     event_id: str = ""
-    """Client-chosen id that removes exact duplicates; empty means the hash of the content."""
+    """An id chosen by the client; records with the same one are duplicates. Empty for none; `id` is a hash then."""
 
     @property
     def target_kind(self) -> str:
+        """One of `TARGET_KINDS`."""
         return next(kind for kind in TARGET_KINDS if kind in self.target)
 
     @property
@@ -83,16 +84,17 @@ class Outcome:
 
     @property
     def id(self) -> str:
+        """What tells exact duplicates: the event id, else a SHA-256 of the content in hex."""
         return self.event_id or hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
 
     @property
     def key(self) -> bytes:
-        """The stream key: the trace id when known, so that an outcome meets its trace, else a hash of the target."""
+        """The key in the stream: the trace id where it is known, as spans have it, else a hash of the target."""
         trace_id = self.target.get("trace_id")
         return (trace_id or hashlib.sha256(canonical(self.target).encode()).hexdigest()).encode()
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON body of `POST /v1/outcomes` that means this record."""
+        """The JSON body of `POST /v1/outcomes` that gives this record."""
         body: dict[str, Any] = {"target": dict(self.target), "name": self.name, "op": self.op}
         body["source"] = {"kind": self.source_kind, "id": self.source_id}
         if self.final_text is not None or self.final_messages is not None:
@@ -112,11 +114,11 @@ class Outcome:
         return body | {name: value for name, value in rest.items() if value}
 
 
-# --- JSON -> Outcome ----------------------------------------------------------------------------------------------------
+# --- JSON -> Outcome --------------------------------------------------------------------------------------------------
 def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
     """Check one JSON outcome and return it; `RecordError` names the field, what was got and what is allowed.
 
-    `occurred_at_ns` is its time where that is known otherwise than from the body.
+    `occurred_at_ns` is its time where that is known from another place than the body.
     """
     if not isinstance(body, dict):
         raise RecordError(f"an outcome is a JSON object, got {type(body).__name__}")
@@ -149,9 +151,9 @@ def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
     )
 
 
-# --- Outcome <-> OTLP log record ----------------------------------------------------------------------------------------
+# --- Outcome <-> OTLP log record --------------------------------------------------------------------------------------
 def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> ExportLogsServiceRequest:
-    """One outcome as the OTLP request that the outcomes topic holds."""
+    """One outcome as an OTLP request, in which form the outcomes topic holds it."""
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add()
     resource.resource.attributes.extend(key_values({semconv.TENANT_ID: tenant}))
@@ -191,8 +193,8 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
 def from_log_record(log: LogRecord) -> Outcome:
     """The outcome in an OTLP log record; `RecordError` if it is not one.
 
-    A foreign `gen_ai.evaluation.result` event without our attributes is understood too: it targets its own span, or the
-    response it names.
+    A `gen_ai.evaluation.result` event of another tool, without our attributes, is understood too: its target is its own
+    span, or the response that it names.
     """
     attributes: dict[str, Any] = {item.key: scalar_of(item.value) for item in log.attributes}
     if log.event_name != semconv.GEN_AI_EVALUATION_RESULT or semconv.GEN_AI_EVALUATION_NAME not in attributes:
@@ -226,7 +228,7 @@ def from_log_record(log: LogRecord) -> Outcome:
         body["demonstration" if attributes.get(semconv.OUTCOME_DEMONSTRATION) else "edit"] = final
     else:
         body["value"] = value
-    # Not through the body: there a number's unit is told by its size, here it is known.
+    # Not as a field of the body: there the unit of a number is guessed from its size, and here it is known.
     return parse_outcome(body, occurred_at_ns=occurred_ns or None)
 
 
@@ -244,7 +246,7 @@ def _log_final(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _log_target(log: LogRecord, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if text := attributes.get(semconv.OUTCOME_TARGET):
         return dict(json.loads(text))
-    # All zero is how OpenTelemetry writes "no trace".
+    # OpenTelemetry writes "no trace" as zeros.
     if any(log.trace_id):
         return {"trace_id": log.trace_id.hex(), **({"span_id": log.span_id.hex()} if any(log.span_id) else {})}
     return {"response_id": attributes.get(semconv.GEN_AI_RESPONSE_ID)}

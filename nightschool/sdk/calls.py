@@ -33,7 +33,8 @@ class ModelCall:
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers for the request: they put the server's span into this trace, and say when content is not to be recorded.
+        """HTTP headers for the request: they put the server's span into this trace, and say when content is not to be
+        recorded.
 
         Empty when nothing is recorded.
         """
@@ -156,7 +157,7 @@ def start_model_call(
     server: tuple[str, int | None] | None = None,
     endpoint: Endpoint = CHAT,
 ) -> ModelCall:
-    """Start recording a request to `endpoint`, with the parameters `params` as they are sent to `server` (host and port)."""
+    """Start recording a request to `endpoint` with the parameters `params`; `server` is its host and port."""
     request = request_of(client)
     captures = request.captures_content if request is not None else client.captures_content("")
     span: SpanRecord | None = None

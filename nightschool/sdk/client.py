@@ -1,8 +1,9 @@
 """The client: records for one tenant what an app does, each request of the app as a trace of its own.
 
-A client makes its own spans and never samples them, and it keeps the current request in a context variable of its own. The app's
-OpenTelemetry setup is neither used nor changed: its sampler cannot drop training data, and no span of ours becomes the parent
-of a span of the app. A request that starts inside a span of the app has a link to that span, so that the two can be found together.
+A client makes its own spans and never samples them, and it keeps the current request in a context variable of its own.
+The app's OpenTelemetry setup is neither used nor changed: its sampler cannot drop training data, and no span of ours
+becomes the parent of a span of the app. A request that starts inside a span of the app has a link to that span, so that
+the two can be found together.
 
 While the app waits, recording a span costs a few references and one copy of the content (`snapshot`); everything else
 happens in the exporter's thread.
@@ -68,15 +69,15 @@ class Client:
         clock: Callable[[], int] = time.time_ns,
         id_generator: IdGenerator | None = None,
     ) -> None:
-        """`subject_key` is the secret that makes all pseudonyms, by default the SHA-256 of the API key; with one of its own, the
-        API key can be replaced without changing them. `redaction` takes secrets and personal data out before anything
-        leaves the process; False leaves everything in.
+        """`subject_key` is the secret that makes all pseudonyms, by default the SHA-256 of the API key; with one of its
+        own, the API key can be replaced without changing them. `redaction` takes secrets and personal data out before
+        anything leaves the process; False leaves everything in.
 
         With `enabled=False`, or `NIGHTSCHOOL_DISABLED=1` in the environment, nothing is checked, recorded or sent.
-        `capture_content` says whether texts are recorded: for all tasks, or by task, and then tasks not named are recorded.
-        Without it they are recorded, unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT keeps them out of spans.
-        `outcome_key` is the id and the secret that sign browser tokens (`outcome_token`). `clock` (nanoseconds since 1970)
-        and `id_generator` are for tests. A bad argument raises `ConfigError`.
+        `capture_content` says whether texts are recorded: for all tasks, or by task, and then tasks not named are
+        recorded. Without it they are recorded, unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT keeps them out
+        of spans. `outcome_key` is the id and the secret that sign browser tokens (`outcome_token`). `clock`
+        (nanoseconds since 1970) and `id_generator` are for tests. A bad argument raises `ConfigError`.
         """
         self.shield = Shield()
         self.now_ns = clock
@@ -115,7 +116,7 @@ class Client:
     def __repr__(self) -> str:
         return f"<nightschool.Client of tenant {self.tenant!r}, {'on' if self.is_enabled else 'off'}>"
 
-    # --- recording ------------------------------------------------------------------------------------------------------
+    # --- recording ----------------------------------------------------------------------------------------------------
     def request(
         self,
         *,
@@ -156,7 +157,7 @@ class Client:
         """A token that lets a page write outcomes of this answer; see `nightschool.outcome_token`."""
         return self._outcomes.outcome_token(*args, **kwargs)
 
-    # --- export ---------------------------------------------------------------------------------------------------------
+    # --- export -------------------------------------------------------------------------------------------------------
     def flush(self, timeout: float = 10.0) -> bool:
         """Wait until everything recorded so far is stored or refused for good; False after `timeout` seconds."""
         return self._exporter.flush(timeout) if self._exporter else True
@@ -170,7 +171,7 @@ class Client:
         """What became of everything recorded so far."""
         return self._exporter.stats() if self._exporter else Stats()
 
-    # --- for requests and calls (see `Recorder`) ------------------------------------------------------------------------
+    # --- for requests and calls (see `Recorder`) ----------------------------------------------------------------------
     def start_span(self, name: str, stamps: Mapping[str, Any], *, parent: SpanRecord | None) -> SpanRecord:
         """Start a span below `parent`, or a trace of its own without one; never below a span of the app."""
         if parent is None:

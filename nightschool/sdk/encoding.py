@@ -1,4 +1,4 @@
-"""Spans as the bytes of an OTLP request. Runs in the exporter's thread; nobody waits for it."""
+"""Spans as the bytes of an OTLP request. Runs in the exporter's thread; the app does not wait for it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nightschool.sdk.snapshot import read_snapshot
 from nightschool.sdk.span import SpanRecord
 
 Scrub = Callable[[bytes], bytes]
-"""Takes secrets out of a serialised span; what it returns is what leaves the process."""
+"""Takes secrets out of a serialized span; what it returns is what leaves the process."""
 
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
-# Field numbers and wire types of the messages around the spans.
+# Tags (field number and wire type) in the messages around the spans.
 _RESOURCE_SPANS = b"\x0a"
 _RESOURCE = b"\x0a"
 _SCOPE_SPANS = b"\x12"
@@ -32,7 +32,7 @@ class SpanEncoder:
     """Encodes the spans of one client."""
 
     def __init__(self, resource: Mapping[str, Any], *, scope: str, scrub: Scrub | None = None) -> None:
-        """`resource` describes the process; `scope` names who recorded."""
+        """`resource` describes the process; `scope` names the instrumentation."""
         self._resource = _field(_RESOURCE, Resource(attributes=key_values(resource)).SerializeToString())
         self._scope = _field(_SCOPE, InstrumentationScope(name=scope).SerializeToString())
         self._scrub = scrub
@@ -54,7 +54,7 @@ class SpanEncoder:
 
 
 def attributes_of(record: SpanRecord) -> dict[str, Any]:
-    """Everything `record` says, as attributes."""
+    """Everything in `record`, as attributes."""
     attributes = {**record.stamps, **record.attributes}
     if endpoint := record.endpoint:
         request, answer = record.request, record.answer
@@ -70,7 +70,7 @@ def attributes_of(record: SpanRecord) -> dict[str, Any]:
         if answer is not None:
             attributes.update(endpoint.response_attributes(read_snapshot(answer)) if isinstance(answer, bytes) else answer)
     for name, value in (record.late or {}).items():
-        attributes.pop(name, None)  # the newest stands last
+        attributes.pop(name, None)  # so that the newest attribute comes last
         attributes[name] = value
     if record.error:
         attributes[semconv.ERROR_TYPE] = record.error[0]

@@ -1,4 +1,4 @@
-"""A request of the app: what it marks, which request is the current one, and how a function of any kind runs inside one."""
+"""A request of the app: what it marks, which one is current, and how a function of any kind runs inside one."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Request:
     """One request of the app: a context manager and a decorator.
 
     Model calls inside it belong to it: in this thread, in asyncio tasks, and in threads that carry the context over
-    (`asyncio.to_thread`, `contextvars.copy_context().run`, or `with request.attached()`). Decorate a generator instead of opening
-    the block inside it, because a generator runs in the context of the code that reads it.
+    (`asyncio.to_thread`, `contextvars.copy_context().run`, or `with request.attached()`). Decorate a generator instead
+    of opening the block inside it, because a generator runs in the context of the code that reads it.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Request:
         self.span: SpanRecord | None = None
         """None when nothing is recorded."""
         self.stamps: Mapping[str, Any] = {}
-        """The attributes of every span below. Replaced, never changed in place, because spans keep a reference to it."""
+        """The attributes of every span below. Replaced, never changed in place: spans keep a reference to it."""
         self.captures_content = True
         self.response_id: str | None = None
         """`gen_ai.response.id` of the newest model call: the best target of an outcome."""
@@ -135,7 +135,8 @@ class Request:
         client, span = self.client, self.span
         if client is not None and span is not None and not span.ended_ns:
             try:
-                # Only an `Exception` is a failure. A generator that is left early, a cancelled task and the end of the app are not.
+                # Only an `Exception` is a failure. A generator that is left early, a cancelled task and the end of the
+                # app are not.
                 if isinstance(error, Exception):
                     span.fail(error)
                 client.end_span(span)
@@ -214,9 +215,9 @@ def _wrap(function: Callable[..., Any], request: Callable[[], Request]) -> Calla
     return in_generator if inspect.isgeneratorfunction(function) else in_call
 
 
-# A generator runs in the context of the code that reads it. So the request is current only while the generator itself runs. If it
-# were current from the first item to the last, the reader's own work would be in it too, and all of it from then on if the
-# reader leaves the generator early.
+# A generator runs in the context of the code that reads it. So the request is current only while the generator itself
+# runs. If it were current from the first item to the last, the reader's own work would be in it too, and all of it from
+# then on if the reader leaves the generator early.
 def _stepwise(request: Request, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
     step = functools.partial(inner.send, None)
     with _opened(request), contextlib.closing(inner):
@@ -259,5 +260,6 @@ def _detach(token: Token[Request | None]) -> None:
     try:
         _current.reset(token)
     except ValueError:
-        # A generator that another thread or task finishes ends in a context that never had this token: there is nothing to undo.
+        # A generator that another thread or task finishes ends in a context that never had this token: there is nothing
+        # to undo.
         return

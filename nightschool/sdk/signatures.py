@@ -1,7 +1,7 @@
 """One signature for a method and for everything that passes its arguments on.
 
-`nightschool.outcome` has twenty parameters and is also a method of `Client`. They are written once, where they are used; what only
-passes them on takes its parameters from there, for type checkers, editors and `help()` alike.
+`nightschool.outcome` has twenty parameters and is also a method of `Client`. They are written once, where they are
+used; what only passes them on takes its parameters from there, for type checkers, editors and `help()` alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A copy of what an app sends or gets, cheap enough to be made while a user waits, so that the app may change its own afterwards.
+"""A copy of what an app sends or gets, cheap enough to be made while a user waits, so that the app may change its own
+afterwards.
 
-Nearly always the content is plain data: dicts, lists, texts, numbers. The standard library's `marshal` copies that in one call in C, about
-a microsecond for 8 KB, and tells its size. Reading the copy, turning it into attributes and into JSON is left to the exporter's
-thread. The app may change or reuse its messages as soon as the copy is made.
+Nearly always the content is plain data: dicts, lists, texts, numbers. The standard library's `marshal` copies that in
+one call in C, about a microsecond for 8 KB, and tells its size. Reading the copy, turning it into attributes and into
+JSON is left to the exporter's thread. The app may change or reuse its messages as soon as the copy is made.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _is_pydantic: dict[type, bool] = {}
 
 
 def take_snapshot(data: dict[str, Any]) -> bytes | None:
-    """A deep copy of plain data; None when something in it is not plain, an object of the app's own class for example."""
+    """A deep copy of plain data; None when something in it is not plain, such as an object of the app's own class."""
     try:
         return marshal.dumps(data, _MARSHAL_VERSION)
     except ValueError:
@@ -35,8 +36,8 @@ def read_snapshot(snapshot: bytes) -> dict[str, Any]:
 def fields_of(holder: Any, names: Iterable[str]) -> Mapping[str, Any]:
     """What a mapping or an object has of `names`, perhaps among other fields; empty for None.
 
-    An object of the `openai` client is read where pydantic keeps its fields: asking it for a field that is absent raises an
-    error inside, which costs more than everything else here.
+    An object of the `openai` client is read where pydantic keeps its fields: asking it for a field that is absent
+    raises an error inside, which costs more than everything else here.
     """
     kind = type(holder)
     if kind is dict:

@@ -1,7 +1,8 @@
-"""The stream on Apache Kafka: reading and administration through kafka-python, writing through the fastest client there is.
+"""The stream on Apache Kafka: reading and administration through kafka-python, writing through the fastest client there
+is.
 
-Nothing connects before the first call, so a service starts while the brokers are away, and says so when it is asked to write.
-Reading asks for exact offsets and uses no consumer group: only the night's manifest says what was read.
+Nothing connects before the first call, so a service starts while the brokers are away, and says so when it is asked to
+write. Reading asks for exact offsets and uses no consumer group: only the night's manifest says what was read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ READ_STALL_S = 30.0
 
 
 class Writer(Protocol):
-    """What makes records durable: `kafka_fast` or `kafka_plain`. Raises `StreamUnavailable` and `RecordError`."""
+    """Makes records durable: `kafka_fast` or `kafka_plain`. Raises `StreamUnavailable` and `RecordError`."""
 
     @property
     def usable(self) -> bool:
@@ -82,7 +83,7 @@ class KafkaStream:
             connection.bootstrap,
         )
 
-    # --- writing ---------------------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
     def create_topic(self, topic: str, *, partitions: int) -> None:
         check_topic(topic)
         num_brokers = self._admin.num_brokers()
@@ -93,9 +94,11 @@ class KafkaStream:
         return self.submit(topic, records).result()
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """Like `append`, but return once the records are handed over; the future is done when they are durable or refused.
+        """Like `append`, but return once the records are handed over; the future is done when they are durable or
+        refused.
 
-        What is known at once is raised at once. The first call for a topic may connect and create the topic, which takes time.
+        What is known at once is raised at once. The first call for a topic may connect and create the topic, which
+        takes time.
         """
         check_sizes(records)
         if topic not in self._created:
@@ -105,10 +108,10 @@ class KafkaStream:
         return future
 
     def _check_again(self, topic: str) -> None:
-        """After a failure, as the topic may have been deleted; the next append then asks the cluster, by one request."""
+        """Make the next append ask whether the topic exists, as a failure may mean that it was deleted."""
         self._created.discard(topic)
 
-    # --- reading ---------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
         first = self.start_offsets(topic).get(partition)
         if first is None:
@@ -138,7 +141,7 @@ class KafkaStream:
         found = self._admin.describe(topic).get("topic_id")
         return None if found is None else str(found)
 
-    # --- administration --------------------------------------------------------------------------------------------------
+    # --- administration -----------------------------------------------------------------------------------------------
     def topic_state(self, topic: str) -> TopicState | None:
         """How `topic` is set up now; None when it does not exist."""
         return self._admin.topic_state(topic)
@@ -152,7 +155,7 @@ class KafkaStream:
             found += differences(plan, self.topic_state(topic), bootstrap=str(self._connection))
         return found
 
-    # --- clients ---------------------------------------------------------------------------------------------------------
+    # --- clients ------------------------------------------------------------------------------------------------------
     def _writer(self) -> Writer:
         with self._writer_lock:
             writer = self._current_writer
@@ -201,7 +204,7 @@ class KafkaStream:
 
 
 def _consume(consumer: Any, at: Any, end: int) -> Iterator[StoredRecord]:
-    """Records up to `end`. The position moves on also over offsets that hold no record, such as the marks of a transaction."""
+    """Records up to `end`. The position also passes offsets without a record, such as the marks of a transaction."""
     progress = time.monotonic()
     while (position := consumer.position(at)) < end:
         for record in consumer.poll(timeout_ms=100).get(at, ()):

@@ -1,4 +1,5 @@
-"""How to reach a Kafka cluster: brokers, TLS and SASL, described once and translated for both clients. Imports neither of them.
+"""How to reach a Kafka cluster: brokers, TLS and SASL, described once and translated for both clients. Imports neither
+of them.
 
 The password is read from a file or from the environment when a client connects. It is in no setting, message or repr.
 """
@@ -21,7 +22,7 @@ MECHANISMS = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaSecurity:
-    """How clients prove who they are, and whom they trust. Checked when it is made: `ConfigError` for what can never connect."""
+    """How clients prove who they are, and whom they trust. `ConfigError` at once for what can never connect."""
 
     protocol: str = "PLAINTEXT"
     """One of `PROTOCOLS`."""

@@ -1,7 +1,7 @@
 """Writing to Kafka through librdkafka (confluent-kafka): the fast path, used wherever that package is installed.
 
-There is one producer and one thread that serves its delivery reports. An append is one future: each report counts down, and only
-the last one wakes the caller. `produce_batch` is never used, because it drops headers without an error.
+There is one producer and one thread that serves its delivery reports. An append is one future: each report counts down,
+and only the last one wakes the caller. `produce_batch` is never used, because it drops headers without an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from nightschool.stream.kafka_limits import (
     REQUEST_TIMEOUT_MS,
 )
 
-QUEUE_KIB = 128 << 10  # what may wait for the brokers; more is refused, so that memory stays bounded while they are away
+QUEUE_KIB = 128 << 10
+"""How much may wait for the brokers; more is refused, so that memory stays bounded while they are away."""
 # Level 1 costs a tenth less CPU for a span than librdkafka's default of 3, and stores a few per cent more.
 ZSTD_LEVEL = 1
 _POLL_S = 0.1  # how long `close` may wait for the thread that serves reports
@@ -77,7 +78,7 @@ class FastWriter:
         return self.submit(topic, records).result()
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """Hand `records` over; the future is done when all are durable, or when one is refused. Raises what `append` raises."""
+        """Hand `records` over; the future is done when all are durable, or when one is refused. Raises as `append`."""
         pending = _Pending(self._connection, len(records))
         produce = self._producer.produce
         headers: Any = None
@@ -122,7 +123,7 @@ class _Pending:
         self._connection, self._left = connection, count
         self._offsets: list[Offset | None] = [None] * count
         self.future: Future[list[Offset]] = Future()
-        self.future.set_running_or_notify_cancel()  # records that were sent cannot be taken back, so it must not be cancelled
+        self.future.set_running_or_notify_cancel()  # not to be canceled: records that were sent cannot be taken back
         if not count:
             self.future.set_result([])
 

@@ -33,7 +33,9 @@ class TracePartitioner(Partitioner):  # type: ignore[misc]  # kafka-python has n
 
 
 class PlainWriter:
-    """Appends records; threads may share one. Not usable after an error: a producer that let a batch expire never sends again."""
+    """Appends records; threads may share one. After an error it is not usable: a producer that let a batch expire
+    never sends again.
+    """
 
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
@@ -82,5 +84,6 @@ class PlainWriter:
             if self._closed:
                 return
             self._closed = True
-        self._producer._sender.force_close()  # its close() would wait for every batch, also for those that can never be sent
+        # close() alone would wait for every batch, also for those that can never be sent.
+        self._producer._sender.force_close()
         self._producer.close()

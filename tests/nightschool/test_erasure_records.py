@@ -51,6 +51,6 @@ def test_no_erasure_tells_whom(stream: Stream) -> None:
 def test_an_erasure_that_cannot_be_read_stops_everything(stream: Stream, value: bytes) -> None:
     """It may be anybody's, so nothing may go on without it; another tenant is not held up."""
     stream.append(semconv.TOPIC_ERASURE, [Record(b"acme/x", value, {})])
-    with pytest.raises(RecordError, match="is no erasure"):
+    with pytest.raises(RecordError, match="is not an erasure"):
         stored_erasures(stream, "acme")
     assert stored_erasures(stream, "globex") == {}

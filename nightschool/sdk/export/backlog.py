@@ -54,7 +54,7 @@ class Backlog:
         return lane.put(span, size)
 
     def put_outcome(self, body: bytes) -> bool:
-        """Queue one outcome, in place of the newest spans when there is no room; True when the exporter's thread must be told."""
+        """Queue one outcome, in place of the newest spans if need be; True when the exporter's thread must be told."""
         size = len(body) + _OUTCOME_OVERHEAD_BYTES
         while self._spans.waiting and self.num_bytes + size > self._max_bytes:
             self._spans.drop_newest()
@@ -85,7 +85,7 @@ class Backlog:
                 lane.retry_at = 0.0
 
     def next_due(self, now: float, *, hurry: bool) -> tuple[Lane[SpanRecord] | Lane[bytes] | None, float]:
-        """The lane that should send at `now`, else None and the seconds until one should; infinity when all are empty."""
+        """The lane that should send `now`, else None and the seconds until one should: infinity when all are empty."""
         due = [(lane.due_at(hurry=hurry), lane) for lane in self.lanes]
         for at, lane in due:
             if at <= now:

@@ -1,7 +1,7 @@
 """One HTTP POST to the collector over a kept-alive connection, and how long to wait after a refusal.
 
-The standard library's client is used on purpose: it brings no dependency, and OpenTelemetry's own instrumentations do not wrap it,
-so that our export never appears in the app's traces.
+The standard library's client is used on purpose: it brings no dependency, and OpenTelemetry's own instrumentations do
+not wrap it, so that our export never appears in the app's traces.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Delivery:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             failure: Exception = error
-        # The server may just have closed an idle connection. That says nothing about the server, so it is tried once more.
+        # The server may just have closed an idle connection. That says nothing about the server, so it is tried once
+        # more.
         if is_reused and isinstance(failure, ConnectionError):
             try:
                 return self._exchange(path, body, headers)
@@ -106,7 +107,7 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str, int | None, str]:
 
 
 def parse_retry_after(value: str | None, *, now_s: float) -> float | None:
-    """Seconds to wait, out of a `Retry-After` header in seconds or as a date; None when it is absent or not understood."""
+    """Seconds to wait, out of a `Retry-After` header (seconds or a date); None when absent or not understood."""
     if value is None:
         return None
     try:
@@ -122,8 +123,8 @@ def parse_retry_after(value: str | None, *, now_s: float) -> float | None:
 def wait_before_retry_s(attempt: int, *, retry_after_s: float | None, hurry: bool, jitter: float) -> float:
     """Seconds before attempt number `attempt + 1`: what the server asked for, else 0.5 s doubling up to 30 s.
 
-    `jitter` in [0, 1) spreads out clients that failed at the same time. With `hurry`, because a flush or a shutdown waits, it is
-    0.5 s at most.
+    `jitter` in [0, 1) spreads out clients that failed at the same time. With `hurry`, because a flush or a shutdown
+    waits, it is 0.5 s at most.
     """
     if retry_after_s is not None:
         return retry_after_s

@@ -1,9 +1,9 @@
 """The export of spans and outcomes to the collector: in the background, and bounded in memory.
 
-An app's thread only appends to a queue in memory: no encoding, no network, no waiting. One daemon thread encodes, makes batches by
-bytes, compresses, sends and retries, at a pace that leaves the interpreter to the app. When the queue is full the newest spans
-are dropped and counted. An outcome is dropped only when no span is left to drop in its place, because a span is one of thousands
-and no other outcome says the same.
+An app's thread only appends to a queue in memory: no encoding, no network, no waiting. One daemon thread encodes, makes
+batches by bytes, compresses, sends and retries, at a pace that leaves the interpreter to the app. When the queue is
+full the newest spans are dropped and counted. An outcome is dropped only when no span is left to drop in its place,
+because a span is one of thousands and no other outcome says the same.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Exporter:
 
     def _start_afresh(self) -> None:
         """No thread and no connection: at construction, and in a forked child."""
-        # Reentrant: while this thread holds it, the garbage collector may finish an abandoned stream, which ends a span.
+        # Reentrant: while this thread holds it, the garbage collector may finish an abandoned stream, which ends a
+        # span.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._delivery = self._make_delivery()
@@ -81,7 +82,7 @@ class Exporter:
         self._backlog.start_afresh()
         self._start_afresh()
 
-    # --- any thread of the app ------------------------------------------------------------------------------------------
+    # --- any thread of the app ----------------------------------------------------------------------------------------
     def put_span(self, span: SpanRecord) -> None:
         """Queue one finished span."""
         size = span.num_bytes()
@@ -113,7 +114,7 @@ class Exporter:
                 self._num_flushing -= 1
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Flush, then take nothing more; what is not sent in time is dropped and counted. Calling it again does nothing."""
+        """Flush, and take nothing more; what is not sent in time is dropped and counted. A second call does nothing."""
         with self._changed:
             self._backlog.is_closed = True
         is_flushed = self.flush(timeout_s)
@@ -132,7 +133,7 @@ class Exporter:
             return Stats(*self._backlog.stats(), self._num_retries, self._shield.num_errors)
 
     def _is_hurried(self) -> bool:
-        """Whether the exporter's thread must not rest: because somebody waits for it, or because the queue is half full."""
+        """Whether the exporter's thread must not rest: when somebody waits for it, or the queue is half full."""
         return self._num_flushing > 0 or self._backlog.is_closed or self._backlog.is_filling_up
 
     def _wake(self) -> None:
@@ -142,7 +143,7 @@ class Exporter:
             self._thread.start()
         self._changed.notify_all()
 
-    # --- the exporter's own thread --------------------------------------------------------------------------------------
+    # --- the exporter's own thread ------------------------------------------------------------------------------------
     def _run(self) -> None:
         while (lane := self._next_due()) is not None:
             with self._shield:

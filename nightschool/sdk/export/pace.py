@@ -1,7 +1,8 @@
 """Work in the background that leaves the interpreter to the app.
 
-A thread that wakes while another one computes waits for it up to `sys.getswitchinterval()`, which is 5 ms, and an app's user would
-notice that. So the exporter's thread works for a fraction of a millisecond and then rests as long as it worked, except in a hurry.
+A thread that wakes while another one computes waits for it up to `sys.getswitchinterval()`, which is 5 ms, and an app's
+user would notice that. So the exporter's thread works for a fraction of a millisecond and then rests as long as it
+worked, except in a hurry.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Pace:
     def __call__(self) -> None:
         worked_s = time.perf_counter() - self._started_s
         if worked_s >= WORK_S:
-            # A sleep of 0 also gives the interpreter to a thread that waits for it, so the app comes first even in a hurry.
+            # A sleep of 0 also gives the interpreter to a thread that waits for it, so the app comes first even in a
+            # hurry.
             time.sleep(0.0 if self._is_hurried() else worked_s)
             self.start()

@@ -1,14 +1,16 @@
-"""Records what the official `openai` client sends and gets: chats, completions and responses; sync, async, streamed, parsed or raw.
+"""Records what the official `openai` client sends and gets: chats, completions and responses; sync, async, streamed,
+parsed or raw.
 
 It is our own, and small, because no maintained instrumentation gives all that training needs without side effects:
 
-- `opentelemetry-instrumentation-genai-openai` 1.3b0 captures content only where an environment variable says so for the whole
-  process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and leaves out
-  what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
+- `opentelemetry-instrumentation-genai-openai` 1.3b0 captures content only where an environment variable says so for the
+whole process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and
+leaves out what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
 - `openinference-instrumentation-openai` 0.1.66 takes a provider but writes the OpenInference dialect.
 
-It wraps `OpenAI.request` and `AsyncOpenAI.request`. `create`, `parse`, `stream` and `with_raw_response` all go through these two
-methods. There the body is final, and the client's own retries are inside the one call. The app gets the client's own objects.
+It wraps `OpenAI.request` and `AsyncOpenAI.request`. `create`, `parse`, `stream` and `with_raw_response` all go through
+these two methods. There the body is final, and the client's own retries are inside the one call. The app gets the
+client's own objects.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def instrument(client_of: Callable[[], Recorder]) -> None:
         openai.OpenAI.request = instrumentation.wrap_sync(openai.OpenAI.request)
         openai.AsyncOpenAI.request = instrumentation.wrap_async(openai.AsyncOpenAI.request)
         for kind in (openai.OpenAI, openai.AsyncOpenAI):
-            if build := getattr(kind, "_build_request", None):  # private: without it only the number of retries is unknown
+            # It is private: where it is missing, only the number of retries is unknown.
+            if build := getattr(kind, "_build_request", None):
                 kind._build_request = _count_resends(build)
 
 
@@ -137,7 +140,7 @@ class Instrumentation:
             return None
 
     def _server_of(self, url: Any) -> tuple[str, int | None] | None:
-        """Host and port of `url`. Remembered, because taking them out of the same URL at every request costs more than a span."""
+        """Host and port of `url`, remembered, because taking them out of it at every request costs more than a span."""
         known, server = self._newest_server
         if known is not url:
             server = (url.host, url.port) if url.host else None

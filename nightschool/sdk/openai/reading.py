@@ -11,10 +11,10 @@ from nightschool.sdk.openai.endpoints import StreamedAnswer
 from nightschool.sdk.recorder import Recorder
 
 _MAX_BODY_BYTES = 16 << 20
-"""Of an answer whose body the app reads itself; a longer one is recorded without its text, so that memory stays bounded."""
+"""Of an answer whose body the app reads itself; a longer one is recorded without its text, to bound memory."""
 
 
-# --- pieces of bytes ----------------------------------------------------------------------------------------------------
+# --- pieces of bytes --------------------------------------------------------------------------------------------------
 class WholeBody:
     """A `StreamedAnswer` out of a body that is one JSON text, read in pieces of bytes."""
 
@@ -63,7 +63,7 @@ class StreamedEvents:
         return self._answer.response()
 
 
-# --- reading along ------------------------------------------------------------------------------------------------------
+# --- reading along ----------------------------------------------------------------------------------------------------
 class _Recorded:
     """Puts the chunks together and records the whole once: at the end, at an error, or when the app stops reading."""
 

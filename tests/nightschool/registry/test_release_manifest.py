@@ -74,7 +74,7 @@ def test_the_bytes_of_a_manifest_never_change() -> None:
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"night": None}, "night has None; it must be a string"),
         ({"target_modules": [1]}, "target_modules has 1"),
-        ({"target_modules": "q_proj"}, "not in the one spelling"),
+        ({"target_modules": "q_proj"}, "not the canonical JSON of its content"),
         ({"base_model": {"weights": 1, "tokenizer": "b", "chat_template": "c"}}, "base_model has 1"),
         ({"base_model": {"weights": "a"}}, "missing"),
         ({"files": [{"name": WEIGHTS, "size": -1, "sha256": "f" * 64}]}, "files has the size -1"),
