@@ -1,5 +1,4 @@
-"""For tests of apps and of nightschool itself: a fixed clock, fixed ids, and a collector in memory behind a real HTTP
-server.
+"""For tests of apps and of nightschool: a fixed clock, fixed ids, and a collector behind a real HTTP server.
 
 with nightschool.testing.capture() as collector:
     my_app()

@@ -30,10 +30,10 @@ def key_values(attributes: Mapping[str, Any], *, unknown: AsText | None = None) 
 
 
 def any_value(value: Any, unknown: AsText | None = None) -> AnyValue | None:
-    """`value` as OTLP has it. What OTLP has no kind for is left out (None), or becomes the text that `unknown` makes of
-    it.
+    """`value` as OTLP has it; None for what it has no kind for, unless `unknown` makes a text of that.
 
-    Inside a list the same holds for each item. `ValueError` for a whole number of more than 64 bits.
+    The same is true of each item of a list; an item that is None is left out. `ValueError` for a whole number of more
+    than 64 bits.
     """
     if isinstance(value, str):  # first, because nearly all values are texts
         return AnyValue(string_value=value)

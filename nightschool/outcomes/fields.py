@@ -156,11 +156,10 @@ def parse_value(value: Any) -> Value:
 
 
 def parse_time(value: Any) -> int | None:
-    """Nanoseconds since 1970, out of RFC 3339 text or a whole number of seconds, milliseconds, microseconds or
-    nanoseconds.
+    """Nanoseconds since 1970, out of an RFC 3339 text or a whole number in any common unit.
 
-    The unit of a number is the one in which it lies between the years 2000 and 2100; there is never more than one. 0
-    means unknown (None).
+    The units are seconds, milliseconds, microseconds and nanoseconds. The unit of a number is the one in which it lies
+    between the years 2000 and 2100; there is never more than one. 0 means unknown (None).
     """
     if value is None or (value == 0 and type(value) is int):
         return None

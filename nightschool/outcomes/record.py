@@ -39,8 +39,8 @@ from nightschool.outcomes.fields import (
 
 __all__ = ["SOURCE_KINDS", "TARGET_KINDS", "Outcome", "Value", "canonical", "from_log_record", "parse_outcome", "to_logs_request"]
 
-_SAID = ("value", "edit", "demonstration")
-_FIELDS = {"event_id", "target", "name", *_SAID, "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
+_CONTENTS = ("value", "edit", "demonstration")
+_FIELDS = {"event_id", "target", "name", *_CONTENTS, "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class Outcome:
         body["source"] = {"kind": self.source_kind, "id": self.source_id}
         if self.final_text is not None or self.final_messages is not None:
             held = {name: getattr(self, name) for name in ("final_text", "final_messages", "original_sha256")}
-            said = "demonstration" if self.is_demonstration else "edit"
-            body[said] = {name: value for name, value in held.items() if value is not None}
+            content = "demonstration" if self.is_demonstration else "edit"
+            body[content] = {name: value for name, value in held.items() if value is not None}
         elif self.op == "set" or self.value is not None:
             body["value"] = self.value
         if self.occurred_at_ns is not None:
@@ -127,19 +127,19 @@ def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
     op = body.get("op", "set")
     if op not in ("set", "retract"):
         raise RecordError(f"op is {shown(op)}; allowed are 'set' and 'retract'")
-    said = [name for name in _SAID if name in body and (name == "value" or body[name] is not None)]
-    if op == "set" and not said:
+    contents = [name for name in _CONTENTS if name in body and (name == "value" or body[name] is not None)]
+    if op == "set" and not contents:
         raise RecordError("an outcome needs a 'value', or an 'edit' or a 'demonstration' with 'final_text'; got none of them")
-    if len(said) > 1:
-        raise RecordError(f"an outcome has one of {', '.join(_SAID)}, got {' and '.join(said)}")
-    final = parse_final(body[said[0]], said[0]) if said and said[0] != "value" else {}
+    if len(contents) > 1:
+        raise RecordError(f"an outcome has one of {', '.join(_CONTENTS)}, got {' and '.join(contents)}")
+    final = parse_final(body[contents[0]], contents[0]) if contents and contents[0] != "value" else {}
     kind, source_id = parse_source(body.get("source"))
     return Outcome(
         target=parse_target(body.get("target")),
         name=parse_text(body.get("name"), "name", limit=256),
         value=parse_value(body.get("value")),
         **final,
-        is_demonstration=said == ["demonstration"],
+        is_demonstration=contents == ["demonstration"],
         op=op,
         source_kind=kind,
         source_id=source_id,

@@ -1,5 +1,4 @@
-"""Browser tokens: with one, a page can say how one answer turned out, without an API key and without asking a server
-first.
+"""Browser tokens: a page that has one can say how one answer turned out, without an API key.
 
 `nsf1.<base64url(payload)>.<base64url(HMAC-SHA256)>`, made by the app in its own process and checked by the collector
 with nothing but the token and the tenant's secret. A token says who may write what: these names, about this trace, as

@@ -50,16 +50,16 @@ def _whole(match: re.Match[str]) -> str | None:
 
 
 def _by(
-    pattern: str, spelling: Callable[[re.Match[str]], str | None] = _whole, *, flags: int = 0
+    pattern: str, normal_form: Callable[[re.Match[str]], str | None] = _whole, *, flags: int = 0
 ) -> Callable[[str], Iterator[Span]]:
-    """A function that finds matches of `pattern` (its group `hit`, where it has one) whose `spelling` is not None."""
+    """A function that finds matches of `pattern` (its group `hit`, where it has one) whose `normal_form` is not None."""
     compiled = re.compile(pattern, flags)
     group: str | int = "hit" if "hit" in compiled.groupindex else 0
 
     def find(text: str) -> Iterator[Span]:
         for match in compiled.finditer(text):
-            if (spelt := spelling(match)) is not None:
-                yield *match.span(group), spelt
+            if (normal := normal_form(match)) is not None:
+                yield *match.span(group), normal
 
     return find
 
@@ -140,17 +140,17 @@ def _ibans(text: str) -> Iterator[Span]:
         at = match.start() + 2
         length = checksums.IBAN_LENGTHS.get(match[0][:2].upper(), 0)
         places = [place for place, char in enumerate(match[0]) if char.isalnum()][:length]
-        spelt = "".join(match[0][place] for place in places).upper()
-        if length and checksums.iban(spelt):
+        normal = "".join(match[0][place] for place in places).upper()
+        if length and checksums.iban(normal):
             at = match.start() + places[-1] + 1
-            yield match.start(), at, spelt
+            yield match.start(), at, normal
 
 
 def _cards(text: str) -> Iterator[Span]:
     for match in _DIGIT_RUN.finditer(text):
         for start, end in checksums.find_cards(match[0]):
-            spelt = "".join(filter(str.isdigit, match[0][start:end]))
-            yield match.start() + start, match.start() + end, spelt
+            normal = "".join(filter(str.isdigit, match[0][start:end]))
+            yield match.start() + start, match.start() + end, normal
 
 
 def _ips(text: str) -> Iterator[Span]:

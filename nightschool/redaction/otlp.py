@@ -73,10 +73,9 @@ def redact_traces(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> 
 
 
 def suspicious_places(redactor: Redactor, raw: bytes) -> list[tuple[int, int]] | None:
-    """The places of a request where `redact_traces` with `subjects` could change anything; None when it may be
-    anywhere.
+    """Where in a request `redact_traces` with `subjects` could change anything; None when it may be anywhere.
 
-    Start and end of each, in order and without overlap.
+    Start and end of each place, in order and without overlap.
     """
     if redactor.rules.is_off:
         return [match.span() for match in _USER_BYTES.finditer(raw)]
@@ -93,7 +92,9 @@ def redact_span(redactor: Redactor, raw: bytes) -> bytes:
     return _redacted(redactor, raw, Span, _in_span, False)
 
 
-def _redacted(redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_Pass, M], None], subjects: bool) -> bytes:
+def _redacted(
+    redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_MessageRedaction, M], None], subjects: bool
+) -> bytes:
     if not redactor.rules.may_be_in(raw) and not (subjects and _USER_BYTES.search(raw)):
         return raw
     message = kind()
@@ -101,50 +102,50 @@ def _redacted(redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_Pa
         message.ParseFromString(raw)
     except DecodeError:
         return raw  # not a message; the code that reads it refuses it
-    one = _Pass(redactor, subjects)
-    walk(one, message)
-    redactor.count(one.total)
-    return message.SerializeToString() if one.is_changed else raw
+    redaction = _MessageRedaction(redactor, subjects)
+    walk(redaction, message)
+    redactor.count(redaction.total)
+    return message.SerializeToString() if redaction.is_changed else raw
 
 
-def _in_traces(one: _Pass, request: ExportTraceServiceRequest) -> None:
+def _in_traces(redaction: _MessageRedaction, request: ExportTraceServiceRequest) -> None:
     for resource in request.resource_spans:
-        one.attributes(resource.resource.attributes)
+        redaction.attributes(resource.resource.attributes)
         for scope in resource.scope_spans:
-            one.attributes(scope.scope.attributes)
+            redaction.attributes(scope.scope.attributes)
             for span in scope.spans:
-                _in_span(one, span)
+                _in_span(redaction, span)
 
 
-def _in_span(one: _Pass, span: Span) -> None:
-    before = Counter(one.found)
-    span.name = one.plain(span.name)
+def _in_span(redaction: _MessageRedaction, span: Span) -> None:
+    before = Counter(redaction.found)
+    span.name = redaction.plain(span.name)
     if span.status.message:  # assigning would create a status where there is none
-        span.status.message = one.plain(span.status.message)
-    one.attributes(span.attributes)
+        span.status.message = redaction.plain(span.status.message)
+    redaction.attributes(span.attributes)
     for event in span.events:
-        one.attributes(event.attributes)
+        redaction.attributes(event.attributes)
     for link in span.links:
-        one.attributes(link.attributes)
-    if found := one.found - before:
+        redaction.attributes(link.attributes)
+    if found := redaction.found - before:
         _mark(span.attributes, found)
 
 
-def _in_logs(one: _Pass, request: ExportLogsServiceRequest) -> None:
+def _in_logs(redaction: _MessageRedaction, request: ExportLogsServiceRequest) -> None:
     for resource in request.resource_logs:
-        one.attributes(resource.resource.attributes)
+        redaction.attributes(resource.resource.attributes)
         for scope in resource.scope_logs:
-            one.attributes(scope.scope.attributes)
+            redaction.attributes(scope.scope.attributes)
             for log in scope.log_records:
                 if log.event_name != semconv.GEN_AI_EVALUATION_RESULT:
-                    _in_log(one, log)
+                    _in_log(redaction, log)
 
 
-def _in_log(one: _Pass, log: LogRecord) -> None:
-    before = Counter(one.found)
-    one.checked(log.body)
-    one.attributes(log.attributes)
-    if found := one.found - before:
+def _in_log(redaction: _MessageRedaction, log: LogRecord) -> None:
+    before = Counter(redaction.found)
+    redaction.checked(log.body)
+    redaction.attributes(log.attributes)
+    if found := redaction.found - before:
         _mark(log.attributes, found)
 
 
@@ -163,7 +164,7 @@ def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
     attributes.extend(key_values({semconv.REDACTION_VERSION: VERSION, semconv.REDACTION_COUNTS: counted}))
 
 
-class _Pass:
+class _MessageRedaction:
     """One message while it is redacted."""
 
     def __init__(self, redactor: Redactor, subjects: bool) -> None:

@@ -112,11 +112,10 @@ def _places(automaton: Callable[[bytes], Any], raw: bytes) -> Iterator[tuple[int
 
 
 def places_in(raw: bytes, *, also: bytes = b"") -> list[tuple[int, int]] | None:
-    """Where in a large message triggers and matches of the pattern `also` are: start and end, in order, without
-    overlap.
+    """Start and end of every trigger, and of every match of the pattern `also`, in a large message.
 
-    A part of the message that touches none of them holds no finding. This costs as much as `triggers_in`, whose answer
-    for a large message is nearly always yes. None without google-re2.
+    They are in order and do not overlap. A part of the message that touches none of them holds no finding. This costs
+    as much as `triggers_in`, whose answer for a large message is nearly always yes. None without google-re2.
     """
     automaton = _automaton(also)
     return None if automaton is None else list(_places(automaton, raw))

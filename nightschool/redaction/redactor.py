@@ -127,18 +127,18 @@ class Redactor:
 
     def _plain(self, text: str, found: Found) -> str:
         taken: list[tuple[int, int, str]] = []
-        for kind, (start, end, spelt) in self.rules.find(text):
+        for kind, (start, end, normal) in self.rules.find(text):
             if all(end <= other[0] or start >= other[1] for other in taken):
-                taken.append((start, end, self._pseudonym(kind, spelt, found)))
+                taken.append((start, end, self._pseudonym(kind, normal, found)))
         pieces, at = [], 0
         for start, end, pseudonym in sorted(taken):
             pieces += [text[at:start], pseudonym]
             at = end
         return "".join([*pieces, text[at:]]) if taken else text
 
-    def _pseudonym(self, kind: str, spelt: str, found: Found) -> str:
+    def _pseudonym(self, kind: str, normal: str, found: Found) -> str:
         found[kind] += 1
-        message = f"redaction/{kind}/{spelt}".encode("utf-8", "surrogatepass")
+        message = f"redaction/{kind}/{normal}".encode("utf-8", "surrogatepass")
         digest = hmac.new(self._key, message, hashlib.sha256).hexdigest()
         return f"<{kind.upper().replace('-', '_')}_{digest[:_DIGITS]}>"
 
@@ -166,7 +166,7 @@ class Redactor:
         """The outcome with its texts redacted, with the same pseudonyms as in the trace that it is about."""
         found: Found = Counter()
         target = dict(outcome.target)
-        final = [self.value(said, found) for said in (outcome.final_text, outcome.final_messages)]
+        final = [self.value(text, found) for text in (outcome.final_text, outcome.final_messages)]
         # The same words were probably redacted in the trace too, and then no answer there has this hash.
         original_sha256 = None if found else outcome.original_sha256
         if "conversation_id" in target:
@@ -189,10 +189,9 @@ class Redactor:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict; `ValueError` for equal keys, of which a parser keeps the last and the others would go
-    unchecked.
+    """The pairs as a dict; `ValueError` when two keys are equal.
 
-    Such a text is then redacted as plain text.
+    A parser keeps the last of equal keys, and the others would go unchecked. Such a text is redacted as plain text.
     """
     if len(found := dict(pairs)) != len(pairs):
         raise ValueError("a key is there twice")

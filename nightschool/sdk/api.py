@@ -125,11 +125,11 @@ def model_call(
 
 
 def tool_call(name: str, arguments: Any = None, *, call_id: str | None = None) -> ToolCall:
-    """Record a run of a tool, `with nightschool.tool_call("weather", {"city": "Riga"}, call_id=id) as tool:
-    tool.result(run())`.
+    """Record a run of a tool.
 
-    `call_id` is the id that the model gave to its call. The messages of the next model call hold the result too; a span
-    of the run adds how long it took, and the error when there was one.
+    `with nightschool.tool_call("weather", {"city": "Riga"}, call_id=id) as tool: tool.result(run())`. `call_id` is the
+    id that the model gave to its call. The messages of the next model call hold the result too; a span of the run adds
+    how long it took, and the error when there was one.
     """
     return _client().tool_call(name, arguments, call_id=call_id)
 
@@ -150,10 +150,10 @@ def outcome(*args: Any, **kwargs: Any) -> str | None:
     `final_messages` that a human made of the answer, with the answer as `original_text` where the app has it; or a
     `demonstration`, which is what a human answered without using the model's answer.
 
-    An outcome may come days later, and it may be corrected: of the outcomes of one name by one rater the newest counts,
-    and `op="retract"` takes it back. Its target is one of `response_id`, `trace_id` (perhaps with a `span_id`),
-    `conversation_id` (perhaps with a `turn`, from 0), `episode_id` and `join_key` (see `tag_join`); inside a request
-    and without a target, it is that request. `rater` is sent as a pseudonym.
+    An outcome may come days later, and it may be corrected: of the outcomes of one name by one rater about one target
+    the newest counts, and `op="retract"` takes it back. Its target is one of `response_id`, `trace_id` (perhaps with a
+    `span_id`), `conversation_id` (perhaps with a `turn`, from 0), `episode_id` and `join_key` (see `tag_join`); inside
+    a request and without a target, it is that request. `rater` is sent as a pseudonym.
 
     Returns the event id, None when nothing was recorded. An outcome that can never be understood is logged and counted
     as invalid; with `NIGHTSCHOOL_STRICT=1` it raises `RecordError`.
@@ -163,18 +163,17 @@ def outcome(*args: Any, **kwargs: Any) -> str | None:
 
 @function_like(Client.outcome_token)
 def outcome_token(*args: Any, **kwargs: Any) -> str | None:
-    """A token with which a page can say how this answer turned out, as `outcome_token("thumb", "csat")`; needs no
-    network.
+    """A token with which a page can say how this answer turned out, as `outcome_token("thumb", "csat")`.
 
-    It allows outcomes of these names only, about the current request (or `trace_id`), by its user (or `user`), for 30
-    days (or `expires_in_s` seconds). None when nothing is recorded, or when `configure` was given no `outcome_key`.
+    It is made without a network. It allows outcomes of these names only, about the current request (or `trace_id`), by
+    its user (or `user`), for 30 days (or `expires_in_s` seconds). None when nothing is recorded, or when `configure`
+    was given no `outcome_key`.
     """
     return _client().outcome_token(*args, **kwargs)
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Wait until the collector has answered for everything recorded so far; False when that takes over `timeout`
-    seconds.
+    """Wait until the collector has answered for everything recorded so far; False after `timeout` seconds.
 
     `stats()` tells what was acknowledged and what was refused for good.
 

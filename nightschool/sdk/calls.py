@@ -33,10 +33,9 @@ class ModelCall:
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers for the request: they put the server's span into this trace, and say when content is not to be
-        recorded.
+        """HTTP headers for the request; empty when nothing is recorded.
 
-        Empty when nothing is recorded.
+        They put the server's span into this trace, and tell the server when content is not to be recorded.
         """
         if self._ids is None:
             return {}

@@ -1,5 +1,4 @@
-"""A copy of what an app sends or gets, cheap enough to be made while a user waits, so that the app may change its own
-afterwards.
+"""A copy of what an app sends or gets, cheap enough to be made while a user waits.
 
 Nearly always the content is plain data: dicts, lists, texts, numbers. The standard library's `marshal` copies that in
 one call in C, about a microsecond for 8 KB, and tells its size. Reading the copy, turning it into attributes and into

@@ -35,10 +35,10 @@ class IdGenerator(Protocol):
 
 
 class RandomIds:
-    """Random ids from a generator of its own: neither an app that seeds `random` nor a forked child may repeat trace
-    ids.
+    """Random ids from a generator of its own.
 
-    The id 0, which means none, may come up once in 2**64 span ids.
+    So neither an app that seeds `random` nor a forked child repeats trace ids. The id 0, which means none, may come up
+    once in 2**64 span ids.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class SpanRecord:
     def __init__(
         self, name: str, trace_id: int, span_id: int, parent_id: int, stamps: Mapping[str, Any], started_ns: int
     ) -> None:
-        """`parent_id` is 0 for the first span of a trace. `stamps` are shared with other spans, never changed in place."""
+        """`parent_id` is 0 for the first span of a trace; `stamps` are shared with other spans and never changed."""
         self.name = name
         self.trace_id = trace_id
         self.span_id = span_id

@@ -31,10 +31,9 @@ DEFAULT_WINDOW_MS = 30 * 24 * 3600 * 1000  # 30 days, the default of [night] out
 
 
 def retention_warnings(stream: Stream) -> list[str]:
-    """A sentence for each topic whose records may expire before a night reads them; none for a stream that keeps all
-    records.
+    """A sentence for each topic whose records may expire before a night reads them.
 
-    `StreamUnavailable` when the cluster cannot be asked.
+    A stream that keeps all records has none. `StreamUnavailable` when the cluster cannot be asked.
     """
     # Only Kafka expires records, and only its stream can be asked.
     ask: Callable[[], list[Difference]] | None = getattr(stream, "topic_differences", None)

@@ -1,8 +1,8 @@
-"""The stream on Apache Kafka: reading and administration through kafka-python, writing through the fastest client there
-is.
+"""The stream on Apache Kafka.
 
-Nothing connects before the first call, so a service starts while the brokers are away, and says so when it is asked to
-write. Reading asks for exact offsets and uses no consumer group: only the night's manifest says what was read.
+It reads and administers through kafka-python, and writes through the fastest client that is installed. Nothing connects
+before the first call, so a service starts while the brokers are away, and says so when it is asked to write. Reading
+asks for exact offsets and uses no consumer group: only the night's manifest says what was read.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ class KafkaStream:
         return self.submit(topic, records).result()
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """Like `append`, but return once the records are handed over; the future is done when they are durable or
-        refused.
+        """Like `append`, but return a future that is done once the records are durable or refused.
 
         What is known at once is raised at once. The first call for a topic may connect and create the topic, which
         takes time.

@@ -1,7 +1,7 @@
-"""How to reach a Kafka cluster: brokers, TLS and SASL, described once and translated for both clients. Imports neither
-of them.
+"""How to reach a Kafka cluster: brokers, TLS and SASL, described once and translated for both clients.
 
-The password is read from a file or from the environment when a client connects. It is in no setting, message or repr.
+Neither client is imported here. The password is read from a file or from the environment when a client connects. It is
+in no setting, message or repr.
 """
 
 from __future__ import annotations

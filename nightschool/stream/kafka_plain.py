@@ -33,8 +33,9 @@ class TracePartitioner(Partitioner):  # type: ignore[misc]  # kafka-python has n
 
 
 class PlainWriter:
-    """Appends records; threads may share one. After an error it is not usable: a producer that let a batch expire
-    never sends again.
+    """Appends records; threads may share one.
+
+    After an error it is not usable: a producer that let a batch expire never sends again.
     """
 
     def __init__(self, connection: KafkaConnection) -> None:

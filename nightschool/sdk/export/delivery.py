@@ -23,7 +23,7 @@ RETRYABLE = frozenset({0, 408, 429, 502, 503, 504})
 """Statuses after which sending again may succeed; 0 stands for no answer at all. After any other it never can."""
 MAX_WAIT_S = 300.0
 """The longest wait that a server can ask for with `Retry-After`."""
-_MAX_SAID_BYTES = 200
+_MAX_REASON_BYTES = 200
 """Of a refusal, in the log."""
 
 
@@ -75,7 +75,7 @@ class Delivery:
             response.status,
             content,
             retry_after_s=parse_retry_after(response.getheader("Retry-After"), now_s=time.time()),
-            reason=f"{response.reason} {said(content, response.getheader('Content-Type'))}".strip(),
+            reason=f"{response.reason} {refusal_of(content, response.getheader('Content-Type'))}".strip(),
         )
 
     def close(self) -> None:
@@ -84,14 +84,14 @@ class Delivery:
             self._connection.close()
 
 
-def said(content: bytes, content_type: str | None) -> str:
+def refusal_of(content: bytes, content_type: str | None) -> str:
     """What the body of a refusal says, shortened."""
     text = content
     if content_type == "application/x-protobuf":
         # OTLP refuses with a google.rpc.Status, whose fields 1 and 2 are a number and a text as here.
         with contextlib.suppress(DecodeError):
             text = ExportTracePartialSuccess.FromString(content).error_message.encode()
-    return text[:_MAX_SAID_BYTES].decode(errors="replace")
+    return text[:_MAX_REASON_BYTES].decode(errors="replace")
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str, int | None, str]:

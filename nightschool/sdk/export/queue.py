@@ -158,8 +158,7 @@ class Lane(Generic[T]):
 
 
 def encode_batch(lane: Lane[T], items: Sequence[T], breathe: Callable[[], None]) -> tuple[list[Payload[T]], list[Exception]]:
-    """Encode `items` into requests of at most `MAX_BATCH_BYTES`; what cannot be encoded is left out, and its error
-    returned.
+    """Encode `items` into requests of at most `MAX_BATCH_BYTES`, and return the errors of those left out.
 
     `breathe` is called after every small piece of work.
     """

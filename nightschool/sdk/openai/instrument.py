@@ -1,11 +1,11 @@
-"""Records what the official `openai` client sends and gets: chats, completions and responses; sync, async, streamed,
-parsed or raw.
+"""Records what the official `openai` client sends and gets.
 
-It is our own, and small, because no maintained instrumentation gives all that training needs without side effects:
+That is chats, completions and responses; sync or async, streamed, parsed or raw. The instrumentation is our own, and
+small, because no maintained instrumentation gives all that training needs without side effects:
 
 - `opentelemetry-instrumentation-genai-openai` 1.3b0 captures content only where an environment variable says so for the
-whole process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and
-leaves out what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
+  whole process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and
+  leaves out what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
 - `openinference-instrumentation-openai` 0.1.66 takes a provider but writes the OpenInference dialect.
 
 It wraps `OpenAI.request` and `AsyncOpenAI.request`. `create`, `parse`, `stream` and `with_raw_response` all go through

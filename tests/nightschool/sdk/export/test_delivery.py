@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightschool.errors import ConfigError
-from nightschool.sdk.export.delivery import Delivery, parse_endpoint, parse_retry_after, said, wait_before_retry_s
+from nightschool.sdk.export.delivery import Delivery, parse_endpoint, parse_retry_after, refusal_of, wait_before_retry_s
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_a_wrong_endpoint_is_a_clear_error(endpoint: str) -> None:
 def test_a_refusal_is_told_in_words() -> None:
     """OTLP refuses in protobuf, a google.rpc.Status; what reaches a log is its message, other bodies as they are."""
     status = b"\x08\x03" + b"\x12\x60" + b"no tenant has this key; ".ljust(96, b".")
-    assert said(status, "application/x-protobuf") == "no tenant has this key; ".ljust(96, ".")
-    assert said(b"broken \xff", "application/x-protobuf") == "broken \ufffd"
-    assert said(b"<html>", "text/html") == "<html>"
+    assert refusal_of(status, "application/x-protobuf") == "no tenant has this key; ".ljust(96, ".")
+    assert refusal_of(b"broken \xff", "application/x-protobuf") == "broken \ufffd"
+    assert refusal_of(b"<html>", "text/html") == "<html>"
