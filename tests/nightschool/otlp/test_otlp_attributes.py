@@ -28,7 +28,7 @@ VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3), max_le
     ],
 )
 def test_each_type_has_its_kind(value: Any, kind: str) -> None:
-    """A bool is no number, an empty text and an empty list are values."""
+    """A bool is not a number; an empty text and an empty list are values."""
     encoded = any_value(value)
     assert encoded is not None
     assert encoded.WhichOneof("value") == kind
@@ -66,7 +66,7 @@ def test_decoding_knows_every_kind() -> None:
 
 
 def test_a_scalar_is_a_text_a_bool_or_a_number() -> None:
-    """Anything else is None, for those who can use nothing else."""
+    """Anything else is None."""
     assert [scalar_of(one.value) for one in key_values({"a": "x", "b": False, "c": 3, "d": 0.5})] == ["x", False, 3, 0.5]
     others = [AnyValue(), AnyValue(bytes_value=b"x"), AnyValue(array_value=ArrayValue()), AnyValue(kvlist_value=KeyValueList())]
     assert [scalar_of(value) for value in others] == [None] * 4

@@ -163,7 +163,7 @@ def test_a_client_certificate(broker: SecureBroker, fast: bool) -> None:
 def test_settings_reach_the_broker_and_the_password_reaches_no_text(
     broker: SecureBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """[stream] alone opens the secured cluster, its password from the environment; no repr and no message shows it."""
+    """[stream] alone opens the secured cluster, with the password from the environment, which nothing shows."""
     caplog.set_level(logging.CRITICAL, logger="kafka")  # captured log records would hold the connections they are about
     monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
     text = (
@@ -181,7 +181,7 @@ def test_settings_reach_the_broker_and_the_password_reaches_no_text(
     ):
         stream.end_offsets("ns.unknown")
     assert "wrong-horse" not in str(caught.value)
-    gc.collect()  # kafka-python leaves the sockets of refused connections to the collector; let them warn here
+    gc.collect()  # kafka-python leaves sockets of refused connections to the garbage collector; it must warn here
 
 
 @_REFUSED
