@@ -5,7 +5,8 @@ an array, item by item. For anything else (None, bytes, a mapping, an object) th
 or write it as a text.
 
 Decoding is total: an array becomes a list, a map a dict (of equal keys the last counts), bytes their lowercase hex
-digits, and a value that holds nothing becomes None. Who can only use a single text, number or bool asks for the scalar.
+digits, and a value that holds nothing becomes None. Code that can use only a single text, number or bool asks for the
+scalar.
 """
 
 from __future__ import annotations
