@@ -217,7 +217,7 @@ def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: B
     """It may be anybody's."""
     say(stream, 1, SUBJECT="anna")
     stream.append(names.TOPIC_ERASURE, [Record(b"acme/x", b"?", {})])
-    with pytest.raises(RecordError, match="no erasure"):
+    with pytest.raises(RecordError, match="is not an erasure"):
         built()
 
 
