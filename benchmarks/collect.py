@@ -171,9 +171,9 @@ def run_sdk(size: Size) -> dict[str, Any]:
             nightschool.Client("", "", api_key="", enabled=False),
         )
         at_work = [nobody]
-        # The two doors of the instrumentation: before the client sends, and after it has the answer.
-        instrument._begin = timed(instrument._begin)
-        instrument._Recording.finish = timed(instrument._Recording.finish)  # type: ignore[method-assign]
+        # The two places where the instrumentation works: before the client sends, and after it has the answer.
+        instrument.Instrumentation.begin = timed(instrument.Instrumentation.begin)  # type: ignore[method-assign]
+        instrument.Recording.finish = timed(instrument.Recording.finish)  # type: ignore[method-assign]
         instrument.instrument(lambda: at_work[0])
         figures: dict[str, list[float]] = {"openai": [], "by_hand": [], "whole_with": [], "whole_without": []}
         for number in range(size.requests + 100):

@@ -1,7 +1,7 @@
 """nightschool: your production traffic teaches your models while you sleep.
 
-What an app imports. Everything here needs OpenTelemetry only; services are started with the `nightschool` command.
-The names below are loaded when first used, so that the command line and the services start without the tracer.
+This is what an app imports. It needs OpenTelemetry only; services are started with the `nightschool` command. The names
+below are loaded when they are first used, so that the command line and the services start without the tracer.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
         tool_call,
     )
     from nightschool.sdk.calls import ModelCall, ToolCall
-    from nightschool.sdk.client import Client, Request, current_request
+    from nightschool.sdk.client import Client
     from nightschool.sdk.export.exporter import Stats
     from nightschool.sdk.export.queue import LaneStats
+    from nightschool.sdk.request import Request, current_request
 
 __all__ = [
     "configure",
@@ -51,8 +52,8 @@ __all__ = [
 
 _HOMES = {
     "Client": "client",
-    "Request": "client",
-    "current_request": "client",
+    "Request": "request",
+    "current_request": "request",
     "ModelCall": "calls",
     "ToolCall": "calls",
     "Stats": "export.exporter",

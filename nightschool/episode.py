@@ -1,7 +1,7 @@
 """The episode: one trace as training material, whatever dialect it was recorded in.
 
-Built on read from stored OTLP (`nightschool_nightly.episodes`); no service writes one. Parts follow the message JSON schema of
-the OpenTelemetry GenAI conventions.
+It is built from stored OTLP when that is read (`nightschool_nightly.episodes`); no service stores one. Parts follow the
+message JSON schema of the OpenTelemetry GenAI conventions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ToolCallPart:
 
 @dataclass(frozen=True, slots=True)
 class ToolResponsePart:
-    """What the tool answered (`type: tool_call_response`)."""
+    """What the tool returned (`type: tool_call_response`)."""
 
     response: Any
     id: str | None = None
@@ -39,7 +39,7 @@ class ToolResponsePart:
 
 @dataclass(frozen=True, slots=True)
 class OtherPart:
-    """Any other part, as it came: reasoning, blob, file, uri, compaction, or one not known yet."""
+    """Any other part, as it came: reasoning, blob, file, uri, compaction, or a kind not known yet."""
 
     raw: Mapping[str, Any]
 
@@ -68,9 +68,9 @@ class SampledTokens:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Natural-log probability of each completion token under the policy that sampled it; same length as `completion_ids`."""
+    """Natural logarithm of each completion token's probability under the policy that sampled it; one for each id."""
     tokenizer: str | None = None
-    """SHA-256 of the tokenizer.json that the ids are of; None when the server did not say."""
+    """SHA-256 of the tokenizer.json that the ids belong to; None when the server did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,10 @@ class RecordedCall:
     response_id: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     request: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling parameters as sent: temperature, top_p, max_tokens, seed, stop_sequences; what was not sent is absent."""
+    """Sampling parameters: temperature, top_p, max_tokens, seed, stop_sequences; what was not sent is absent."""
     finish_reason: str | None = None
     model: str | None = None
-    """The name of the model that answered, as the server gave it; else the name that was asked for."""
+    """The name of the model that answered, as the server gave it, else the name that was requested."""
     usage: Mapping[str, int] = field(default_factory=dict)
     """Tokens as the server counted them: input_tokens, output_tokens and so on; what it did not count is absent."""
     tokens: SampledTokens | None = None
@@ -95,17 +95,17 @@ class RecordedCall:
     release: str | None = None
     """Digest of the release that answered, "base" for the base model, None when unknown."""
     is_chat: bool = True
-    """False for a bare completion: the model was given the text as it stands, without a chat template around it."""
+    """False for a text completion: the model was given the text as it is, without a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolRun:
-    """A tool that ran, as the span of whoever ran it tells; what the model was told of it stands in the messages."""
+    """A run of a tool, as its own span tells it; what the model was told of the result is in the messages."""
 
     span_id: str
     name: str
     id: str | None = None
-    """Id of the tool call that it answers."""
+    """Id of the model's tool call that it answers."""
     arguments: Any = None
     result: Any = None
     """None when it was not captured, or when the tool failed."""
@@ -114,25 +114,25 @@ class ToolRun:
 
 @dataclass(frozen=True, slots=True)
 class EditFigures:
-    """What a human left of an answer, measured from both texts."""
+    """How much of an answer a human kept, measured from both texts."""
 
     distance: float
-    """Edit distance over the length of the longer text: 0 is as it was, 1 is nothing of it."""
+    """Edit distance divided by the length of the longer text: 0 is unchanged, 1 shares nothing."""
 
     @property
     def accepted(self) -> bool:
-        """The human sent the answer as it was."""
+        """Whether the human sent the answer unchanged."""
         return self.distance == 0
 
     @property
     def rewritten(self) -> bool:
-        """At least half of it is the human's."""
+        """Whether at least half of the text is the human's."""
         return self.distance >= 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeHistory:
-    """The current outcome of one slot, and everything the slot held before."""
+    """The current outcome of one slot (a target, a name and a rater), and every outcome before it."""
 
     current: Outcome
     revisions: tuple[Outcome, ...]
@@ -140,9 +140,9 @@ class OutcomeHistory:
     received_ns: tuple[int, ...] = ()
     """When each of them was received."""
     span_id: str | None = None
-    """The model call it is about; None for the episode as a whole, empty for a call whose content was not captured."""
+    """The model call it is about; None for the whole episode, empty for a call whose content was not captured."""
     edit: EditFigures | None = None
-    """None where nothing was edited, where it is not known which answer was, or the texts are too long to compare."""
+    """None when nothing was edited, when it is unknown which answer was, or when the texts are too long to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,8 @@ class Episode:
     calls: tuple[RecordedCall, ...]
     """Model calls in order of start."""
     outcomes: tuple[OutcomeHistory, ...] = ()
-    """What stands; slots that were retracted are not among them."""
+    """The outcomes that count; slots that were retracted are not among them."""
     retracted: tuple[OutcomeHistory, ...] = ()
-    """Slots that were emptied; what they held once."""
+    """The slots whose outcome was retracted, with what they held before."""
     tool_runs: tuple[ToolRun, ...] = ()
     """In order of start; empty when nothing recorded them, whatever tools the model called."""

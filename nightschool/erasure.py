@@ -1,8 +1,9 @@
-"""Erasures: whom a tenant's nights must forget, as records of the topic `ns.erasure`.
+"""Erasures: the users that a tenant's nights must forget, as records of the topic `ns.erasure`.
 
-Single records of a log cannot be deleted, so an erasure is one more record, and every read that leads to training applies it. It
-holds a hash of the subject and no pseudonym, and stands until taken back, also for what arrives later: an exporter may still
-hold spans of yesterday. The topic is compacted: the newest record of a subject is its state.
+Single records of a log cannot be deleted, so an erasure is one more record, and every read that leads to training
+applies it. It holds a hash of the subject, not the pseudonym. It is in force until it is taken back, also for what
+arrives later, because an exporter may still hold spans of yesterday. The topic is compacted: the newest record of a
+subject is its state.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ CONTENT_TYPE = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """The newest word on one subject."""
+    """Whether one subject is to be forgotten."""
 
     subject_hash: str
     requested_at_ms: int
-    """When it was asked for, milliseconds since the epoch; for people, it decides nothing."""
+    """When it was asked for, in milliseconds since 1970. For people to read; nothing depends on it."""
     scope: Literal["all", "none"] = "all"
     """"all" forgets everything of the subject, "none" takes an erasure back."""
 
 
 def hash_prefix(tenant: str) -> str:
-    """What is hashed before the subject; the nightly join hashes a million subjects inside its database, by this."""
+    """What is hashed before the subject; the nightly join uses it to hash a million subjects inside its database."""
     return f"erasure/{tenant}/"
 
 
 def hash_subject(tenant: str, subject: str) -> str:
-    """What an erasure says instead of the subject, which is the pseudonym that stands on the spans: 64 hex digits."""
+    """What an erasure holds in place of the subject (the pseudonym that is on the spans): 64 hex digits."""
     return hashlib.sha256(f"{hash_prefix(tenant)}{subject}".encode()).hexdigest()
 
 
@@ -59,9 +60,9 @@ def request_erasure(stream: Stream, tenant: str, erasures: Iterable[Erasure]) ->
 
 
 def read_erasures(records: Iterable[StoredRecord], tenant: str) -> Mapping[str, Erasure]:
-    """The state of every subject of `tenant` by its hash; `RecordError` for a record that says nobody knows what.
+    """The state of every subject of `tenant`, by its hash; `RecordError` for a record that cannot be understood.
 
-    An erasure that cannot be read might be anybody's, so no night goes on without it.
+    An erasure that cannot be read may be about any user, so no night goes on without it.
     """
     found: dict[str, Erasure] = {}
     for record in records:
@@ -92,7 +93,7 @@ def _parse(record: StoredRecord) -> Erasure:
             raise ValueError(f"scope is {shown(erasure.scope)}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RecordError(
-            f"{record.topic} partition {record.partition} offset {record.offset} is no erasure ({error}); no night may ignore one:"
-            " write the subject's erasure again under the same key"
+            f"{record.topic} partition {record.partition} offset {record.offset} is not an erasure ({error}), and no night may ignore"
+            " one: write the subject's erasure again under the same key"
         ) from None
     return erasure

@@ -1,7 +1,7 @@
 """Every error nightschool raises on purpose.
 
-Each also inherits the standard-library error it is a kind of, so that code which knows nothing of nightschool can
-still catch it. A message says what came, what is allowed and what to do.
+Each also inherits the standard library's error of its kind, so that code which knows nothing of nightschool can catch
+it too. A message says what was got, what is allowed and what to do.
 
     NightschoolError
     ├── ConfigError (ValueError)            nightschool.toml or an argument
@@ -10,9 +10,9 @@ still catch it. A message says what came, what is allowed and what to do.
     ├── MissingExtraError (ImportError)     a service was started without its extra
     ├── StreamError (OSError)
     │   ├── StreamUnavailable               try again: nothing was acknowledged
-    │   └── DataLossError                   records a night needs are gone, or the topic is another one
+    │   └── DataLossError                   records a night needs are gone, or the topic was created anew
     ├── RegistryError (OSError)
-    │   ├── PointerConflict                 somebody else moved the pointer first
+    │   ├── PointerConflict                 somebody else has moved the pointer meanwhile
     │   └── ReleaseRejected                 a release that must not be loaded
     └── NightError (RuntimeError)           a night that stopped; the registry is as it was
 """
@@ -33,7 +33,7 @@ class RubricError(NightschoolError, ValueError):
 
 
 class RecordError(NightschoolError, ValueError):
-    """A record can never be understood; sending it again will not help."""
+    """A record can never be understood; sending it again does not help."""
 
 
 class MissingExtraError(NightschoolError, ImportError):
@@ -48,7 +48,7 @@ class StreamError(NightschoolError, OSError):
 
 
 class StreamUnavailable(StreamError):  # noqa: N818 - named by what happened
-    """The stream cannot be written or read now; nothing of the call was acknowledged, try again."""
+    """The stream cannot be written or read now. Nothing of the call was acknowledged; try again."""
 
 
 class DataLossError(StreamError):
@@ -60,7 +60,7 @@ class RegistryError(NightschoolError, OSError):
 
 
 class PointerConflict(RegistryError):  # noqa: N818 - named by what happened
-    """The pointer moved between reading it and writing it."""
+    """The pointer was moved between the reading and the writing of it."""
 
 
 class ReleaseRejected(RegistryError):  # noqa: N818 - named by what happened
@@ -72,8 +72,8 @@ class NightError(NightschoolError, RuntimeError):
 
 
 def shown(value: object) -> str:
-    """`value` as a message shows it: its repr, cut to 80 characters; never itself an error."""
+    """`value` as a message shows it: its repr, cut to 80 characters. It never raises."""
     try:
         return f"{value!r:.80}"
-    except (ValueError, RecursionError):  # an int of over 4,300 digits, a list in a list in a list...
+    except (ValueError, RecursionError):  # an int of over 4,300 digits, or lists nested too deeply
         return f"of type {type(value).__name__} and too large to print"

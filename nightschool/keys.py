@@ -1,4 +1,4 @@
-"""API keys: what a tenant's app sends, stored only as a SHA-256."""
+"""API keys, which are stored only as their SHA-256, and the pseudonyms of users."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from nightschool.tenants import check_tenant
 
 
 def new_key(tenant: str) -> str:
-    """A fresh key with 256 bits of randomness; the tenant in it is for people, it decides nothing."""
+    """A fresh key with 256 random bits. The tenant in it is for people to read; nothing depends on it."""
     return f"ns-{check_tenant(tenant)}-{secrets.token_urlsafe(32)}"
 
 
 def hash_key(key: str) -> str:
-    """What `nightschool.toml` stores. A key is random, so a fast hash is enough."""
+    """The SHA-256 of `key` in hex, as `nightschool.toml` stores it. A key is random, so a fast hash is safe."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class KeyRing:
     """Finds the tenant of a key: one hash and one look-up, whatever the number of tenants.
 
-    What is looked up is a SHA-256 of the key, so the time of a look-up says nothing about a stored key.
+    The look-up is by the key's SHA-256, so that its time tells nothing about the keys that are stored.
     """
 
     def __init__(self, hashes: Mapping[str, Sequence[str]]) -> None:
@@ -40,7 +40,7 @@ class KeyRing:
         return sorted(set(self._tenants.values()))
 
     def tenant_of(self, authorization: str | None) -> str | None:
-        """The tenant of an `Authorization: Bearer KEY` header; None for none, another scheme or an unknown key."""
+        """The tenant of an `Authorization: Bearer KEY` header; None for another scheme, an unknown key or no header."""
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             return None
@@ -48,9 +48,9 @@ class KeyRing:
 
 
 def subject_of(secret: str, user: str) -> str:
-    """The pseudonym of `user`: a keyed hash, equal for the same user and secret, of 128 bits in hex.
+    """The pseudonym of `user`: a keyed hash of 128 bits in hex, equal for the same user and secret.
 
-    An empty secret is a `ConfigError`: anybody could compute such pseudonyms and find the user behind one.
+    An empty secret is a `ConfigError`, because anybody could then compute pseudonyms and find the user of one.
     """
     if not secret:
         raise ConfigError("the secret behind pseudonyms is empty; give the tenant's API key or a subject_key")

@@ -1,14 +1,15 @@
 """Attribute, event, header and topic names, declared once.
 
-The GenAI names follow the OpenTelemetry GenAI semantic conventions (status: Development, schema 1.41). They are vendored
-here because the constants in opentelemetry-semantic-conventions are deprecated as moved and no stable package exists.
+The GenAI names follow the OpenTelemetry GenAI semantic conventions (status: Development, schema 1.41). They are copied
+here, because the constants in opentelemetry-semantic-conventions are deprecated as moved, and no stable package has
+them.
 """
 
 from __future__ import annotations
 
 SCHEMA = "1"
 
-# --- GenAI semantic conventions -----------------------------------------------------------------------------------------
+# --- GenAI semantic conventions ---------------------------------------------------------------------------------------
 GEN_AI_OPERATION_NAME = "gen_ai.operation.name"
 GEN_AI_PROVIDER_NAME = "gen_ai.provider.name"
 GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
@@ -50,45 +51,45 @@ SERVER_ADDRESS = "server.address"
 SERVER_PORT = "server.port"
 HTTP_REQUEST_RESEND_COUNT = "http.request.resend_count"  # retries of the client inside one call; absent for none
 
-# --- ours, on spans -----------------------------------------------------------------------------------------------------
+# --- ours, on spans ---------------------------------------------------------------------------------------------------
 TENANT_ID = "nightschool.tenant.id"  # resource attribute
 TASK = "nightschool.task"
-DOCTOR_TASK = "nightschool.doctor"  # the value of TASK on what `nightschool doctor` sends; no night trains on it
-SUBJECT = "nightschool.subject"  # keyed-hash pseudonym of the app's user, never the raw id
+DOCTOR_TASK = "nightschool.doctor"  # value of TASK on what `nightschool doctor` sends; no night trains on it
+SUBJECT = "nightschool.subject"  # pseudonym of the app's user, a keyed hash; never the raw id
 EPISODE_ID = "nightschool.episode.id"
-JOIN_KEY_PREFIX = "nightschool.join_key."  # + namespace: an id of the app's own (a ticket, an order) that outcomes may name
-POLICY_VERSION = "nightschool.policy.version"  # digest of the release that answered; "base" without one
-SPAN_SIDE = "nightschool.side"  # "app" or "server": who saw this model call
+JOIN_KEY_PREFIX = "nightschool.join_key."  # + namespace: an id of the app's own that outcomes may name
+RELEASE = "nightschool.policy.version"  # digest of the release that answered; "base" without one
+SPAN_SIDE = "nightschool.side"  # "app" or "server": which of the two recorded this span
 PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
 COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
 COMPLETION_LOGPROBS = "nightschool.completion.logprobs"
-REDACTION_VERSION = "nightschool.redaction.version"  # only on what redaction changed: with which rules
-REDACTION_COUNTS = "nightschool.redaction.counts"  # and what was found, as JSON: kind -> number
+REDACTION_VERSION = "nightschool.redaction.version"  # only on what redaction changed: by which version of the rules
+REDACTION_COUNTS = "nightschool.redaction.counts"  # and what it found, as JSON: kind -> number
 TOKENIZER = "nightschool.tokenizer"  # SHA-256 of the tokenizer.json that the token ids are of
-CONTENT_CAPTURE = "nightschool.content.capture"  # false where the app asked that texts and token ids are not recorded
+CONTENT_CAPTURE = "nightschool.content.capture"  # false where the app asked that no texts or token ids are recorded
 
-# --- ours, on outcome log records ---------------------------------------------------------------------------------------
+# --- ours, on outcome log records -------------------------------------------------------------------------------------
 OUTCOME_ID = "nightschool.outcome.id"
 OUTCOME_OP = "nightschool.outcome.op"
 OUTCOME_VALUE = "nightschool.outcome.value"
 OUTCOME_TARGET = "nightschool.outcome.target"  # canonical JSON of the one target
 OUTCOME_FINAL_TEXT = "nightschool.outcome.edit.final_text"
 OUTCOME_FINAL_MESSAGES = "nightschool.outcome.edit.final_messages"  # canonical JSON
-OUTCOME_DEMONSTRATION = "nightschool.outcome.demonstration"  # true: the final answer was not made from the model's
+OUTCOME_DEMONSTRATION = "nightschool.outcome.demonstration"  # true: not made from the model's answer
 OUTCOME_ORIGINAL_SHA256 = "nightschool.outcome.edit.original_sha256"
 OUTCOME_SOURCE_KIND = "nightschool.outcome.source.kind"
 OUTCOME_SOURCE_ID = "nightschool.outcome.source.id"
 OUTCOME_METADATA = "nightschool.outcome.metadata"  # canonical JSON
 
-# --- record headers and topics ------------------------------------------------------------------------------------------
+# --- record headers and topics ----------------------------------------------------------------------------------------
 HEADER_TENANT = "ns-tenant"
 HEADER_SCHEMA = "ns-schema"
 HEADER_RECEIVED_MS = "ns-recv-ms"
 HEADER_CONTENT_TYPE = "content-type"
 HEADER_DLQ_REASON = "ns-dlq-reason"  # on a dead letter: why it is one
-HEADER_DLQ_TOPIC = "ns-dlq-topic"  # on a dead letter: where it was, or was meant to be
-HEADER_DLQ_PLACE = "ns-dlq-place"  # on a dead letter that a night found: its partition and offset there, as 3/1704
-HEADER_DLQ_PART = "ns-dlq-part"  # on a dead letter that one record cannot hold: which part of how many, as 2/3
+HEADER_DLQ_TOPIC = "ns-dlq-topic"  # on a dead letter: the topic it was in, or was meant for
+HEADER_DLQ_PLACE = "ns-dlq-place"  # on a dead letter that a night found: partition and offset there, as 3/1704
+HEADER_DLQ_PART = "ns-dlq-part"  # on a dead letter split over several records: part 2 of 3, as 2/3
 TOPIC_SPANS = "ns.otlp_spans"
 TOPIC_LOGS = "ns.otlp_logs"
 TOPIC_OUTCOMES = "ns.outcomes"
@@ -96,7 +97,7 @@ TOPIC_DLQ = "ns.dlq"
 TOPIC_ERASURE = "ns.erasure"
 TOPIC_MANIFESTS = "ns.manifests"
 
-# --- HTTP ---------------------------------------------------------------------------------------------------------------
+# --- HTTP -------------------------------------------------------------------------------------------------------------
 RELEASE_RESPONSE_HEADER = "x-nightschool-release"
-CAPTURE_REQUEST_HEADER = "x-nightschool-capture"  # "off" asks a server to record neither texts nor token ids
-BASE_RELEASE = "base"  # what that header and POLICY_VERSION say when no adapter answered
+CAPTURE_REQUEST_HEADER = "x-nightschool-capture"  # "off" asks the server to record neither texts nor token ids
+BASE_RELEASE = "base"  # the value of that header and of RELEASE when no adapter answered

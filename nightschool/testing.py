@@ -1,4 +1,4 @@
-"""For tests of apps and of nightschool: a fixed clock, fixed ids, and a collector in memory behind a real HTTP server.
+"""For tests of apps and of nightschool: a fixed clock, fixed ids, and a collector behind a real HTTP server.
 
 with nightschool.testing.capture() as collector:
     my_app()
@@ -14,16 +14,16 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
+from nightschool.otlp.attributes import attributes_of
 from nightschool.sdk.api import use
 from nightschool.sdk.client import Client
 
@@ -31,7 +31,7 @@ START_NS = 1_767_225_600 * 10**9  # 2026-01-01T00:00:00Z
 
 
 class FixedClock:
-    """A clock that moves by `step_ns` each time it is read."""
+    """A clock in nanoseconds since 1970 that moves on by `step_ns` each time it is read."""
 
     def __init__(self, start_ns: int = START_NS, *, step_ns: int = 10**9) -> None:
         self.now_ns = start_ns
@@ -60,7 +60,7 @@ class FixedIds(IdGenerator):
 
 @dataclass(frozen=True, slots=True)
 class CapturedSpan:
-    """One span as the collector got it, in plain data."""
+    """One span as the collector got it, as plain data."""
 
     name: str
     kind: str
@@ -79,10 +79,10 @@ class CapturedSpan:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How the collector should answer one request."""
+    """How the collector is to answer one request."""
 
     status: int
-    """0 hangs up without an answer."""
+    """HTTP status; 0 closes the connection without an answer."""
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
 
@@ -96,12 +96,12 @@ class CapturedRequest:
     body: bytes
     """Decompressed."""
     status: int
-    """What was answered."""
+    """HTTP status of the answer; 0 for none."""
     at_monotonic_s: float
 
 
 class Collector:
-    """A collector in memory behind a real HTTP server, which can be told to fail."""
+    """A collector in memory behind a real HTTP server on 127.0.0.1. It can be told to fail."""
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[CapturedRequest] = []
@@ -113,7 +113,7 @@ class Collector:
         self._thread.start()
 
     def fail(self, *failures: Failure, path: str = "/v1/traces") -> None:
-        """Answer the next requests to `path` with `failures`, one each."""
+        """Answer the next requests to `path` with `failures`, one after another."""
         with self._changed:
             self._failures.setdefault(path, deque()).extend(failures)
 
@@ -129,7 +129,7 @@ class Collector:
         return [outcome for body in bodies for outcome in body.get("outcomes", [body])]
 
     def wait_for(self, condition: Callable[[Self], bool], *, timeout_s: float = 10.0) -> bool:
-        """Wait until `condition(self)` holds, looking again at each request; False when it never did."""
+        """Wait until `condition(self)` holds, asked after each request; False when it does not within `timeout_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), timeout_s)
 
@@ -150,7 +150,7 @@ class Collector:
             return [request for request in self.requests if request.path == path and 200 <= request.status < 300]
 
     def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Failure:
-        """Record one request and say how to answer it."""
+        """Record one request and return how to answer it."""
         with self._changed:
             failures = self._failures.get(path)
             success = Failure(202, body=b"{}") if path == "/v1/outcomes" else Failure(200, body=_EMPTY_ANSWER)
@@ -162,7 +162,7 @@ class Collector:
 
 @contextlib.contextmanager
 def capture(tenant: str = "test", **settings: Any) -> Iterator[Collector]:
-    """Configure nightschool with a collector in memory, a fixed clock and fixed ids; afterwards nothing is recorded any more."""
+    """Record into a collector in memory, with a fixed clock and fixed ids; after the block nothing is recorded."""
     with Collector() as collector:
         defaults = {"api_key": "ns-test-key", "clock": FixedClock(), "id_generator": FixedIds()}
         use(Client(collector.endpoint, tenant, **{**defaults, **settings}))
@@ -172,7 +172,7 @@ def capture(tenant: str = "test", **settings: Any) -> Iterator[Collector]:
             use(Client("", "", api_key="", enabled=False))
 
 
-# --- HTTP ---------------------------------------------------------------------------------------------------------------
+# --- HTTP -------------------------------------------------------------------------------------------------------------
 _EMPTY_ANSWER = ExportTraceServiceResponse().SerializeToString()
 
 
@@ -194,7 +194,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def close_all(self) -> None:
-        """Cut the kept-alive connections, as the end of a process would, and wait for their threads."""
+        """Close the kept-alive connections, as the end of a process would, and wait for their threads."""
         for request in list(self._open):
             super().shutdown_request(request)
         self.server_close()
@@ -227,12 +227,12 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
 
-# --- decoding -----------------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 def decode_spans(body: bytes) -> list[CapturedSpan]:
-    """The spans of one OTLP request."""
+    """The spans of one serialized OTLP request."""
     request = ExportTraceServiceRequest.FromString(body)
     return [
-        _decode_span(span, _plain_all(resource.resource.attributes))
+        _decode_span(span, attributes_of(resource.resource.attributes))
         for resource in request.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
@@ -248,25 +248,9 @@ def _decode_span(span: Span, resource: Mapping[str, Any]) -> CapturedSpan:
         parent_span_id=span.parent_span_id.hex(),
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
-        attributes=_plain_all(span.attributes),
+        attributes=attributes_of(span.attributes),
         resource=resource,
         status={0: "UNSET", 1: "OK", 2: "ERROR"}[span.status.code],
         status_message=span.status.message,
         links=tuple(link.trace_id.hex() for link in span.links),
     )
-
-
-def _plain_all(attributes: Iterable[KeyValue]) -> dict[str, Any]:
-    return {item.key: _plain(item.value) for item in attributes}
-
-
-def _plain(value: AnyValue) -> Any:
-    match value.WhichOneof("value"):
-        case "array_value":
-            return [_plain(item) for item in value.array_value.values]
-        case "kvlist_value":
-            return _plain_all(value.kvlist_value.values)
-        case None:
-            return None
-        case kind:
-            return getattr(value, kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import re
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nightschool.cli import COMMANDS, start_service
-from nightschool.config.settings import load_config
+from nightschool.cli import COMMANDS, command_line, start_service
+from nightschool.config.reader import load_config
 from nightschool.errors import MissingExtraError
 from nightschool.keys import KeyRing
 
@@ -41,7 +42,7 @@ def test_help_answers_without_a_heavy_import(command: str | None) -> None:
 
 
 def test_every_command_is_listed_and_summarised(tmp_path: Path) -> None:
-    """The first help names each command; nothing that is a file in cli/ is forgotten in the list."""
+    """The first help names each command, and every file in cli/ is one."""
     shown = nightschool("--help", cwd=tmp_path).stdout
     assert all(re.search(rf"^    {command}\b", shown, re.MULTILINE) for command in COMMANDS)
     files = {path.stem for path in (ROOT / "nightschool" / "cli").glob("*.py")} - {"__init__"}
@@ -121,6 +122,13 @@ def test_key_prints_a_key_and_its_hash(tmp_path: Path) -> None:
     assert keys[0] and keys[1]
     assert keys[0][0] != keys[1][0]
     assert hashlib.sha256(keys[0][0].encode()).hexdigest() in shown[0]
+
+
+def test_options_are_passed_on_as_they_were_given() -> None:
+    """A flag that is set, a value and a default are passed on; a flag that is not set and an option not given are not."""
+    given = argparse.Namespace(config="a b.toml", tenant="acme", wait=1.5, dry_run=True, resume=False, key=None, empty="")
+    line = command_line(given, "config", "tenant", "wait", "dry_run", "resume", "key", "empty")
+    assert line == ["--config", "a b.toml", "--tenant", "acme", "--wait", "1.5", "--dry-run", "--empty", ""]
 
 
 def test_a_missing_service_names_the_pip_line() -> None:

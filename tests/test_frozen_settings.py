@@ -7,7 +7,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from nightschool.config.settings import SECTIONS, Config, describe_settings
+from nightschool.config.schema import SECTIONS, describe_settings
+from nightschool.config.settings import Config
 
 ROOT = Path(__file__).parents[1]
 

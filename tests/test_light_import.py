@@ -70,5 +70,5 @@ def test_importing_a_contract_brings_only_what_pip_install_brings(module: str) -
 
 
 def test_the_look_at_sys_modules_sees_a_heavy_import() -> None:
-    """A heavy package, once imported, would be noticed."""
+    """The check notices a heavy package that is imported."""
     assert "numpy" in top_levels_after("import numpy") & HEAVY

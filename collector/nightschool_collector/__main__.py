@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.errors import MissingExtraError, NightschoolError
 
 

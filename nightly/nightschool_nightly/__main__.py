@@ -9,7 +9,7 @@ import sys
 import time
 
 from nightschool.cli import night as command
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.errors import MissingExtraError, NightschoolError
 
 

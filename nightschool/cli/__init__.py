@@ -1,7 +1,7 @@
-"""The `nightschool` command. One command, one file; each declares its arguments without importing anything heavy.
+"""The `nightschool` command. Each command is one file, and declares its arguments without importing anything heavy.
 
-A service is started as a process of its own (`python -m nightschool_nightly`), never imported, so that help answers at once and
-needs no torch.
+A service is started as a process of its own (`python -m nightschool_nightly`) and never imported, so that help is
+printed at once and needs no torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.process import become_python
 
 _CONFIGS = ("nightschool.toml", "var/demo/nightschool.toml")
+"""Where the configuration is looked for: the user's own, else the demo's."""
 COMMANDS = ("demo", "init", "key", "config", "topics", "collect", "doctor", "episodes", "night", "forget", "serve")
 
 
@@ -29,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NightschoolError as error:
         print(f"nightschool {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a file that cannot be written, a port in use: no traceback for what is outside
+    except OSError as error:  # a file that cannot be written, a port in use: not a fault of ours, so no traceback
         print(f"nightschool {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 130  # as a shell reports a program that Ctrl-C ended
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,14 +54,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """--config, the same in every command that reads nightschool.toml; without one, what the demo left is looked at."""
-    found = next((path for path in _CONFIGS if os.path.isfile(path)), _CONFIGS[0])  # noqa: PTH113 - pathlib costs start-up time
+    """Add --config, which is the same in every command that reads nightschool.toml."""
+    found = next((path for path in _CONFIGS if os.path.isfile(path)), _CONFIGS[0])  # noqa: PTH113 - pathlib starts slower
     text = f"the configuration (default: {_CONFIGS[0]}, else the demo's {_CONFIGS[1]})"
     parser.add_argument("--config", default=found, metavar="FILE", help=text)
 
 
+def command_line(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """The options `names` of `arguments` as a command line again; an option without a value is left out."""
+    line: list[str] = []
+    for name in names:
+        option, value = f"--{name.replace('_', '-')}", getattr(arguments, name)
+        if value is True:
+            line.append(option)
+        elif value is not None and value is not False:
+            line += [option, str(value)]
+    return line
+
+
 def start_service(package: str, arguments: Sequence[str], *, part: str, extra: str) -> NoReturn:
-    """Replace this process by `python -m package arguments`."""
+    """Replace this process by `python -m package arguments`; `MissingExtraError` when `package` is not installed."""
     if find_spec(package.partition(".")[0]) is None:
         raise MissingExtraError(part, extra, package)
     become_python(["-m", package, *arguments])

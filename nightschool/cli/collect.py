@@ -1,12 +1,12 @@
-"""`nightschool collect`: start the collector."""
+"""`nightschool collect`: starts the collector."""
 
 from __future__ import annotations
 
 import argparse
 
-from nightschool.cli import add_config_argument, start_service
+from nightschool.cli import add_config_argument, command_line, start_service
 
-SUMMARY = "receive spans, logs and outcomes and make them durable in the stream"
+SUMMARY = "receive spans, logs and outcomes, and store them durably in the stream"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,4 +14,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    start_service("nightschool_collector", ["--config", arguments.config], part="the collector", extra="collector")
+    start_service("nightschool_collector", command_line(arguments, "config"), part="the collector", extra="collector")

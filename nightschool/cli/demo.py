@@ -1,4 +1,4 @@
-"""`nightschool demo`: a real day, a real night, a better morning, on this machine."""
+"""`nightschool demo`: a real day of traffic, a real night, and better answers in the morning, on this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from nightschool.cli import command_line
 from nightschool.errors import ConfigError, MissingExtraError
 from nightschool.process import become_python
 
-SUMMARY = "a real day, a real night, a better morning: two tenants, one small model, this machine"
+SUMMARY = "a real day, a real night, a better morning: two tenants and one small model, on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         default="var/demo",
         metavar="FOLDER",
-        help="where everything goes; an earlier demo there is replaced (default: %(default)s)",
+        help="the folder for everything it writes; an earlier demo there is replaced (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the simulated agents and of the nights (default: %(default)s)"
@@ -28,11 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in ("httpx", "openai", "rich") if find_spec(name) is None]
     if missing:
         raise MissingExtraError("the demo", "all-cpu", missing[0])
-    become_python([str(helpdesk_folder() / "demo.py"), "--out", arguments.out, "--seed", str(arguments.seed)])
+    become_python([str(helpdesk_folder() / "demo.py"), *command_line(arguments, "out", "seed")])
 
 
 def helpdesk_folder() -> Path:
-    """examples/helpdesk, from the installed package or from the checkout."""
+    """The folder examples/helpdesk, in the installed package or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "helpdesk", package.parent / "examples" / "helpdesk"):
         if (folder / "demo.py").is_file():

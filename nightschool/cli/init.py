@@ -1,4 +1,4 @@
-"""`nightschool init`: write a nightschool.toml to start from."""
+"""`nightschool init`: writes a nightschool.toml and a rubric to start from."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ weight = 0.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="nightschool.toml", metavar="FILE", help="the file to write (default: %(default)s)")
-    parser.add_argument("--tenant", default="demo", help="name of the first tenant (default: %(default)s)")
+    parser.add_argument("--tenant", default="demo", help="the name of the first tenant (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

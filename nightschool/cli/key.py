@@ -1,4 +1,4 @@
-"""`nightschool key`: make an API key for a tenant."""
+"""`nightschool key`: makes an API key for a tenant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SUMMARY = "make an API key for a tenant; only its SHA-256 goes into nightschool.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tenant", required=True, help="whose key it is")
+    parser.add_argument("--tenant", required=True, help="the tenant whose key it is")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`nightschool topics`: whether Kafka's topics are set up so that nothing is lost, and create those that are missing."""
+"""`nightschool topics`: shows whether Kafka's topics are set up so that nothing is lost, and creates missing ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nightschool.cli import add_config_argument
-from nightschool.config.settings import duration_ms, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.settings import duration_ms
 from nightschool.config.stream import open_configured
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ SUMMARY = "show how Kafka's topics differ from what a night needs, and create th
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_argument(parser)
-    parser.add_argument("--create", action="store_true", help="create the topics that are missing; nothing else is changed")
+    parser.add_argument("--create", action="store_true", help="create the topics that are missing; change nothing else")
     parser.add_argument("--check", action="store_true", help="exit with status 1 when anything differs")
 
 

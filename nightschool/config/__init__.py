@@ -1,1 +1,1 @@
-"""nightschool.toml: what can be set, how it is read, and where an error stands."""
+"""nightschool.toml: its settings, how it is read, and on which line an error is."""

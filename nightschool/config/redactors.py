@@ -1,4 +1,4 @@
-"""Redactors as nightschool.toml asks for them, and the secret behind a tenant's pseudonyms."""
+"""The redactors that nightschool.toml describes, and the secrets that make a tenant's pseudonyms."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nightschool.redaction.redactor import Redactor
 
 
 def subject_secrets(name: str, tenant: TenantConfig) -> tuple[str, ...]:
-    """The secrets that key pseudonyms of tenant `name`: its subject key, else the SHA-256 of each of its API keys.
+    """The secrets that make the pseudonyms of tenant `name`: its subject key, else the SHA-256 of each of its API keys.
 
-    An app without a `subject_key` uses the SHA-256 of its API key, the same text that `key_sha256` holds. `ConfigError` when the
-    file cannot be read or is empty; the secret itself is never in a message.
+    An app without a `subject_key` uses the SHA-256 of its API key, which is the text that `key_sha256` holds.
+    `ConfigError` when the file cannot be read or is empty; the secret itself is never in a message.
     """
     if not tenant.subject_key_file:
         return tenant.key_sha256
@@ -30,7 +30,7 @@ def subject_secrets(name: str, tenant: TenantConfig) -> tuple[str, ...]:
 
 
 def redactors(config: Config) -> Mapping[str, Redactor]:
-    """The redactor of each tenant that has a key and whose `[privacy]` is not switched off."""
+    """The redactor of each tenant that has a secret and whose `[privacy]` is enabled."""
     found = {}
     for name, tenant in config.tenants.items():
         secrets = subject_secrets(name, tenant) if tenant.privacy.enabled else ()

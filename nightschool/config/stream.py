@@ -7,7 +7,10 @@ from nightschool.stream import DEFAULT_WINDOW_MS, Stream, open_stream
 
 
 def open_configured(settings: StreamConfig, *, outcome_window_ms: int = DEFAULT_WINDOW_MS) -> Stream:
-    """Open the stream that [stream] of nightschool.toml describes; who creates topics says how long outcomes are awaited."""
+    """Open the stream that [stream] of nightschool.toml describes.
+
+    Topics of Kafka that it creates keep their records longer than `outcome_window_ms`.
+    """
     return open_stream(
         settings.url, partitions=settings.partitions, security=settings.security(), outcome_window_ms=outcome_window_ms
     )

@@ -1,4 +1,4 @@
-"""Finds the line on which a key of a TOML text stands. tomllib keeps no positions; this is for error messages only."""
+"""Finds the line of a key in a TOML text, for error messages: `tomllib` keeps no positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def line_of(text: str, at: Sequence[str]) -> int | None:
-    """The line (from 1) where the statement begins that names `at`, a table or a key; None when nothing names it."""
+    """The line (from 1) where the statement begins that names `at`, a table or a key; None when there is none."""
     wanted = tuple(at)
     table: tuple[str, ...] = ()
     for number, is_header, tree in _statements(text):
@@ -23,15 +23,16 @@ def line_of(text: str, at: Sequence[str]) -> int | None:
 
 
 def line_of_error(text: str, error: ValueError) -> int:
-    """The line that tomllib complains of; the last one when it complains of the end."""
+    """The line that `tomllib` names in `error`; the last line when the error is at the end of the text."""
     found = re.search(r"\(at line (\d+), column \d+\)$", str(error))
     return int(found[1]) if found else max(1, len(text.splitlines()))
 
 
 def _statements(text: str) -> Iterator[tuple[int, bool, dict[str, Any]]]:
-    """Line, whether it is a [header], and content of each statement: the fewest lines that are TOML by themselves.
+    """Each statement: its first line, whether it is a [header], and its content.
 
-    No part of a statement over several lines is TOML by itself, because a list or a text is still open in it.
+    A statement is the fewest lines that are TOML by themselves: a part of a longer one is not, because a list or a text
+    is still open in it.
     """
     start, held = 1, ""
     for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):

@@ -1,4 +1,4 @@
-"""Protobuf's base-128 numbers, for the places that put requests together out of parts already serialised."""
+"""Protobuf's variable-length numbers, for code that puts requests together out of parts that are serialized already."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 
 @lru_cache(1 << 15)
 def encode_varint(number: int) -> bytes:
-    """`number`, 0 or more, as a varint (protobuf encoding specification): sizes mostly, and the same ones again and again."""
+    """`number`, 0 or more, as a varint of protobuf's encoding. Cached, because most are sizes and come often."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -1,1 +1,1 @@
-"""What happened after an answer: the record, its fields, and the signed tokens that let a page write one."""
+"""What happened after an answer: the record, its fields, and the signed tokens with which a page may write one."""

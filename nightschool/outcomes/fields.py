@@ -1,4 +1,7 @@
-"""The fields of an outcome's JSON body: what each may hold. Every error names the field, what was got and what is allowed."""
+"""The fields of an outcome's JSON body, and what each may hold.
+
+Every error names the field, what was got and what is allowed.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,25 @@ TARGET_KINDS = ("trace_id", "response_id", "conversation_id", "episode_id", "joi
 SOURCE_KINDS = ("human", "code", "llm", "system")
 MAX_TEXT_BYTES = 1 << 20
 MAX_METADATA_BYTES = 8 << 10
-MAX_NESTING = 32  # far from Python's recursion limit, however deep in a server's stack it is read again
+MAX_NESTING = 32  # far below Python's recursion limit, also deep in the stack of a server that reads it again
 MAX_MESSAGES = 1000
 _HEX = {"trace_id": 32, "span_id": 16}
 _EDIT_FIELDS = ("final_text", "final_messages", "original_sha256")
-_FIRST_S, _LAST_S = 946_684_800, 4_102_444_800  # 2000 and 2100: in these bounds no unit can be taken for another
-_NS_PER_UNIT = (10**9, 10**6, 10**3, 1)
+_FIRST_S, _LAST_S = 946_684_800, 4_102_444_800  # the years 2000 and 2100: between them no unit looks like another
+_NS_PER_UNIT = (10**9, 10**6, 10**3, 1)  # of seconds, milliseconds, microseconds, nanoseconds
 
 
-# json.dumps makes an encoder a call when anything differs from its defaults, which costs more than the encoding.
+# Made once: json.dumps would make an encoder at every call with these options, which costs more than the encoding.
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical(data: Any) -> str:
-    """JSON with one spelling: sorted keys, no spaces, no NaN."""
+    """JSON in which the same data has always the same text: sorted keys, no spaces, no NaN."""
     return _ENCODER.encode(data)
 
 
 def parse_text(value: Any, name: str, *, limit: int) -> str:
-    """A text that is not empty, of at most `limit` bytes."""
+    """A text that is not empty and has at most `limit` bytes."""
     if not isinstance(value, str) or not value:
         raise RecordError(f"{name} is {shown(value)}; it must be a non-empty string")
     try:
@@ -46,12 +49,12 @@ def parse_text(value: Any, name: str, *, limit: int) -> str:
 
 
 def parse_optional_text(value: Any, name: str, *, limit: int) -> str | None:
-    """The same, or None for null and nothing."""
+    """The same, or None for null and for a field that is absent."""
     return None if value is None else parse_text(value, name, limit=limit)
 
 
 def parse_target(target: Any) -> dict[str, Any]:
-    """Exactly one of the five kinds of target, with its companion field."""
+    """Exactly one of the five kinds of target, perhaps with the field that goes with it (span_id, turn)."""
     if not isinstance(target, dict):
         raise RecordError(f"target is {shown(target)}; it must be an object with exactly one of {', '.join(TARGET_KINDS)}")
     kinds = [kind for kind in TARGET_KINDS if kind in target]
@@ -79,7 +82,7 @@ def parse_target(target: Any) -> dict[str, Any]:
 
 
 def parse_source(source: Any) -> tuple[str, str]:
-    """Kind and pseudonym of the rater."""
+    """The kind of the rater and their pseudonym, empty for none."""
     if not isinstance(source, dict) or set(source) - {"kind", "id"}:
         raise RecordError(f"source is {shown(source)}; it must be {{'kind': one of {', '.join(SOURCE_KINDS)}, 'id': pseudonym}}")
     if source.get("kind") not in SOURCE_KINDS:
@@ -89,7 +92,7 @@ def parse_source(source: Any) -> tuple[str, str]:
 
 
 def parse_final(edit: Any, name: str) -> dict[str, Any]:
-    """The human's own final answer, of an `edit` or a `demonstration`: `final_text` or `final_messages`."""
+    """The human's own final answer, out of an `edit` or a `demonstration`: `final_text` or `final_messages`."""
     allowed = _EDIT_FIELDS if name == "edit" else _EDIT_FIELDS[:2]
     if not isinstance(edit, dict) or set(edit) - set(allowed) or ("final_text" in edit) == ("final_messages" in edit):
         also = " and, if known, 'original_sha256'" if name == "edit" else ""
@@ -140,7 +143,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def parse_value(value: Any) -> Value:
-    """A bool, a finite number of 64 bits, a text or null."""
+    """A bool, a finite number of at most 64 bits, a text or null."""
     if isinstance(value, str):
         return parse_text(value, "value", limit=MAX_TEXT_BYTES) if value else value
     if value is None or isinstance(value, bool):
@@ -153,9 +156,10 @@ def parse_value(value: Any) -> Value:
 
 
 def parse_time(value: Any) -> int | None:
-    """Nanoseconds since 1970, from RFC 3339 text or from a whole number of seconds, milliseconds, microseconds or nanoseconds.
+    """Nanoseconds since 1970, out of an RFC 3339 text or a whole number in any common unit.
 
-    The unit of a number is the one in which it lies between the years 2000 and 2100; there is never more than one. 0 is unknown.
+    The units are seconds, milliseconds, microseconds and nanoseconds. The unit of a number is the one in which it lies
+    between the years 2000 and 2100; there is never more than one. 0 means unknown (None).
     """
     if value is None or (value == 0 and type(value) is int):
         return None
@@ -182,7 +186,7 @@ def parse_time(value: Any) -> int | None:
 
 
 def parse_metadata(metadata: Any) -> dict[str, Any]:
-    """A small JSON object."""
+    """A small JSON object; empty for none."""
     if metadata is None:
         return {}
     if not isinstance(metadata, dict):

@@ -1,9 +1,9 @@
-"""Outcome records: what happened after an answer. Parsed from JSON, carried as OpenTelemetry log records.
+"""Outcome records: what happened after an answer. Parsed from JSON, and stored as OpenTelemetry log records.
 
-An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue finally chosen), an edit (what the
-human made of the answer) or a demonstration (what the human would have answered, whatever the model did). It may come before its
-trace, days later, be corrected, or be retracted. On the wire it is the GenAI event `gen_ai.evaluation.result` plus
-`nightschool.outcome.*`, since no feedback event exists in the conventions.
+An outcome names one target and says one thing about it: a value (a thumb, a rating, the queue that was chosen in the
+end), an edit (what the human made of the answer) or a demonstration (what the human answered without the model's
+answer). It may come before its trace or days later, be corrected, or be retracted. On the wire it is the GenAI event
+`gen_ai.evaluation.result` plus `nightschool.outcome.*`, because the conventions have no event for feedback.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv
 from nightschool.errors import RecordError, shown
+from nightschool.otlp.attributes import key_values, scalar_of
 from nightschool.outcomes.fields import (
     MAX_METADATA_BYTES,
     SOURCE_KINDS,
@@ -39,8 +39,8 @@ from nightschool.outcomes.fields import (
 
 __all__ = ["SOURCE_KINDS", "TARGET_KINDS", "Outcome", "Value", "canonical", "from_log_record", "parse_outcome", "to_logs_request"]
 
-_SAID = ("value", "edit", "demonstration")
-_FIELDS = {"event_id", "target", "name", *_SAID, "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
+_CONTENTS = ("value", "edit", "demonstration")
+_FIELDS = {"event_id", "target", "name", *_CONTENTS, "op", "source", "occurred_at", "comment", "metadata", "policy_version"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +48,18 @@ class Outcome:
     """One outcome record."""
 
     target: Mapping[str, Any]
-    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn), episode_id and
-    join_key."""
+    """Exactly one of trace_id (with an optional span_id), response_id, conversation_id (with an optional turn),
+    episode_id and join_key."""
     name: str
     value: Value = None
     final_text: str | None = None
     """The human's own final answer, as text."""
     final_messages: Sequence[Mapping[str, Any]] | None = None
-    """The same as messages; the last one of the assistant is the answer."""
+    """The same as messages; the last message of the assistant is the answer."""
     is_demonstration: bool = False
-    """The final answer was not made from the model's, so nothing is measured between the two."""
+    """The final answer was not made from the model's, so the two are not compared."""
     original_sha256: str | None = None
-    """SHA-256 in hex of the text that was edited, where the app has it: says which answer of a trace it was."""
+    """SHA-256 in hex of the text that was edited, where the app has it; it tells which answer of a trace that was."""
     op: Literal["set", "retract"] = "set"
     source_kind: str = "human"
     source_id: str = ""
@@ -67,12 +67,14 @@ class Outcome:
     occurred_at_ns: int | None = None
     comment: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    policy_version: str | None = None
+    release: str | None = None
+    """Digest of the release that answered, where the writer of the outcome knows it; `policy_version` in JSON."""
     event_id: str = ""
-    """Client-chosen id that removes exact duplicates; empty means the hash of the content."""
+    """An id chosen by the client; records with the same one are duplicates. Empty for none; `id` is a hash then."""
 
     @property
     def target_kind(self) -> str:
+        """One of `TARGET_KINDS`."""
         return next(kind for kind in TARGET_KINDS if kind in self.target)
 
     @property
@@ -82,37 +84,41 @@ class Outcome:
 
     @property
     def id(self) -> str:
+        """What tells exact duplicates: the event id, else a SHA-256 of the content in hex."""
         return self.event_id or hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()
 
     @property
     def key(self) -> bytes:
-        """The stream key: the trace id when known, so that an outcome meets its trace, else a hash of the target."""
+        """The key in the stream: the trace id where it is known, as spans have it, else a hash of the target."""
         trace_id = self.target.get("trace_id")
         return (trace_id or hashlib.sha256(canonical(self.target).encode()).hexdigest()).encode()
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON body of `POST /v1/outcomes` that means this record."""
+        """The JSON body of `POST /v1/outcomes` that gives this record."""
         body: dict[str, Any] = {"target": dict(self.target), "name": self.name, "op": self.op}
         body["source"] = {"kind": self.source_kind, "id": self.source_id}
         if self.final_text is not None or self.final_messages is not None:
             held = {name: getattr(self, name) for name in ("final_text", "final_messages", "original_sha256")}
-            said = "demonstration" if self.is_demonstration else "edit"
-            body[said] = {name: value for name, value in held.items() if value is not None}
+            content = "demonstration" if self.is_demonstration else "edit"
+            body[content] = {name: value for name, value in held.items() if value is not None}
         elif self.op == "set" or self.value is not None:
             body["value"] = self.value
         if self.occurred_at_ns is not None:
             body["occurred_at"] = self.occurred_at_ns
-        for name in ("comment", "metadata", "policy_version", "event_id"):
-            if getattr(self, name):
-                body[name] = getattr(self, name)
-        return body
+        rest = {
+            "comment": self.comment,
+            "metadata": self.metadata,
+            "policy_version": self.release,
+            "event_id": self.event_id,
+        }
+        return body | {name: value for name, value in rest.items() if value}
 
 
-# --- JSON -> Outcome ----------------------------------------------------------------------------------------------------
+# --- JSON -> Outcome --------------------------------------------------------------------------------------------------
 def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
     """Check one JSON outcome and return it; `RecordError` names the field, what was got and what is allowed.
 
-    `occurred_at_ns` is its time where that is known otherwise than from the body.
+    `occurred_at_ns` is its time where that is known from another place than the body.
     """
     if not isinstance(body, dict):
         raise RecordError(f"an outcome is a JSON object, got {type(body).__name__}")
@@ -121,36 +127,36 @@ def parse_outcome(body: Any, *, occurred_at_ns: int | None = None) -> Outcome:
     op = body.get("op", "set")
     if op not in ("set", "retract"):
         raise RecordError(f"op is {shown(op)}; allowed are 'set' and 'retract'")
-    said = [name for name in _SAID if name in body and (name == "value" or body[name] is not None)]
-    if op == "set" and not said:
+    contents = [name for name in _CONTENTS if name in body and (name == "value" or body[name] is not None)]
+    if op == "set" and not contents:
         raise RecordError("an outcome needs a 'value', or an 'edit' or a 'demonstration' with 'final_text'; got none of them")
-    if len(said) > 1:
-        raise RecordError(f"an outcome has one of {', '.join(_SAID)}, got {' and '.join(said)}")
-    final = parse_final(body[said[0]], said[0]) if said and said[0] != "value" else {}
+    if len(contents) > 1:
+        raise RecordError(f"an outcome has one of {', '.join(_CONTENTS)}, got {' and '.join(contents)}")
+    final = parse_final(body[contents[0]], contents[0]) if contents and contents[0] != "value" else {}
     kind, source_id = parse_source(body.get("source"))
     return Outcome(
         target=parse_target(body.get("target")),
         name=parse_text(body.get("name"), "name", limit=256),
         value=parse_value(body.get("value")),
         **final,
-        is_demonstration=said == ["demonstration"],
+        is_demonstration=contents == ["demonstration"],
         op=op,
         source_kind=kind,
         source_id=source_id,
         occurred_at_ns=occurred_at_ns or parse_time(body.get("occurred_at")),
         comment=parse_optional_text(body.get("comment"), "comment", limit=MAX_METADATA_BYTES),
         metadata=parse_metadata(body.get("metadata")),
-        policy_version=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
+        release=parse_optional_text(body.get("policy_version"), "policy_version", limit=256),
         event_id=parse_optional_text(body.get("event_id"), "event_id", limit=256) or "",
     )
 
 
-# --- Outcome <-> OTLP log record ----------------------------------------------------------------------------------------
+# --- Outcome <-> OTLP log record --------------------------------------------------------------------------------------
 def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> ExportLogsServiceRequest:
-    """One outcome as the OTLP request that the outcomes topic holds."""
+    """One outcome as an OTLP request, in which form the outcomes topic holds it."""
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add()
-    resource.resource.attributes.append(_attribute(semconv.TENANT_ID, tenant))
+    resource.resource.attributes.extend(key_values({semconv.TENANT_ID: tenant}))
     log = resource.scope_logs.add().log_records.add()
     log.event_name = semconv.GEN_AI_EVALUATION_RESULT
     log.time_unix_nano = outcome.occurred_at_ns if outcome.occurred_at_ns is not None else received_ns
@@ -170,7 +176,7 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
         semconv.OUTCOME_ORIGINAL_SHA256: outcome.original_sha256,
         semconv.OUTCOME_DEMONSTRATION: outcome.is_demonstration or None,
         semconv.OUTCOME_METADATA: canonical(outcome.metadata) if outcome.metadata else None,
-        semconv.POLICY_VERSION: outcome.policy_version,
+        semconv.RELEASE: outcome.release,
     }
     required: dict[str, Value] = {
         semconv.GEN_AI_EVALUATION_NAME: outcome.name,
@@ -180,18 +186,17 @@ def to_logs_request(outcome: Outcome, *, tenant: str, received_ns: int) -> Expor
         semconv.OUTCOME_SOURCE_KIND: outcome.source_kind,
         semconv.OUTCOME_SOURCE_ID: outcome.source_id,
     }
-    for name, value in {**required, **{k: v for k, v in optional.items() if v is not None}}.items():
-        log.attributes.append(_attribute(name, value))
+    log.attributes.extend(key_values({**required, **optional}))  # None is left out
     return request
 
 
 def from_log_record(log: LogRecord) -> Outcome:
     """The outcome in an OTLP log record; `RecordError` if it is not one.
 
-    A foreign `gen_ai.evaluation.result` event without our attributes is understood too: it targets its own span, or the
-    response it names.
+    A `gen_ai.evaluation.result` event of another tool, without our attributes, is understood too: its target is its own
+    span, or the response that it names.
     """
-    attributes = {item.key: _plain(item.value) for item in log.attributes}
+    attributes: dict[str, Any] = {item.key: scalar_of(item.value) for item in log.attributes}
     if log.event_name != semconv.GEN_AI_EVALUATION_RESULT or semconv.GEN_AI_EVALUATION_NAME not in attributes:
         raise RecordError(f"log record {log.event_name!r} is not a {semconv.GEN_AI_EVALUATION_RESULT} event with a name")
     value = attributes.get(semconv.OUTCOME_VALUE, attributes.get(semconv.GEN_AI_EVALUATION_SCORE_LABEL))
@@ -216,14 +221,14 @@ def from_log_record(log: LogRecord) -> Outcome:
         },
         "comment": attributes.get(semconv.GEN_AI_EVALUATION_EXPLANATION) or None,
         "metadata": metadata,
-        "policy_version": attributes.get(semconv.POLICY_VERSION),
+        "policy_version": attributes.get(semconv.RELEASE),
         "event_id": attributes.get(semconv.OUTCOME_ID),
     }
     if final:
         body["demonstration" if attributes.get(semconv.OUTCOME_DEMONSTRATION) else "edit"] = final
     else:
         body["value"] = value
-    # Not through the body: there a number's unit is told by its size, here it is known.
+    # Not as a field of the body: there the unit of a number is guessed from its size, and here it is known.
     return parse_outcome(body, occurred_at_ns=occurred_ns or None)
 
 
@@ -241,24 +246,7 @@ def _log_final(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _log_target(log: LogRecord, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if text := attributes.get(semconv.OUTCOME_TARGET):
         return dict(json.loads(text))
-    # All zero is how OpenTelemetry writes "no trace".
+    # OpenTelemetry writes "no trace" as zeros.
     if any(log.trace_id):
         return {"trace_id": log.trace_id.hex(), **({"span_id": log.span_id.hex()} if any(log.span_id) else {})}
     return {"response_id": attributes.get(semconv.GEN_AI_RESPONSE_ID)}
-
-
-def _attribute(key: str, value: Value) -> KeyValue:
-    match value:
-        case bool():
-            return KeyValue(key=key, value=AnyValue(bool_value=value))
-        case int():
-            return KeyValue(key=key, value=AnyValue(int_value=value))
-        case float():
-            return KeyValue(key=key, value=AnyValue(double_value=value))
-        case _:
-            return KeyValue(key=key, value=AnyValue(string_value=value or ""))
-
-
-def _plain(value: AnyValue) -> Any:
-    kind = value.WhichOneof("value")
-    return getattr(value, kind) if kind in ("bool_value", "int_value", "double_value", "string_value") else None

@@ -1,8 +1,9 @@
-"""Browser tokens: what lets a page say how one answer turned out, without an API key and without asking a server first.
+"""Browser tokens: a page that has one can say how one answer turned out, without an API key.
 
-`nsf1.<base64url(payload)>.<base64url(HMAC-SHA256)>`, minted by the app in-process and checked by the collector from the token and
-the tenant's secret alone. A token says who may write what: these names, about this trace, as this rater, until it expires. Whoever
-holds it can rewrite that rater's own slots and nothing else. The payload is readable by anybody: it holds ids and pseudonyms only.
+`nsf1.<base64url(payload)>.<base64url(HMAC-SHA256)>`, made by the app in its own process and checked by the collector
+with nothing but the token and the tenant's secret. A token says who may write what: these names, about this trace, as
+this rater, until it expires. Its holder can change the outcomes of that rater and nothing else. Anybody can read the
+payload, so it holds only ids and pseudonyms.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ AUDIENCE = "nightschool.outcomes"
 DEFAULT_LIFETIME_S = 30 * 86_400
 MAX_TOKEN_CHARS = 4096
 MAX_NAMES = 32
-MIN_SECRET_BYTES = 32
-CLOCK_SKEW_S = 300
+MIN_SECRET_BYTES = 32  # as long as the hash: RFC 2104 advises against less
+CLOCK_SKEW_S = 300  # by how much the app's clock may be ahead of the collector's
 _KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _FIELDS = {"kid", "ten", "aud", "tid", "sid", "cid", "names", "src", "iat", "exp", "jti"}
 
 
 class TokenError(RecordError):
-    """A token that does not allow what it was sent for; `status` is the HTTP status that says so."""
+    """A token does not allow what it was sent for; `status` is the HTTP status that says so."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -44,7 +45,7 @@ class TokenError(RecordError):
 
 @dataclass(frozen=True, slots=True)
 class OutcomeKey:
-    """A secret that signs tokens, and the name it goes by in them."""
+    """A secret that signs tokens, and the id by which tokens name it."""
 
     kid: str
     secret: bytes = field(repr=False)
@@ -73,14 +74,15 @@ class TokenClaims:
     span_id: str | None = None
     conversation_id: str | None = None
     rater: str | None = None
-    """Pseudonym of the rater; without one each token is a rater of its own."""
+    """Pseudonym of the rater; without one, each token is a rater of its own."""
 
     @property
     def source_id(self) -> str:
+        """The rater of outcomes that are written with the token."""
         return self.rater or f"token:{self.token_id}"
 
     def target(self) -> dict[str, Any]:
-        """What an outcome written with the token is about."""
+        """The target of outcomes that are written with the token."""
         return {"trace_id": self.trace_id, **({"span_id": self.span_id} if self.span_id else {})}
 
 
@@ -126,7 +128,8 @@ class TokenVerifier:
     def verify(self, token: Any, *, now_s: float) -> TokenClaims:
         """The claims of a good token; `TokenError` with 401 for one that is not, 403 for one that was revoked.
 
-        Nothing of the payload is believed before the signature holds, and no message says which part of it did not.
+        Nothing in the payload is used before the signature is checked, and no message says which part of the check
+        failed.
         """
         claims = self._signed_claims(token)
         if claims.issued_at > now_s + CLOCK_SKEW_S:
@@ -150,7 +153,7 @@ class TokenVerifier:
             raise malformed
         tenant, kid = payload.get("ten"), payload.get("kid")
         key = self._keys.get((tenant, kid)) if isinstance(tenant, str) and isinstance(kid, str) else None
-        # An unknown key is compared too: the answer to a guess takes as long as the answer to a forgery.
+        # An unknown key is compared too, so that the time of the answer does not tell whether a key exists.
         expected = _sign(key or _NO_KEY, f"{prefix}.{body}")
         if not hmac.compare_digest(expected, given) or key is None:
             raise TokenError(
@@ -163,7 +166,7 @@ class TokenVerifier:
 
 
 def _claims_of(payload: Mapping[str, Any]) -> TokenClaims:
-    """Check a payload, in minting as in reading."""
+    """Check a payload; the same when a token is made and when it is read."""
     if unknown := sorted(set(payload) - _FIELDS):
         raise RecordError(f"unknown field {shown(unknown[0])}; allowed are {', '.join(sorted(_FIELDS))}")
     if payload.get("aud") != AUDIENCE:
@@ -198,7 +201,7 @@ def _claims_of(payload: Mapping[str, Any]) -> TokenClaims:
 
 
 def load_key(source: str) -> OutcomeKey:
-    """The key that a setting like 'KID=file:PATH' or 'KID=env:VARIABLE' names; its secret appears in no message."""
+    """The key that a setting like 'KID=file:PATH' or 'KID=env:VARIABLE' names; its secret is in no message."""
     kid, _, where = source.partition("=")
     kind, _, name = where.partition(":")
     if kind == "env":
@@ -230,7 +233,7 @@ def _decode(text: str) -> bytes:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error as error:
         raise ValueError(str(error)) from None
-    if _encode(data) != text:  # base64 has several spellings of the same bytes; a token has one
+    if _encode(data) != text:  # base64 can write the same bytes in several ways; a token has only one text
         raise ValueError("not canonical")
     return data
 

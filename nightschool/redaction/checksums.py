@@ -1,10 +1,10 @@
-"""Check digits: what tells a card or account number from any other long number."""
+"""Check digits, which tell a card or account number from any other long number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Country -> length of its IBAN (IBAN registry, release 99). The length says where in running text an IBAN ends.
+# Country and length of its IBAN (IBAN registry, release 99). The length says where in a text an IBAN ends.
 _LENGTHS = (
     "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 FI18"
     " FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20"
@@ -13,7 +13,7 @@ _LENGTHS = (
 )
 IBAN_LENGTHS = {item[:2]: int(item[2:]) for item in _LENGTHS.split()}
 
-# First digits -> how long a card number of that network is (ISO/IEC 7812 ranges in use).
+# First digits, and the lengths of card numbers of that network, likeliest first (ISO/IEC 7812 ranges in use).
 _CARDS: tuple[tuple[range, tuple[int, ...]], ...] = (
     (range(400000, 500000), (16, 19, 13)),  # Visa
     (range(510000, 560000), (16,)),  # Mastercard
@@ -43,13 +43,13 @@ def luhn(digits: str) -> bool:
 
 
 def card_lengths(digits: str) -> tuple[int, ...]:
-    """The lengths a card number that starts with `digits` can have, likeliest first; none when no network issues it."""
+    """The lengths of card numbers that start with `digits`, likeliest first; none when no network has such numbers."""
     issuer = int(digits[:6])
     return next((lengths for issuers, lengths in _CARDS if issuer in issuers), ())
 
 
 def iban(text: str) -> bool:
-    """Whether `text`, upper case without spaces, is an IBAN: length of its country and check digits (ISO 13616)."""
+    """Whether `text`, in upper case without spaces, is an IBAN, by length and check digits (ISO 13616)."""
     if len(text) != IBAN_LENGTHS.get(text[:2]) or not text.isascii():
         return False
     return int("".join(str(int(char, 36)) for char in text[4:] + text[:4])) % 97 == 1

@@ -1,8 +1,9 @@
-"""What is looked for: one entry a kind, each with the shape of a finding and the check that makes it one.
+"""What is looked for: for each kind the shape of a finding, and the check that it must pass.
 
-No library does this part: those that find personal data structurally bring megabytes of metadata or a language model into every
-app (phonenumbers 48 MB, presidio spaCy), those that find secrets read files. The shapes of the API keys follow what the vendors
-and detect-secrets publish. National identity numbers, whose rules are many and change, are python-stdnum's (`national_ids`).
+No library is used for this. Those that find personal data by its structure bring megabytes of metadata or a language
+model into every app (phonenumbers 48 MB, presidio spaCy), and those that find secrets read files. The shapes of API
+keys follow what the vendors and detect-secrets publish. National identity numbers have many rules that change, so
+python-stdnum checks them (`national_ids`).
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from enum import Flag, auto
 from nightschool.redaction import checksums
 
 Span = tuple[int, int, str]
-"""Start and end of a finding in a text, and its one spelling: what the pseudonym is made of."""
+"""Start and end of a finding in a text, and its normal form, from which the pseudonym is made."""
 
 
 class Trigger(Flag):
-    """What a text must hold, whatever else, for a kind to be in it; `prefilter` looks for these in bytes, fast."""
+    """What a text must hold for a kind to be in it; `prefilter` looks for these in bytes, fast."""
 
     AT = auto()
-    """A sign @ before a letter or digit."""
+    """The sign @ before a letter or digit."""
     DIGITS = auto()
     """Seven digits, with at most two separators between one and the next."""
     DOTS = auto()
-    """Four numbers with dots between."""
+    """Four numbers with dots between them."""
     COLONS = auto()
-    """Two colons with at most four hexadecimal digits between."""
+    """Two colons with at most four hexadecimal digits between them."""
     TOKEN = auto()
     """The beginning of a key, a JSON web token or a PEM block."""
 
@@ -49,26 +50,26 @@ def _whole(match: re.Match[str]) -> str | None:
 
 
 def _by(
-    pattern: str, spelling: Callable[[re.Match[str]], str | None] = _whole, *, flags: int = 0
+    pattern: str, normal_form: Callable[[re.Match[str]], str | None] = _whole, *, flags: int = 0
 ) -> Callable[[str], Iterator[Span]]:
-    """Finds matches of `pattern` (its group `hit`, where it has one) whose `spelling` is not None."""
+    """A function that finds matches of `pattern` (its group `hit`, where it has one) whose `normal_form` is not None."""
     compiled = re.compile(pattern, flags)
     group: str | int = "hit" if "hit" in compiled.groupindex else 0
 
     def find(text: str) -> Iterator[Span]:
         for match in compiled.finditer(text):
-            if (spelt := spelling(match)) is not None:
-                yield *match.span(group), spelt
+            if (normal := normal_form(match)) is not None:
+                yield *match.span(group), normal
 
     return find
 
 
-# --- secrets ------------------------------------------------------------------------------------------------------------
+# --- secrets ----------------------------------------------------------------------------------------------------------
 _API_KEYS = (
     r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",  # AWS access key id
     r"gh[pousr]_[A-Za-z0-9]{36,255}",  # GitHub
     r"github_pat_[A-Za-z0-9_]{22,255}",
-    r"sk-(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{20,255}",  # OpenAI, Anthropic and those who copied the form
+    r"sk-(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{20,255}",  # OpenAI, Anthropic and others of the same form
     r"xox[abeoprs]-[A-Za-z0-9-]{10,255}",  # Slack
     r"xapp-[A-Za-z0-9-]{10,255}",
     r"AIza[A-Za-z0-9_-]{35}",  # Google
@@ -89,14 +90,14 @@ def _api_keys(text: str) -> Iterator[Span]:
 
 
 _PEM = r"PRIVATE KEY(?: BLOCK)?-----"
-_PRIVATE_KEY = (  # to its end line, or as far as the base64 goes when the end was cut off
+_PRIVATE_KEY = (  # to its last line, or to the end of the base64 when the last line was cut off
     rf"-----BEGIN (?:[A-Z]{{1,12}} ){{0,3}}{_PEM}"
     rf"(?:[\s\S]{{1,20000}}?-----END (?:[A-Z]{{1,12}} ){{0,3}}{_PEM}|(?:(?:\s|\\[nr])*[A-Za-z0-9+/=]{{16,}})*)"
 )
 _JWT = r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,4096}\.eyJ[A-Za-z0-9_-]{8,16384}(?:\.[A-Za-z0-9_-]{0,4096})?"
 _URL_PASSWORD = r"://[^\s/:@\"'<>]{0,64}:(?P<hit>[^\s/@\"'<>]{1,256})@(?=[\w.\[-])"
 
-# --- personal data ------------------------------------------------------------------------------------------------------
+# --- personal data ----------------------------------------------------------------------------------------------------
 _EMAIL = r"(?<![\w.%+-])\w[\w.%+'-]{0,63}@(?:\w[\w-]{0,62}\.){1,8}(?P<top>[^\W\d_]{2,24})(?![\w-])"
 _FILE_TYPES = {"png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js"}  # logo@2x.png is no address
 _PHONE = (
@@ -125,7 +126,7 @@ def _phone(match: re.Match[str]) -> str | None:
 
 
 def _ip(match: re.Match[str]) -> str | None:
-    """A public address; one of a private network, or of the machine itself, names nobody."""
+    """A public address; one of a private network, or of the machine itself, identifies nobody."""
     try:
         address = ipaddress.ip_address(match[0])
     except ValueError:
@@ -139,17 +140,17 @@ def _ibans(text: str) -> Iterator[Span]:
         at = match.start() + 2
         length = checksums.IBAN_LENGTHS.get(match[0][:2].upper(), 0)
         places = [place for place, char in enumerate(match[0]) if char.isalnum()][:length]
-        spelt = "".join(match[0][place] for place in places).upper()
-        if length and checksums.iban(spelt):
+        normal = "".join(match[0][place] for place in places).upper()
+        if length and checksums.iban(normal):
             at = match.start() + places[-1] + 1
-            yield match.start(), at, spelt
+            yield match.start(), at, normal
 
 
 def _cards(text: str) -> Iterator[Span]:
     for match in _DIGIT_RUN.finditer(text):
         for start, end in checksums.find_cards(match[0]):
-            spelt = "".join(filter(str.isdigit, match[0][start:end]))
-            yield match.start() + start, match.start() + end, spelt
+            normal = "".join(filter(str.isdigit, match[0][start:end]))
+            yield match.start() + start, match.start() + end, normal
 
 
 def _ips(text: str) -> Iterator[Span]:
@@ -159,7 +160,7 @@ def _ips(text: str) -> Iterator[Span]:
 
 _ipv4, _ipv6 = _by(_IPV4, _ip), _by(_IPV6, _ip)
 
-# In the order they are looked for: a longer shape before one that could be a part of it.
+# In the order in which they are looked for: a longer shape before one that may be a part of it.
 _ALL = (
     Kind("private-key", Trigger.TOKEN, _by(_PRIVATE_KEY), "a PEM private key"),
     Kind("jwt", Trigger.TOKEN, _by(_JWT), "a JSON web token"),

@@ -1,4 +1,4 @@
-"""National identity numbers, off unless asked for: shapes here, rules and check digits from python-stdnum."""
+"""National identity numbers, found only when asked for: shapes here, rules and check digits in python-stdnum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from nightschool.errors import MissingExtraError
 
-# Kind -> (module of stdnum, shape, meaning). A shape is loose; what is found counts only when the module calls it valid.
+# Kind -> (module of stdnum, shape, meaning). A shape is loose; a match counts only when the module says that it is
+# valid.
 _IDS = {
     "br-cpf": ("stdnum.br.cpf", r"\d{3}\.?\d{3}\.?\d{3}-?\d{2}", "Brazil, CPF"),
     "de-idnr": ("stdnum.de.idnr", r"[1-9]\d ?\d{3} ?\d{3} ?\d{3}", "Germany, tax identification number"),
@@ -40,12 +41,12 @@ def _shape(name: str) -> re.Pattern[str]:
 
 
 def check_installed(name: str) -> None:
-    """`MissingExtraError` when python-stdnum is not there, so that a missing package is an error at start, not silence."""
+    """`MissingExtraError` without python-stdnum: an error at the start, so that nothing is missed silently."""
     _validator(_IDS[name][0])
 
 
 def find(name: str, text: str) -> Iterator[tuple[int, int, str]]:
-    """Start, end and one spelling of every valid number of kind `name` in `text`."""
+    """Start, end and normal form of every valid number of kind `name` in `text`."""
     module = _validator(_IDS[name][0])
     for match in _shape(name).finditer(text):
         if module.is_valid(match[0]):

@@ -1,8 +1,9 @@
-"""Redaction of OpenTelemetry messages: bytes in, bytes out, the same object when there was nothing to do.
+"""Redaction of OpenTelemetry messages: bytes in, bytes out, the same object when nothing was found.
 
-Most requests hold nothing and are not even parsed (`prefilter`). In one that does, every text is read: attributes of any shape,
-span events and links, span names and status messages, log bodies, resources. Ids and names that other records refer to stay.
-Content fails closed: an attribute that cannot be checked is dropped, the span and its metadata stay.
+Most requests hold nothing and are not even parsed (`prefilter`). In the others every text is read: attributes of any
+shape, span events and links, span names and status messages, log bodies, resources. Ids and names that other records
+refer to stay as they are. Content that cannot be checked does not pass: the attribute is dropped, the span and its
+metadata stay.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from nightschool import semconv
+from nightschool.otlp.attributes import key_values
 from nightschool.redaction.redactor import UNREADABLE, VERSION, Found, Redactor, to_json
 
 M = TypeVar("M", bound=Message)
 
-# Names and ids, never a person's words: they join records, choose a task or a release, or say which program this was.
+# Names and ids, never a person's words: they join records, name a task or a release, or say which program this was.
 _METADATA = {
     semconv.TENANT_ID,
     semconv.TASK,
     semconv.SUBJECT,
     semconv.EPISODE_ID,
-    semconv.POLICY_VERSION,
+    semconv.RELEASE,
     semconv.SPAN_SIDE,
     semconv.PROMPT_TOKEN_IDS,
     semconv.COMPLETION_TOKEN_IDS,
@@ -57,7 +59,7 @@ _METADATA = {
 _METADATA_OF = re.compile(r"(?:service|telemetry|host|os|container|k8s|cloud)\.")
 _IDENTIFIER = re.compile(rf"{re.escape(semconv.GEN_AI_CONVERSATION_ID)}|(?:.*\.)?session[._]?id|nightschool\.join_key\..*", re.I)
 _USER = re.compile(r"(?:.*[._])?(?:end)?user(?:[._]?(?:id|name|email|full_name)|\.pseudo\.id)?", re.I)
-# The same in bytes: the key of an attribute, right before the tag of its value, and a key in the JSON of metadata.
+# The same in bytes: as the key of an attribute, just before the tag of its value, and as a key in the JSON of metadata.
 _USER_BYTES = re.compile(
     rb"ser(?:[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)|\.pseudo\.id)?\x12|ser[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)\""
 )
@@ -66,14 +68,14 @@ _TOKENS = (semconv.PROMPT_TOKEN_IDS, semconv.COMPLETION_TOKEN_IDS, semconv.COMPL
 
 
 def redact_traces(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
-    """A serialised `ExportTraceServiceRequest`; with `subjects`, raw user ids become pseudonyms too (the SDK sends none)."""
+    """Redact a serialized `ExportTraceServiceRequest`; with `subjects` also raw user ids (the SDK sends none)."""
     return _redacted(redactor, raw, ExportTraceServiceRequest, _in_traces, subjects)
 
 
 def suspicious_places(redactor: Redactor, raw: bytes) -> list[tuple[int, int]] | None:
-    """Where in a request `redact_traces` (with `subjects`) could change anything: start and end, in order, none over another.
+    """Where in a request `redact_traces` with `subjects` could change anything; None when it may be anywhere.
 
-    None when it might be anywhere.
+    Start and end of each place, in order and without overlap.
     """
     if redactor.rules.is_off:
         return [match.span() for match in _USER_BYTES.finditer(raw)]
@@ -81,72 +83,74 @@ def suspicious_places(redactor: Redactor, raw: bytes) -> list[tuple[int, int]] |
 
 
 def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> bytes:
-    """A serialised `ExportLogsServiceRequest`. Outcomes in it are left to `Redactor.outcome`, which knows their fields."""
+    """Redact a serialized `ExportLogsServiceRequest`, except outcomes: `Redactor.outcome` knows their fields."""
     return _redacted(redactor, raw, ExportLogsServiceRequest, _in_logs, subjects)
 
 
 def redact_span(redactor: Redactor, raw: bytes) -> bytes:
-    """One serialised `Span`."""
+    """Redact one serialized `Span`."""
     return _redacted(redactor, raw, Span, _in_span, False)
 
 
-def _redacted(redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_Pass, M], None], subjects: bool) -> bytes:
+def _redacted(
+    redactor: Redactor, raw: bytes, kind: type[M], walk: Callable[[_MessageRedaction, M], None], subjects: bool
+) -> bytes:
     if not redactor.rules.may_be_in(raw) and not (subjects and _USER_BYTES.search(raw)):
         return raw
     message = kind()
     try:
         message.ParseFromString(raw)
     except DecodeError:
-        return raw  # no message: whoever reads it refuses it
-    one = _Pass(redactor, subjects)
-    walk(one, message)
-    redactor.count(one.total)
-    return message.SerializeToString() if one.is_changed else raw
+        return raw  # not a message; the code that reads it refuses it
+    redaction = _MessageRedaction(redactor, subjects)
+    walk(redaction, message)
+    redactor.count(redaction.total)
+    return message.SerializeToString() if redaction.is_changed else raw
 
 
-def _in_traces(one: _Pass, request: ExportTraceServiceRequest) -> None:
+def _in_traces(redaction: _MessageRedaction, request: ExportTraceServiceRequest) -> None:
     for resource in request.resource_spans:
-        one.attributes(resource.resource.attributes)
+        redaction.attributes(resource.resource.attributes)
         for scope in resource.scope_spans:
-            one.attributes(scope.scope.attributes)
+            redaction.attributes(scope.scope.attributes)
             for span in scope.spans:
-                _in_span(one, span)
+                _in_span(redaction, span)
 
 
-def _in_span(one: _Pass, span: Span) -> None:
-    before = Counter(one.found)
-    span.name = one.plain(span.name)
-    if span.status.message:  # assigning would make a status where there is none
-        span.status.message = one.plain(span.status.message)
-    one.attributes(span.attributes)
+def _in_span(redaction: _MessageRedaction, span: Span) -> None:
+    before = Counter(redaction.found)
+    span.name = redaction.plain(span.name)
+    if span.status.message:  # assigning would create a status where there is none
+        span.status.message = redaction.plain(span.status.message)
+    redaction.attributes(span.attributes)
     for event in span.events:
-        one.attributes(event.attributes)
+        redaction.attributes(event.attributes)
     for link in span.links:
-        one.attributes(link.attributes)
-    if found := one.found - before:
+        redaction.attributes(link.attributes)
+    if found := redaction.found - before:
         _mark(span.attributes, found)
 
 
-def _in_logs(one: _Pass, request: ExportLogsServiceRequest) -> None:
+def _in_logs(redaction: _MessageRedaction, request: ExportLogsServiceRequest) -> None:
     for resource in request.resource_logs:
-        one.attributes(resource.resource.attributes)
+        redaction.attributes(resource.resource.attributes)
         for scope in resource.scope_logs:
-            one.attributes(scope.scope.attributes)
+            redaction.attributes(scope.scope.attributes)
             for log in scope.log_records:
                 if log.event_name != semconv.GEN_AI_EVALUATION_RESULT:
-                    _in_log(one, log)
+                    _in_log(redaction, log)
 
 
-def _in_log(one: _Pass, log: LogRecord) -> None:
-    before = Counter(one.found)
-    one.checked(log.body)
-    one.attributes(log.attributes)
-    if found := one.found - before:
+def _in_log(redaction: _MessageRedaction, log: LogRecord) -> None:
+    before = Counter(redaction.found)
+    redaction.checked(log.body)
+    redaction.attributes(log.attributes)
+    if found := redaction.found - before:
         _mark(log.attributes, found)
 
 
 def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
-    """Say what was done, and drop the token ids: they still spell what the text no longer does."""
+    """Say what was done, and drop the token ids: they would still spell what was taken out of the text."""
     earlier = next((item.value.string_value for item in attributes if item.key == semconv.REDACTION_COUNTS), "{}")
     try:
         counts = Counter({str(kind): int(number) for kind, number in json.loads(earlier).items()}) + found
@@ -156,20 +160,17 @@ def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
     kept = [item for item in attributes if item.key not in gone]
     del attributes[:]
     attributes.extend(kept)
-    for key, value in (
-        (semconv.REDACTION_VERSION, VERSION),
-        (semconv.REDACTION_COUNTS, json.dumps(dict(sorted(counts.items())))),
-    ):
-        attributes.append(KeyValue(key=key, value=AnyValue(string_value=value)))
+    counted = json.dumps(dict(sorted(counts.items())))
+    attributes.extend(key_values({semconv.REDACTION_VERSION: VERSION, semconv.REDACTION_COUNTS: counted}))
 
 
-class _Pass:
-    """One message on its way through a redactor."""
+class _MessageRedaction:
+    """One message while it is redacted."""
 
     def __init__(self, redactor: Redactor, subjects: bool) -> None:
         self._redactor, self._subjects = redactor, subjects
         self.found: Found = Counter()
-        """What changed a text. A user id made a pseudonym does not count: it changes no words, and token ids stay true."""
+        """Findings that changed a text. User ids do not count: they change no words, so the token ids stay right."""
         self.num_subjects = 0
 
     @property
@@ -184,7 +185,7 @@ class _Pass:
         return self._redactor.text(text, self.found)
 
     def attributes(self, attributes: MutableSequence[KeyValue]) -> None:
-        """Redact attributes in place; one that cannot be checked goes."""
+        """Redact attributes in place; one that cannot be checked is dropped."""
         dropped = [place for place, item in enumerate(attributes) if not self._attribute(item)]
         for place in reversed(dropped):
             del attributes[place]
@@ -204,11 +205,11 @@ class _Pass:
         return True
 
     def checked(self, value: AnyValue) -> bool:
-        """Redact a value in place; False when that went wrong, and then nothing of it may leave."""
+        """Redact a value in place; False when that failed, and then nothing of it may leave."""
         try:
             self._value(value)
         except Exception:
-            # Whatever is wrong with it: what was not checked does not leave.
+            # Whatever the error is: what was not checked does not leave.
             self.found["unreadable"] += 1
             value.string_value = UNREADABLE
             return False
@@ -232,7 +233,7 @@ class _Pass:
                 self._bytes(value)
 
     def _bytes(self, value: AnyValue) -> None:
-        """Bytes that are text are text."""
+        """Bytes that are UTF-8 text are redacted like a text."""
         try:
             text = value.bytes_value.decode()
         except UnicodeDecodeError:
@@ -240,7 +241,7 @@ class _Pass:
         if (changed := self.plain(text)) is not text:
             value.bytes_value = changed.encode()
 
-    # --- user ids -------------------------------------------------------------------------------------------------------
+    # --- user ids -----------------------------------------------------------------------------------------------------
     def _name_subject(self, value: AnyValue) -> None:
         kind = value.WhichOneof("value")
         if kind in ("string_value", "int_value"):
@@ -253,7 +254,7 @@ class _Pass:
         return subject
 
     def _name_subjects_in(self, text: str) -> str:
-        """User ids in the JSON that some instrumentations put their metadata into."""
+        """`text` with user ids replaced, if it is JSON: some instrumentations write their metadata so."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Whether a pattern of a user's own is safe to run on any text.
+"""Whether a pattern that a user wrote is safe to run on any text.
 
-Python's engine tries every way to match, so `(a+)+b` takes longer than the age of the universe on forty letters. The number of
-ways is bounded here before the pattern is ever run: product over what follows one another, sum over alternatives, power over
+Python's engine tries every way to match, so `(a+)+b` practically never ends on forty letters. The number of ways is
+bounded here, before the pattern is run: the product over parts in a row, the sum over alternatives, the power over
 repeats. Possessive quantifiers and atomic groups (Python 3.11) have one way each.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# The public module shows only compiled patterns; this is the parser behind it, stable since Python 3.11.
+# The public module gives only compiled patterns; this is its parser, unchanged since Python 3.11.
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -18,13 +18,13 @@ from typing import Any
 from nightschool.errors import ConfigError, shown
 
 MAX_LENGTH = 500
-MAX_WAYS = 1_000
-MAX_WIDTH = 2_000  # the longest text a pattern may match: every place of a text is tried
+MAX_WAYS = 1_000  # to match at one place; all places of a text are tried
+MAX_WIDTH = 2_000  # characters of the longest text that a pattern may match
 _MANY = MAX_WAYS + 1
 
 
 def compile_safely(text: str) -> re.Pattern[str]:
-    """The compiled pattern; `ConfigError` says what is wrong with it and what to write instead."""
+    """The compiled pattern; `ConfigError` says what is wrong with it and what to write in its place."""
     if not 1 <= len(text) <= MAX_LENGTH:
         raise ConfigError(f"a pattern of {len(text)} characters; allowed are 1 to {MAX_LENGTH}")
     try:
@@ -45,7 +45,7 @@ def compile_safely(text: str) -> re.Pattern[str]:
 
 
 def _ways(parsed: Iterable[tuple[Any, Any]]) -> int:
-    """An upper bound, cut at `_MANY`, of the ways in which a parsed sequence can match at one place."""
+    """An upper bound, at most `_MANY`, of the number of ways in which a parsed sequence can match at one place."""
     total = 1
     for op, value in parsed:
         total = min(total * _ways_of(op, value), _MANY)
@@ -57,7 +57,8 @@ def _ways_of(op: Any, value: Any) -> int:
         least, most, inner = value
         return _MANY if most == ops.MAXREPEAT else _repeated(_ways(inner), int(least), int(most))
     if op is ops.POSSESSIVE_REPEAT:
-        # One way out, but what is repeated inside is tried in all of its ways, and + without a bound up to the end of the text.
+        # It matches in one way, but all ways of its inner part are tried, and without an upper bound up to the end of
+        # the text.
         return 1 if _ways(value[2]) == 1 and value[1] != ops.MAXREPEAT else _MANY
     if op is ops.BRANCH:
         return min(sum(_ways(branch) for branch in value[1]), _MANY)

@@ -1,8 +1,8 @@
-"""Whether bytes can hold a finding at all: the one question asked of everything, so it is answered at hundreds of MB/s.
+"""Whether bytes can hold a finding at all. This is asked of everything, so it is answered at hundreds of MB/s.
 
-The bytes may be a whole OTLP request as received: what a kind needs (`Trigger`) is needed in its protobuf too, and in JSON inside
-it. Each pattern begins with one rare byte, which Python finds with memchr, and looks around from there; digits are first made
-the same byte. It may say yes too often, never no wrongly.
+The bytes may be a whole OTLP request as received: what a kind needs (`Trigger`) is there in the protobuf too, and in
+JSON inside it. Each pattern begins with one rare byte, which Python finds with memchr, and looks around from there; all
+digits are first turned into the same byte. A wrong yes is possible and costs only time; a wrong no is not possible.
 
 Where google-re2 is installed (the collector's extra brings it), one pass of its automaton says no three times as fast.
 """
@@ -28,13 +28,13 @@ _TOKENS = (
     re.compile(rb"A(?:KIA|SIA|BIA|CCA|Iza)(?=[A-Za-z0-9_-]{16})"),
     re.compile(rb"J(?<=eyJ)(?=[A-Za-z0-9_-]{8})"),
 )
-# JSON may spell an ASCII character as \u0040. Whatever is in such a text, it has to be read to be known.
+# JSON may write an ASCII character as \u0040. What such a text holds is known only after reading it.
 _ESCAPED = re.compile(rb"\\u00[2-7]")
-# Ids are hexadecimal, and every second one has seven digits in a row: 32 or 64 places, or the five groups of a UUID. Dates too.
+# Not numbers: hexadecimal ids of 32 or 64 places, UUIDs, and dates. Half of all ids have seven digits in a row.
 _HEX = rb"[0-9a-f]"
 _ID = re.compile(rb"(?<!H)(?:H{32}|H{64}|H{8}-H{4}-H{4}-H{4}-H{12}|20[0-9]{2}-[01][0-9]-[0-3][0-9])(?!H)".replace(b"H", _HEX))
 EVERYTHING = Trigger.AT | Trigger.DIGITS | Trigger.DOTS | Trigger.COLONS | Trigger.TOKEN
-# All of the above as one automaton: RE2 looks neither behind nor ahead, so each part is a little wider.
+# All of the above as one automaton. RE2 has no look-behind and no look-ahead, so each part matches a little more.
 _ANY = rb"|".join(
     (
         rb"@[A-Za-z0-9_\\\x80-\xff][A-Za-z0-9_\\\x80-\xff-]*\.",
@@ -50,12 +50,12 @@ _ANY = rb"|".join(
         rb"\\u00[2-7]",
     )
 )
-_WORTH_IT = 256  # bytes from which on one call of RE2 is cheaper than the passes it saves
+_MIN_RE2_BYTES = 256  # from here on a call of RE2 costs less than the passes that it saves
 
 
 def triggers_in(raw: bytes) -> Trigger:
-    """Which triggers `raw` holds; without any, no kind can be found in it."""
-    if len(raw) >= _WORTH_IT and (automaton := _automaton()) is not None and not _may_hold(automaton, raw):
+    """The triggers that `raw` holds; without any, no kind can be found in it."""
+    if len(raw) >= _MIN_RE2_BYTES and (automaton := _automaton()) is not None and not _may_hold(automaton, raw):
         return Trigger(0)
     return _triggers_in(raw)
 
@@ -77,7 +77,7 @@ def _triggers_in(raw: bytes) -> Trigger:
 
 
 def _has_number(raw: bytes, zeroed: bytes) -> bool:
-    """Whether there are seven digits that are no part of an id."""
+    """Whether there are seven digits that are not part of an id."""
     return any(not _is_in_id(raw, *match.span()) for match in _SEVEN.finditer(zeroed))
 
 
@@ -88,7 +88,7 @@ def _is_in_id(raw: bytes, start: int, end: int) -> bool:
 
 @cache
 def _automaton(also: bytes = b"") -> Callable[[bytes], Any] | None:
-    """Finds the places that `_ANY` matches, and the pattern `also`; None without google-re2."""
+    """A function that finds the matches of `_ANY` and of the pattern `also`; None without google-re2."""
     try:
         import re2
     except ModuleNotFoundError:
@@ -107,15 +107,15 @@ def _may_hold(automaton: Callable[[bytes], Any], raw: bytes) -> bool:
 def _places(automaton: Callable[[bytes], Any], raw: bytes) -> Iterator[tuple[int, int]]:
     for match in automaton(raw):
         start, end = match.span()
-        if not (48 <= raw[start] <= 57 and _is_in_id(raw, start, end)):  # a number, the one part that begins with a digit
+        if not (48 <= raw[start] <= 57 and _is_in_id(raw, start, end)):  # a match that starts with a digit is a number
             yield start, end
 
 
 def places_in(raw: bytes, *, also: bytes = b"") -> list[tuple[int, int]] | None:
-    """Where triggers, or matches of the pattern `also`, stand in a large message: start and end, in order, none over another.
+    """Start and end of every trigger, and of every match of the pattern `also`, in a large message.
 
-    A part that touches none of them holds no finding. As much work as asking for the whole, which mostly says yes of a large
-    message. None without google-re2.
+    They are in order and do not overlap. A part of the message that touches none of them holds no finding. This costs
+    as much as `triggers_in`, whose answer for a large message is nearly always yes. None without google-re2.
     """
     automaton = _automaton(also)
     return None if automaton is None else list(_places(automaton, raw))

@@ -1,6 +1,6 @@
-"""Replaces what the rules find, in texts, in JSON inside texts, in outcomes.
+"""Replaces what the rules find, in texts, in JSON inside texts, and in outcomes.
 
-One redactor serves one tenant: its rules, and its secret behind the pseudonyms. Threads share it.
+A redactor is for one tenant: it has the tenant's rules, and the secret that makes the pseudonyms. Threads may share it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nightschool.redaction.checksums import find_cards
 from nightschool.redaction.rules import Rules
 
 VERSION = "1"
-"""Grows when the same text would be redacted otherwise; stands on every span that was changed."""
+"""Increased when the same text is redacted differently; it is on every span that was changed."""
 
 UNREADABLE = "<UNREADABLE>"
-"""Stands for a text that could not be read to be checked: content that nobody could check does not leave."""
+"""Stands in place of a text that could not be checked: content that was not checked does not leave."""
 
-_DIGITS = 4  # of the hash in a pseudonym: tells a trace's people apart, and is too short to look a person up by
+_DIGITS = 4  # of the hash in a pseudonym: enough to tell the people of a trace apart, too few to find a person by
 _PSEUDONYM = re.compile(r"[0-9a-f]{32}")
 _BINARY = re.compile(r"data:[\w.+-]{1,40}/[\w.+-]{1,80};base64,")
 Found = Counter[str]
@@ -38,7 +38,7 @@ class Redactor:
     """Redacts for one tenant."""
 
     def __init__(self, rules: Rules, secret: str) -> None:
-        """`secret` keys the pseudonyms: give the app and the collector the same, or one of them cannot follow the other."""
+        """`secret` makes the pseudonyms: with the same one, app and collector give a person the same pseudonym."""
         subject_of(secret, "")  # an empty secret is refused
         self.rules = rules
         self._secret = secret
@@ -48,24 +48,24 @@ class Redactor:
         self._watch: Callable[[Mapping[str, int]], None] = lambda found: None
 
     def __reduce__(self) -> tuple[type[Redactor], tuple[Rules, str]]:
-        """A copy for another process; its counts begin anew."""
+        """A copy for another process; its counts start at zero."""
         return Redactor, (self.rules, self._secret)
 
     @property
     def digest(self) -> str:
-        """Tells whether two redactors make the same of every text; says neither the secret nor anything of it."""
+        """Equal for two redactors that redact every text alike; it tells nothing about the secret."""
         rules = [list(getattr(self.rules, name)) for name in ("kinds", "patterns", "allow", "deny")]
         key = hmac.new(self._key, b"redaction/digest", hashlib.sha256).hexdigest()
         return hashlib.sha256(json.dumps([VERSION, rules, key]).encode()).hexdigest()
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many findings of each kind were replaced since the start."""
+        """How many findings of each kind were replaced so far."""
         with self._lock:
             return dict(self._counts)
 
     def watch(self, watch: Callable[[Mapping[str, int]], None]) -> None:
-        """Call `watch` with the findings of each message from now on, by kind; the collector's metrics do."""
+        """Call `watch` with the findings of each message from now on, by kind; for the collector's metrics."""
         self._watch = watch
 
     def count(self, found: Mapping[str, int]) -> None:
@@ -75,9 +75,9 @@ class Redactor:
                 self._counts.update(found)
             self._watch(found)
 
-    # --- texts and JSON -------------------------------------------------------------------------------------------------
+    # --- texts and JSON -----------------------------------------------------------------------------------------------
     def text(self, text: str, found: Found) -> str:
-        """`text` without what the rules find; JSON in it is read as JSON. `found` counts by kind."""
+        """`text` with the findings replaced; a text that is JSON is read as JSON. `found` counts them by kind."""
         if not self.rules.may_be_in(text.encode("utf-8", "surrogatepass")) or _BINARY.match(text):
             return text
         if text.lstrip()[:1] in ("{", "["):
@@ -91,7 +91,7 @@ class Redactor:
         return self._plain(text, found)
 
     def value(self, value: Any, found: Found) -> Any:
-        """Plain data, every text in it redacted; the same object when there was nothing to do."""
+        """Plain data with every text in it redacted; the same object when nothing was found."""
         if isinstance(value, str):
             return self.text(value, found)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -120,54 +120,54 @@ class Redactor:
         return value if is_same else changed
 
     def _number(self, value: int, found: Found) -> int | str:
-        """A card number need not be a text."""
+        """A card number may also be a number."""
         if "card" in self.rules.kinds and 10**12 <= value < 10**19 and any(find_cards(str(value))):
             return self._pseudonym("card", str(value), found)
         return value
 
     def _plain(self, text: str, found: Found) -> str:
         taken: list[tuple[int, int, str]] = []
-        for kind, (start, end, spelt) in self.rules.find(text):
+        for kind, (start, end, normal) in self.rules.find(text):
             if all(end <= other[0] or start >= other[1] for other in taken):
-                taken.append((start, end, self._pseudonym(kind, spelt, found)))
+                taken.append((start, end, self._pseudonym(kind, normal, found)))
         pieces, at = [], 0
         for start, end, pseudonym in sorted(taken):
             pieces += [text[at:start], pseudonym]
             at = end
         return "".join([*pieces, text[at:]]) if taken else text
 
-    def _pseudonym(self, kind: str, spelt: str, found: Found) -> str:
+    def _pseudonym(self, kind: str, normal: str, found: Found) -> str:
         found[kind] += 1
-        message = f"redaction/{kind}/{spelt}".encode("utf-8", "surrogatepass")
+        message = f"redaction/{kind}/{normal}".encode("utf-8", "surrogatepass")
         digest = hmac.new(self._key, message, hashlib.sha256).hexdigest()
         return f"<{kind.upper().replace('-', '_')}_{digest[:_DIGITS]}>"
 
-    # --- identifiers ----------------------------------------------------------------------------------------------------
+    # --- identifiers --------------------------------------------------------------------------------------------------
     def subject(self, user: str) -> str:
-        """The pseudonym of a raw user id; one that is a pseudonym already stays."""
+        """The pseudonym of a raw user id; what is a pseudonym already stays as it is."""
         return user if not user or _PSEUDONYM.fullmatch(user) else subject_of(self._secret, user)
 
     def identifier(self, value: str, found: Found) -> str:
-        """An id that other records name too (a conversation, a ticket): as it is, or whole as a pseudonym when it holds a finding."""
+        """An id that other records name too (a conversation, a ticket): one pseudonym if it holds a finding."""
         here: Found = Counter()
         if self.text(value, here) is value:
             return value
         found.update(here)
         return subject_of(self._secret, value)
 
-    # --- outcomes -------------------------------------------------------------------------------------------------------
+    # --- outcomes -----------------------------------------------------------------------------------------------------
     def outcome_json(self, raw: bytes) -> bytes:
-        """The same for an outcome as the SDK sends it: the JSON of one record."""
+        """The JSON of one outcome, as the SDK sends it, with its texts redacted."""
         if not self.rules.may_be_in(raw):
             return raw
         return canonical(self.outcome(parse_outcome(json.loads(raw))).to_json()).encode()
 
     def outcome(self, outcome: Outcome) -> Outcome:
-        """The outcome with its texts redacted, by the same pseudonyms as the trace it is about."""
+        """The outcome with its texts redacted, with the same pseudonyms as in the trace that it is about."""
         found: Found = Counter()
         target = dict(outcome.target)
-        final = [self.value(said, found) for said in (outcome.final_text, outcome.final_messages)]
-        # Of words that were redacted in the trace too, most likely: the hash would be that of no answer there.
+        final = [self.value(text, found) for text in (outcome.final_text, outcome.final_messages)]
+        # The same words were probably redacted in the trace too, and then no answer there has this hash.
         original_sha256 = None if found else outcome.original_sha256
         if "conversation_id" in target:
             target["conversation_id"] = self.identifier(target["conversation_id"], found)
@@ -189,14 +189,17 @@ class Redactor:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A parser keeps the last of equal keys and would pass over the others: such a text is redacted as plain text."""
+    """The pairs as a dict; `ValueError` when two keys are equal.
+
+    A parser keeps the last of equal keys, and the others would go unchecked. Such a text is redacted as plain text.
+    """
     if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key is there twice")
     return found
 
 
 def to_json(data: Any) -> str:
-    """JSON as people read it, unless a lone surrogate in it could then not be encoded."""
+    """Readable JSON, or with a lone surrogate in it, which could not be encoded, JSON in ASCII."""
     text = json.dumps(data, ensure_ascii=False)
     try:
         text.encode()
@@ -206,7 +209,10 @@ def to_json(data: Any) -> str:
 
 
 def _within_limits(outcome: Outcome) -> Outcome:
-    """A pseudonym can be longer than what it stands for; what no longer fits beside the answer is left out, not the answer."""
+    """`outcome` within the limits of its fields, as a pseudonym can be longer than the text that it replaces.
+
+    A comment is cut and metadata are left out; for a final answer that is too long, `RecordError`.
+    """
     if outcome.comment is not None and len(outcome.comment.encode()) > MAX_METADATA_BYTES:
         outcome = replace(outcome, comment=outcome.comment.encode()[:MAX_METADATA_BYTES].decode(errors="ignore"))
     if len(canonical(outcome.metadata).encode()) > MAX_METADATA_BYTES:

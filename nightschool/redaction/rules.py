@@ -1,4 +1,4 @@
-"""The rules of a tenant: what is looked for, what is left alone, what goes whatever it is."""
+"""The rules of a tenant: what is looked for, what is never replaced, and what is always replaced."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Rules:
     """What a `Redactor` looks for. Checked when made: `ConfigError` names what is wrong."""
 
     kinds: Sequence[str] = DEFAULT_KINDS
-    """Names out of `KINDS`, and national identity numbers such as "us-ssn" (extra `pii`). Empty: only `patterns` and `deny`."""
+    """Out of `KINDS`, or national identity numbers like "us-ssn" (extra `pii`). Empty: only `patterns` and `deny`."""
     patterns: Sequence[str] = ()
     """Kinds of your own, each "name: regular expression", for example "ticket: TCK-[0-9]{6}"."""
     allow: Sequence[str] = ()
-    """Texts that are never a finding, in any case of letters; "@example.com" allows every address of that domain."""
+    """Texts that are never a finding, in upper or lower case; "@example.com" allows every address of that domain."""
     deny: Sequence[str] = ()
-    """Texts that always are, as whole words and in any case of letters: a project's code name, say."""
+    """Texts that always are, as whole words and whatever the case of letters; a project's code name, for example."""
     _own: tuple[tuple[str, re.Pattern[str]], ...] = field(init=False, default=(), repr=False)
     _allowed: frozenset[str] = field(init=False, default=frozenset(), repr=False)
 
@@ -62,15 +62,15 @@ class Rules:
         return not self.kinds and not self._own
 
     def may_be_in(self, raw: bytes) -> bool:
-        """Whether anything may be found in `raw`, a text or a whole message: False is certain, and fast to come by."""
+        """Whether anything may be found in `raw`, a text or a whole message. False is certain, and found out fast."""
         return not self.is_off and (bool(self._own) or bool(triggers_in(raw)))
 
     def places_in(self, raw: bytes, *, also: bytes) -> list[tuple[int, int]] | None:
-        """Where in a large message something may be found, or the pattern `also`; None when only reading all of it tells."""
+        """Where in a large message something may be found, or the pattern `also`; None when it may be anywhere."""
         return None if self._own else places_in(raw, also=also)
 
     def find(self, text: str) -> Iterator[tuple[str, Span]]:
-        """Every finding, by kind: the rules of the tenant's own first, then `KINDS` in order, then national numbers."""
+        """Every finding with its kind: first the tenant's own rules, then `KINDS` in order, then national numbers."""
         for name, pattern in self._own:
             for match in pattern.finditer(text):
                 yield name, (*match.span(), match[0].lower() if name == _DENIED else match[0])

@@ -1,1 +1,1 @@
-"""Releases: their files, their manifest, and the folder that keeps them."""
+"""Releases: their files, their manifest, and the folder in which they are kept."""

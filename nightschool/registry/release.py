@@ -1,7 +1,8 @@
 """The release manifest, and the checks an adapter passes before any process loads it.
 
-A release is a folder `<tenant>/<digest>/` whose name is the SHA-256 of its own manifest, so a path can never be chosen by a
-caller and an altered release no longer matches its name. Checks need no torch: they read the safetensors header.
+A release is a folder `<tenant>/<digest>/` whose name is the SHA-256 of its own manifest. So no caller can choose a
+path, and a release that was changed no longer matches its name. The checks need no torch: they read the header of the
+safetensors file.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _ALLOWED_FILES = {WEIGHTS, ADAPTER_CONFIG, REPORT, NIGHT}
 _MAX_MANIFEST_BYTES = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# What vLLM (lora/peft_helper.py) cannot serve, or would serve as something else; checked here so that it fails at publish.
+# What vLLM (lora/peft_helper.py) cannot serve, or would serve wrongly. Checked here, so that publishing fails and not
+# serving.
 _FORBIDDEN_CONFIG = {
     "use_dora": False,
     "modules_to_save": None,
@@ -84,9 +86,9 @@ class ReleaseManifest:
     rubrics: Mapping[str, str]
     """Rubric digest by task."""
     gate: Mapping[str, Any] = field(default_factory=dict)
-    """The gate's figures, as in the report."""
+    """The gate's metrics, as in the report."""
     frozen_at_ms: int = 0
-    """When the night froze its input: the only time in a release, and taken from the night's manifest."""
+    """When the night froze its input, in milliseconds since 1970, as its manifest says; a release has no other time."""
     schema: int = SCHEMA
 
     def to_bytes(self) -> bytes:
@@ -95,6 +97,7 @@ class ReleaseManifest:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the manifest in hex, which names the release."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @classmethod
@@ -110,14 +113,14 @@ class ReleaseManifest:
             manifest = cls(**raw)
             _check_types(manifest)
             if manifest.to_bytes() != data:
-                raise ValueError("it is not in the one spelling that has this meaning")
+                raise ValueError("it is not the canonical JSON of its content (sorted keys, indented by 1)")
             return manifest
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ReleaseRejected(f"not a release manifest: {error}") from None
 
 
 def _check_types(manifest: ReleaseManifest) -> None:
-    """What JSON cannot promise and a path or vLLM (adapter ids are int32 there) would trust."""
+    """Check what JSON does not guarantee and what a path or vLLM, where adapter ids are int32, relies on."""
     if manifest.schema != SCHEMA:
         raise ValueError(f"schema is {shown(manifest.schema)}; this nightschool reads {SCHEMA}, use the version that wrote it")
     check_tenant(manifest.tenant)
@@ -156,8 +159,9 @@ def verify_release(
 ) -> ReleaseManifest:
     """Check everything about the release in `folder` and return its manifest; `ReleaseRejected` says what is wrong.
 
-    In order: the manifest's own digest, tenant, base model, exact list of regular files with sizes and SHA-256, the adapter
-    configuration, and names, shapes and finiteness of the tensors. Nothing is unpickled.
+    In this order: the manifest's own digest, the tenant, the base model, the exact list of regular files with sizes and
+    SHA-256, the adapter configuration, and names, shapes and numbers of the tensors, which must be finite. Nothing is
+    unpickled.
     """
     where = f"release {digest[:12]} of tenant {tenant!r}"
     try:
@@ -201,7 +205,8 @@ def _verify_files(folder: Path, manifest: ReleaseManifest, max_bytes: int) -> No
         path = folder / entry.name
         if path.is_symlink() or not path.is_file():
             raise ReleaseRejected(f"{entry.name} is not a regular file")
-        if path.stat().st_size != entry.size or describe_file(path) != entry:  # the size first: no terabyte is hashed
+        # The size is compared first, so that no huge file is hashed.
+        if path.stat().st_size != entry.size or describe_file(path) != entry:
             raise ReleaseRejected(f"{entry.name} does not have the size and SHA-256 that the manifest names")
 
 

@@ -1,7 +1,7 @@
-"""Looks into a safetensors file with the standard library alone: names, shapes, and whether every number is finite.
+"""Reads a safetensors file with the standard library alone: names, shapes, and whether every number is finite.
 
-Enough to refuse a bad adapter in any process, without torch and without loading it. The format: 8 bytes of header length, a JSON
-header of name -> {dtype, shape, data_offsets}, then the numbers.
+That is enough to refuse a bad adapter in any process, without torch and without loading it. The format is 8 bytes of
+header length, a JSON header of name -> {dtype, shape, data_offsets}, and then the numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 
 from nightschool.errors import ReleaseRejected, shown
 
-_MAX_HEADER_BYTES = 16 << 20
-# Bytes of a number, and the smallest top byte (without the sign) of one that is infinite, NaN or, for the two wide types, above
-# 2**127: the top byte holds 7 bits of the exponent, and no LoRA matrix holds such a number.
+_MAX_HEADER_BYTES = 16 << 20  # far more than an adapter's header has, and little enough to parse
+# Bytes of a number, and the smallest top byte (without the sign) of a number that is refused: infinite, NaN or, for the
+# two wide types, above 2**127, because the top byte holds only 7 bits of the exponent. No LoRA matrix has such a
+# number.
 _NUMBERS = {"F32": (4, 0x7F), "BF16": (2, 0x7F), "F16": (2, 0x7C)}
 
 
@@ -31,12 +32,13 @@ class Tensor:
     begin: int
     """First byte of its data, counted from the end of the header."""
     end: int
+    """One past the last byte."""
 
 
 def check_tensors(path: Path) -> list[Tensor]:
     """The tensors of a safetensors file, in order of their data; `ReleaseRejected` says what is wrong with it.
 
-    Types and shapes are known ones, the data of all tensors fills the file without gaps, and every number is finite.
+    Every type is a known one, the data of all tensors fills the file without gaps, and every number is finite.
     """
     header, start = _read_header(path)
     tensors = sorted((_tensor(name, entry) for name, entry in header.items()), key=lambda tensor: (tensor.begin, tensor.end))

@@ -1,21 +1,21 @@
 """The functions an app calls, on the client that `configure` made.
 
-Before `configure`, and with `NIGHTSCHOOL_DISABLED=1`, all of them do nothing. Inside a request of another `Client` they use
-that client, so one process can work for several tenants.
+Before `configure`, and with `NIGHTSCHOOL_DISABLED=1`, all of them do nothing. Inside a request of another `Client` they
+use that client, so that one process can work for several tenants.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from nightschool.outcomes.tokens import DEFAULT_LIFETIME_S
 from nightschool.redaction import Rules
 from nightschool.sdk.calls import ModelCall, ToolCall
-from nightschool.sdk.client import AT_EXIT_TIMEOUT_S, UNSET, Client, Request, current_request, is_disabled
+from nightschool.sdk.client import AT_EXIT_TIMEOUT_S, Client, is_disabled
 from nightschool.sdk.export.exporter import DEFAULT_MAX_QUEUE_BYTES, Stats
+from nightschool.sdk.request import Request, current_request
+from nightschool.sdk.signatures import function_like
 
 _lock = threading.Lock()
 _default = Client("", "", api_key="", enabled=False)
@@ -34,14 +34,17 @@ def configure(
     outcome_key: tuple[str, str] | None = None,
     redaction: bool | Rules = True,
 ) -> Client:
-    """Record for `tenant` and send to the collector at `endpoint`; returns the client, which needs no keeping.
+    """Record for `tenant` and send to the collector at `endpoint`; returns the client, which the app need not keep.
 
-    Users are sent as pseudonyms keyed by `subject_key`, the SHA-256 of the API key by default. Secrets and personal data are
-    replaced by pseudonyms before anything leaves the process: `redaction` takes other `nightschool.redaction.Rules` than the
-    default ones, or False. At most `max_queue_bytes` wait in memory.
-    Texts, tools and token ids are recorded unless `capture_content` is False, or `{"triage": False}` for single tasks; spans
-    are recorded always. `outcome_key` is the id and the secret of `[tenants.NAME] outcome_keys` that sign browser tokens. A
-    second call replaces the first client, after sending what it holds. A bad argument raises `ConfigError`.
+    Users are sent as pseudonyms made with `subject_key`, by default the SHA-256 of the API key. Secrets and personal
+    data are replaced by pseudonyms before anything leaves the process; `redaction` takes `nightschool.redaction.Rules`
+    in place of the default ones, or False for no redaction. At most `max_queue_bytes` wait in memory.
+
+    Texts, tools and token ids are recorded unless `capture_content` is False, or `{"triage": False}` for single tasks;
+    spans are recorded in any case. `outcome_key` is the id and the secret of `[tenants.NAME] outcome_keys` that sign
+    browser tokens.
+
+    A second call sends what the first client holds and replaces it. A bad argument raises `ConfigError`.
     """
     client = Client(
         endpoint,
@@ -58,7 +61,7 @@ def configure(
 
 
 def use(client: Client) -> Client:
-    """Make `client` the one these functions use, and stop the one before."""
+    """Make these functions use `client`, and stop the client they used before."""
     global _default, _is_configured
     with _lock:
         previous, _default, _is_configured = _default, client, True
@@ -70,7 +73,7 @@ def use(client: Client) -> Client:
 def _client() -> Client:
     """The client of the current request, else the configured one."""
     request = current_request()
-    if request is not None and request.client is not None:
+    if request is not None and isinstance(request.client, Client):
         return request.client
     if not _is_configured and not is_disabled():
         _default.shield.log_once("nightschool.configure(...) was not called: nothing is recorded")
@@ -87,18 +90,18 @@ def request(
 ) -> Request:
     """Mark one request of the app, as `with nightschool.request(task="triage", user="mia") as req:` or as a decorator.
 
-    Everything recorded inside carries the task, a pseudonym of `user`, the conversation and the app's own id of the `episode`,
-    and is one trace. With `capture_content=False` neither texts nor token ids are recorded inside, whatever `configure` says of
-    the task.
+    Everything recorded inside is one trace, and carries the task, a pseudonym of `user`, the conversation and the app's
+    own id of the `episode`. With `capture_content=False` neither texts nor token ids are recorded inside, whatever
+    `configure` was told about the task.
     """
     marks = {"user": user, "conversation": conversation, "episode": episode}
     return Request(_client, task=task, **marks, capture_content=capture_content)
 
 
 def tag_join(ns: str, id: object) -> None:  # noqa: A002 - what the wire calls it
-    """Give the request now worked on a name of the app's own, as `tag_join("ticket", "T-42")`; see `Request.tag_join`.
+    """Give the current request an id of the app's own, as `tag_join("ticket", "T-42")`; see `Request.tag_join`.
 
-    An outcome may then say `join_key=("ticket", "T-42")`, from any system that knows the ticket and nothing of traces.
+    An outcome may then say `join_key=("ticket", "T-42")`, from any system that knows the ticket but not the trace.
     """
     request = current_request()
     if request is not None:
@@ -115,115 +118,72 @@ def model_call(
 ) -> ModelCall:
     """Record a model call made without the `openai` client.
 
-    `with nightschool.model_call("m", messages) as call: call.answer(ask(messages, headers=call.headers))`, with messages in
-    the OpenAI chat form and request parameters by their OpenAI names.
+    `with nightschool.model_call("m", messages) as call: call.answer(ask(messages, headers=call.headers))`. Messages
+    have the form of OpenAI's chat API, and request parameters have their OpenAI names.
     """
     return _client().model_call(model, messages, provider=provider, tools=tools, **params)
 
 
 def tool_call(name: str, arguments: Any = None, *, call_id: str | None = None) -> ToolCall:
-    """Record a run of a tool, `with nightschool.tool_call("weather", {"city": "Riga"}, call_id=id) as tool: tool.result(run())`.
+    """Record a run of a tool.
 
-    `call_id` is the id that the model gave its call. What the model is told of the result is in the messages anyway; a span of
-    its own also has the time it took, and the error when there was one.
+    `with nightschool.tool_call("weather", {"city": "Riga"}, call_id=id) as tool: tool.result(run())`. `call_id` is the
+    id that the model gave to its call. The messages of the next model call hold the result too; a span of the run adds
+    how long it took, and the error when there was one.
     """
     return _client().tool_call(name, arguments, call_id=call_id)
 
 
 def instrument_openai() -> None:
-    """Record every chat completion of the official `openai` client, also of clients made before. Calling it again is free."""
+    """Record every model call of the official `openai` client, of existing clients too. A second call does nothing."""
     if not is_disabled():
         from nightschool.sdk.openai.instrument import instrument
 
         instrument(_client)
 
 
-def outcome(
-    name: str,
-    value: Any = UNSET,
-    *,
-    final_text: str | None = None,
-    final_messages: Sequence[Mapping[str, Any]] | None = None,
-    original_text: str | None = None,
-    demonstration: str | Sequence[Mapping[str, Any]] | None = None,
-    response_id: str | None = None,
-    trace_id: str | None = None,
-    span_id: str | None = None,
-    conversation_id: str | None = None,
-    turn: int | None = None,
-    episode_id: str | None = None,
-    join_key: tuple[str, object] | Mapping[str, str] | None = None,
-    rater: object = None,
-    source: Literal["human", "code", "llm", "system"] = "human",
-    comment: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    op: Literal["set", "retract"] = "set",
-    occurred_at: datetime | None = None,
-    event_id: str | None = None,
-) -> str | None:
-    """Say what happened after an answer: a `value` (a thumb, the queue chosen in the end), the `final_text` or `final_messages`
-    that a human made of it (`original_text` says of which text), or a `demonstration`, what a human answered on their own.
+@function_like(Client.outcome)
+def outcome(*args: Any, **kwargs: Any) -> str | None:
+    """Say what happened after an answer.
 
-    It may come days later and be corrected: the same rater's newest outcome of a name counts, `op="retract"` takes it back.
-    The target is one of `response_id`, `trace_id` (with a `span_id`), `conversation_id` (with a `turn`, from 0), `episode_id` and
-    `join_key` (see `tag_join`); inside a request, none means that request. `rater` is sent as a pseudonym. Returns the event id,
-    None when nothing was recorded. What can never be understood is logged and counted as invalid; with `NIGHTSCHOOL_STRICT=1` it
-    raises `RecordError`.
+    Give one of these: a `value` (a thumb, or the queue that was chosen in the end); the `final_text` or
+    `final_messages` that a human made of the answer, with the answer as `original_text` where the app has it; or a
+    `demonstration`, which is what a human answered without using the model's answer.
+
+    An outcome may come days later, and it may be corrected: of the outcomes of one name by one rater about one target
+    the newest counts, and `op="retract"` takes it back. Its target is one of `response_id`, `trace_id` (perhaps with a
+    `span_id`), `conversation_id` (perhaps with a `turn`, from 0), `episode_id` and `join_key` (see `tag_join`); inside
+    a request and without a target, it is that request. `rater` is sent as a pseudonym.
+
+    Returns the event id, None when nothing was recorded. An outcome that can never be understood is logged and counted
+    as invalid; with `NIGHTSCHOOL_STRICT=1` it raises `RecordError`.
     """
-    return _client().outcome(
-        name,
-        value,
-        final_text=final_text,
-        final_messages=final_messages,
-        original_text=original_text,
-        demonstration=demonstration,
-        response_id=response_id,
-        trace_id=trace_id,
-        span_id=span_id,
-        conversation_id=conversation_id,
-        turn=turn,
-        episode_id=episode_id,
-        join_key=join_key,
-        rater=rater,
-        source=source,
-        comment=comment,
-        metadata=metadata,
-        op=op,
-        occurred_at=occurred_at,
-        event_id=event_id,
-    )
+    return _client().outcome(*args, **kwargs)
 
 
-def outcome_token(
-    *names: str,
-    user: object = None,
-    trace_id: str | None = None,
-    span_id: str | None = None,
-    conversation: object = None,
-    expires_in_s: float = DEFAULT_LIFETIME_S,
-) -> str | None:
-    """A token that a page sends back to say how this answer turned out, as `outcome_token("thumb", "csat")`; needs no network.
+@function_like(Client.outcome_token)
+def outcome_token(*args: Any, **kwargs: Any) -> str | None:
+    """A token with which a page can say how this answer turned out, as `outcome_token("thumb", "csat")`.
 
-    It allows these names, about the request now worked on (or `trace_id`), as its user (or `user`), for 30 days (or
-    `expires_in_s`), and nothing else. None when nothing is recorded, or `configure` was given no `outcome_key`.
+    It is made without a network. It allows outcomes of these names only, about the current request (or `trace_id`), by
+    its user (or `user`), for 30 days (or `expires_in_s` seconds). None when nothing is recorded, or when `configure`
+    was given no `outcome_key`.
     """
-    return _client().outcome_token(
-        *names, user=user, trace_id=trace_id, span_id=span_id, conversation=conversation, expires_in_s=expires_in_s
-    )
+    return _client().outcome_token(*args, **kwargs)
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Wait until nothing recorded so far waits any more; False when that took longer than `timeout` seconds.
+    """Wait until the collector has answered for everything recorded so far; False after `timeout` seconds.
 
-    True says that all of it was answered: `stats()` tells what was acknowledged and what was refused for good.
+    `stats()` tells what was acknowledged and what was refused for good.
 
-    For scripts and worker processes that end without `atexit`; never needed while serving.
+    For scripts and for worker processes that end without running `atexit`; an app that serves never needs it.
     """
     return _default.flush(timeout)
 
 
 def shutdown(timeout: float = 10.0) -> bool:
-    """Flush and stop recording; what is not out within `timeout` seconds is dropped and counted."""
+    """Flush and stop recording; what is not sent within `timeout` seconds is dropped and counted."""
     return _default.shutdown(timeout)
 
 

@@ -1,70 +1,52 @@
-"""The tracer: what an app does for one user, recorded as a trace of its own.
+"""The client: records for one tenant what an app does, each request of the app as a trace of its own.
 
-A client makes its own spans, all of them and whole, and keeps the current request in its own context variable. The app's
-OpenTelemetry set-up is neither used nor touched: its sampler cannot drop training data, and its spans never get one of ours as
-their parent. A span of the app that is open when a request starts is linked, to be found.
+A client makes its own spans and never samples them, and it keeps the current request in a context variable of its own.
+The app's OpenTelemetry setup is neither used nor changed: its sampler cannot drop training data, and no span of ours
+becomes the parent of a span of the app. A request that starts inside a span of the app has a link to that span, so that
+the two can be found together.
 
-While an app waits, a span is a few references and one copy of the content (`snapshot`); everything else happens in the
-exporter's thread.
+While the app waits, recording a span costs a few references and one copy of the content (`snapshot`); everything else
+happens in the exporter's thread.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
-import hashlib
-import inspect
 import os
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextvars import ContextVar, Token
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from opentelemetry.context import get_current
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.trace import format_trace_id, get_current_span
 
 from nightschool import semconv
-from nightschool.errors import ConfigError, RecordError, shown
+from nightschool.errors import ConfigError
 from nightschool.keys import hash_key, subject_of
-from nightschool.outcomes.fields import parse_target
-from nightschool.outcomes.record import canonical, parse_outcome
-from nightschool.outcomes.tokens import DEFAULT_LIFETIME_S, OutcomeKey, TokenClaims, mint_token, new_token_id
+from nightschool.outcomes.tokens import OutcomeKey
 from nightschool.redaction import Rules
 from nightschool.redaction.otlp import redact_span
 from nightschool.redaction.redactor import Redactor
-from nightschool.sdk.calls import ModelCall, ToolCall
+from nightschool.sdk.calls import ModelCall, ToolCall, start_model_call, start_tool_call
+from nightschool.sdk.content_capture import ContentCapture, parse_capture
 from nightschool.sdk.encoding import SpanEncoder
 from nightschool.sdk.export.delivery import Delivery, parse_endpoint
 from nightschool.sdk.export.exporter import DEFAULT_MAX_QUEUE_BYTES, Exporter, Stats
-from nightschool.sdk.openai import chat
-from nightschool.sdk.openai.endpoints import CHAT, Endpoint
-from nightschool.sdk.shield import Shield, is_strict
-from nightschool.sdk.snapshot import freeze
+from nightschool.sdk.outcome_writer import OutcomeWriter
+from nightschool.sdk.request import Request
+from nightschool.sdk.shield import Shield
+from nightschool.sdk.signatures import method_like
 from nightschool.sdk.span import RANDOM_IDS, IdGenerator, SpanRecord
 from nightschool.tenants import check_tenant
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 AT_EXIT_TIMEOUT_S = 2.0
-CAPTURE_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-_NO_CONTENT_IN_SPANS = ("NO_CONTENT", "EVENT_ONLY", "FALSE")
-UNSET: Any = object()
-_current: ContextVar[Request | None] = ContextVar("nightschool_request", default=None)
-
-
-def current_request() -> Request | None:
-    """The request this thread or task is working on."""
-    return _current.get()
+"""How long the end of the app's process may wait until everything is sent."""
+_MAX_KNOWN_SUBJECTS = 4096
+"""Pseudonyms kept, because the same few users come again and again. Making one anew costs a hash, which is not slow."""
 
 
 def is_disabled() -> bool:
-    """Whether `NIGHTSCHOOL_DISABLED` turns everything into a no-op."""
+    """Whether `NIGHTSCHOOL_DISABLED` turns every client off."""
     return os.environ.get("NIGHTSCHOOL_DISABLED", "").lower() in ("1", "true", "yes")
 
 
@@ -87,23 +69,25 @@ class Client:
         clock: Callable[[], int] = time.time_ns,
         id_generator: IdGenerator | None = None,
     ) -> None:
-        """`subject_key` is the secret behind all pseudonyms, the SHA-256 of the API key by default; give one to be able to rotate
-        the other. `redaction` takes secrets and personal data out before anything leaves the process; False leaves all in.
+        """`subject_key` is the secret that makes all pseudonyms, by default the SHA-256 of the API key; with one of its
+        own, the API key can be replaced without changing them. `redaction` takes secrets and personal data out before
+        anything leaves the process; False leaves everything in.
 
         With `enabled=False`, or `NIGHTSCHOOL_DISABLED=1` in the environment, nothing is checked, recorded or sent.
-        `capture_content` says whether texts are recorded, for all or by task; a task not named is. Without it they are, unless
-        OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT keeps them out of spans. `outcome_key` is the id and the secret that
-        sign browser tokens (`outcome_token`). `clock` (nanoseconds since the epoch) and `id_generator` are for tests.
+        `capture_content` says whether texts are recorded: for all tasks, or by task, and then tasks not named are
+        recorded. Without it they are recorded, unless OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT keeps them out
+        of spans. `outcome_key` is the id and the secret that sign browser tokens (`outcome_token`). `clock`
+        (nanoseconds since 1970) and `id_generator` are for tests. A bad argument raises `ConfigError`.
         """
         self.shield = Shield()
         self.now_ns = clock
         self.tenant = tenant
-        self._exporter: Exporter | None = None
-        self._outcome_key: OutcomeKey | None = None
-        self._captures: bool | Mapping[str, bool] = True
-        self.is_enabled = False
+        self.is_enabled = enabled and not is_disabled()
         """Whether anything is recorded; if not, every method does nothing."""
-        if not enabled or is_disabled():
+        self._exporter: Exporter | None = None
+        self._capture = ContentCapture()
+        self._outcomes = OutcomeWriter(self, tenant)
+        if not self.is_enabled:
             return
         check_tenant(tenant)
         parse_endpoint(endpoint)
@@ -111,30 +95,28 @@ class Client:
             raise ConfigError("api_key must be the tenant's key, printable ASCII text as `nightschool key` printed it")
         if max_queue_bytes <= 0:
             raise ConfigError(f"max_queue_bytes is {max_queue_bytes}; it must be above 0")
-        self._captures = self._default_capture() if capture_content is None else _check_capture(capture_content)
-        self._outcome_key = OutcomeKey(outcome_key[0], outcome_key[1].strip().encode()) if outcome_key else None
+        self._capture = parse_capture(capture_content, self.shield)
+        signing_key = OutcomeKey(outcome_key[0], outcome_key[1].strip().encode()) if outcome_key else None
         secret = subject_key or hash_key(api_key)
         redactor = Redactor(redaction if isinstance(redaction, Rules) else Rules(), secret) if redaction else None
-        # The same few users come again and again; the cache is bounded, a hash is not slow.
-        self._subject_of = functools.lru_cache(maxsize=4096)(functools.partial(subject_of, secret))
+        self._subject_of = functools.lru_cache(maxsize=_MAX_KNOWN_SUBJECTS)(functools.partial(subject_of, secret))
         ids = id_generator or RANDOM_IDS
         self._new_trace_id, self._new_span_id = ids.generate_trace_id, ids.generate_span_id
         scrub = functools.partial(redact_span, redactor) if redactor else None
-        exporter = Exporter(
+        self._exporter = Exporter(
             lambda: Delivery(endpoint, api_key),
             SpanEncoder(_resource(tenant, service_name), scope="nightschool", scrub=scrub),
             scrub_outcome=redactor.outcome_json if redactor else bytes,
             max_queue_bytes=max_queue_bytes,
             shield=self.shield,
         )
-        self._exporter = exporter
-        self.is_enabled = True
+        self._outcomes = OutcomeWriter(self, tenant, self._exporter, key=signing_key)
         atexit.register(self.shutdown, AT_EXIT_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"<nightschool.Client of tenant {self.tenant!r}, {'on' if self.is_enabled else 'off'}>"
 
-    # --- recording ------------------------------------------------------------------------------------------------------
+    # --- recording ----------------------------------------------------------------------------------------------------
     def request(
         self,
         *,
@@ -158,179 +140,30 @@ class Client:
         **params: Any,
     ) -> ModelCall:
         """Record a model call made without the `openai` client; see `nightschool.model_call`."""
-        return self.start_call({"model": model, "messages": messages, "tools": tools, **params}, provider=provider)
-
-    def start_call(
-        self,
-        params: Mapping[str, Any],
-        *,
-        provider: str,
-        server: tuple[str, int | None] | None = None,
-        endpoint: Endpoint = CHAT,
-    ) -> ModelCall:
-        """Start the span of a request to `endpoint` given as it is sent."""
-        parent = _current.get()
-        if parent is not None and parent.client is not self:
-            parent = None  # another tenant's
-        captures = parent.captures_content if parent is not None else self.captures_content("")
-        span: SpanRecord | None = None
-        if self._exporter is not None:
-            try:
-                fields = endpoint.fields_and_content if captures else endpoint.fields
-                taken = {name: value for name, value in params.items() if name in fields}
-                frozen = freeze(taken)
-                request = endpoint.request_attributes(taken) if frozen is None else frozen
-                stamps = parent.stamps if parent is not None else self.stamps(captures_content=captures)
-                span = self.start_span(f"{endpoint.operation} {params.get('model', '')}", stamps, parent=parent)
-                span.attributes = {semconv.GEN_AI_OPERATION_NAME: endpoint.operation, semconv.GEN_AI_PROVIDER_NAME: provider}
-                span.endpoint, span.request, span.server = endpoint, request, server
-            except Exception as error:
-                span = None
-                self.shield.caught(error)
-        return ModelCall(self, parent, span, captures_content=captures)
+        sent = {"model": model, "messages": messages, "tools": tools, **params}
+        return start_model_call(self, sent, provider=provider)
 
     def tool_call(self, name: str, arguments: Any = None, *, call_id: str | None = None) -> ToolCall:
         """Record a run of a tool; see `nightschool.tool_call`."""
-        parent = self._current_request()
-        captures = parent.captures_content if parent is not None else self.captures_content("")
-        span: SpanRecord | None = None
-        if self._exporter is not None:
-            with self.shield:
-                given = chat.dump(arguments) if captures and arguments is not None else None
-                said = {
-                    semconv.GEN_AI_OPERATION_NAME: "execute_tool",
-                    semconv.GEN_AI_TOOL_NAME: str(name),
-                    semconv.GEN_AI_TOOL_CALL_ID: call_id,
-                    semconv.GEN_AI_TOOL_CALL_ARGUMENTS: given,
-                }
-                stamps = parent.stamps if parent is not None else self.stamps(captures_content=captures)
-                span = self.start_span(f"execute_tool {name}", stamps, parent=parent)
-                span.attributes, span.num_text_bytes = chat.compact(said), len(given or "")
-        return ToolCall(self, span, captures_content=captures)
+        return start_tool_call(self, name, arguments, call_id=call_id)
 
-    def outcome(
-        self,
-        name: str,
-        value: Any = UNSET,
-        *,
-        final_text: str | None = None,
-        final_messages: Sequence[Mapping[str, Any]] | None = None,
-        original_text: str | None = None,
-        demonstration: str | Sequence[Mapping[str, Any]] | None = None,
-        response_id: str | None = None,
-        trace_id: str | None = None,
-        span_id: str | None = None,
-        conversation_id: str | None = None,
-        turn: int | None = None,
-        episode_id: str | None = None,
-        join_key: tuple[str, object] | Mapping[str, str] | None = None,
-        rater: object = None,
-        source: Literal["human", "code", "llm", "system"] = "human",
-        comment: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        op: Literal["set", "retract"] = "set",
-        occurred_at: datetime | None = None,
-        event_id: str | None = None,
-    ) -> str | None:
+    @method_like(OutcomeWriter.outcome)
+    def outcome(self, *args: Any, **kwargs: Any) -> str | None:
         """Say what happened after an answer; see `nightschool.outcome`."""
-        if self._exporter is None:
-            return None
-        with self.shield:
-            target = {
-                "response_id": response_id,
-                "trace_id": trace_id,
-                "span_id": span_id,
-                "conversation_id": conversation_id,
-                "turn": turn,
-                "episode_id": episode_id,
-                "join_key": _join_key(join_key),
-            }
-            body: dict[str, Any] = {"name": name, "op": op, "event_id": event_id or uuid.uuid4().hex}
-            body["target"] = self._target(target)
-            body["source"] = {"kind": source, "id": self._pseudonym(rater)}
-            body["occurred_at"] = occurred_at.astimezone(UTC).isoformat() if occurred_at else self.now_ns()
-            if value is not UNSET:
-                body["value"] = value
-            if final_text is not None or final_messages is not None:
-                body["edit"] = _edit(final_text, final_messages, original_text)
-            if demonstration is not None:
-                is_text = isinstance(demonstration, str)
-                messages = None if is_text else [dict(message) for message in cast("Sequence[Mapping[str, Any]]", demonstration)]
-                body["demonstration"] = {"final_text": demonstration} if is_text else {"final_messages": messages}
-            body |= {"comment": comment} if comment is not None else {}
-            body |= {"metadata": dict(metadata)} if metadata is not None else {}
-            return self._put_outcome(self._exporter, body)
-        return None
+        return self._outcomes.outcome(*args, **kwargs)
 
-    def outcome_token(
-        self,
-        *names: str,
-        user: object = None,
-        trace_id: str | None = None,
-        span_id: str | None = None,
-        conversation: object = None,
-        expires_in_s: float = DEFAULT_LIFETIME_S,
-    ) -> str | None:
+    @method_like(OutcomeWriter.outcome_token)
+    def outcome_token(self, *args: Any, **kwargs: Any) -> str | None:
         """A token that lets a page write outcomes of this answer; see `nightschool.outcome_token`."""
-        if self._exporter is None:
-            return None
-        with self.shield:
-            request = self._current_request()
-            stamps = request.stamps if request else {}
-            now_s = self.now_ns() // 10**9
-            claims = TokenClaims(
-                tenant=self.tenant,
-                trace_id=trace_id or (request.trace_id if request else None) or "",
-                names=names,
-                issued_at=now_s,
-                expires_at=now_s + int(expires_in_s),
-                token_id=new_token_id(),
-                span_id=span_id,
-                conversation_id=str(conversation) if conversation is not None else stamps.get(semconv.GEN_AI_CONVERSATION_ID),
-                rater=self._pseudonym(user) if user is not None else stamps.get(semconv.SUBJECT),
-            )
-            return self._minted(claims)
-        return None
+        return self._outcomes.outcome_token(*args, **kwargs)
 
-    def _minted(self, claims: TokenClaims) -> str | None:
-        try:
-            if self._outcome_key is None:
-                raise ConfigError("no key signs browser tokens; give configure(..., outcome_key=(KID, SECRET))")
-            return mint_token(self._outcome_key, claims)
-        except (ConfigError, RecordError) as error:
-            self.shield.log_once(f"no outcome token is made: {error}")
-            if is_strict(default=False):
-                raise
-            return None
-
-    def _put_outcome(self, exporter: Exporter, body: dict[str, Any]) -> str | None:
-        try:
-            outcome = parse_outcome(body)
-            encoded = canonical(outcome.to_json()).encode()
-        except (RecordError, TypeError) as error:  # TypeError: metadata that JSON cannot carry
-            exporter.count_invalid_outcome()
-            self.shield.log_once(f"an outcome is left out: {error}")
-            if is_strict(default=False):
-                raise
-            return None
-        exporter.put_outcome(encoded)
-        return outcome.event_id
-
-    def _target(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The target given, or the request now worked on when none is; a span alone is one of that request."""
-        target = {name: value for name, value in given.items() if value is not None}
-        request = self._current_request()
-        if request and not target.keys() - {"span_id"}:
-            target["trace_id"] = request.trace_id
-        return target
-
-    # --- export ---------------------------------------------------------------------------------------------------------
+    # --- export -------------------------------------------------------------------------------------------------------
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until nothing recorded so far waits any more, stored or refused for good; False after `timeout` seconds."""
+        """Wait until everything recorded so far is stored or refused for good; False after `timeout` seconds."""
         return self._exporter.flush(timeout) if self._exporter else True
 
     def shutdown(self, timeout: float = 10.0) -> bool:
-        """Flush and stop; what is not out within `timeout` seconds is dropped and counted. Safe to call again."""
+        """Flush and stop; what is not sent within `timeout` seconds is dropped and counted. It may be called again."""
         atexit.unregister(self.shutdown)
         return self._exporter.shutdown(timeout) if self._exporter else True
 
@@ -338,12 +171,12 @@ class Client:
         """What became of everything recorded so far."""
         return self._exporter.stats() if self._exporter else Stats()
 
-    # --- for requests and calls -----------------------------------------------------------------------------------------
-    def start_span(self, name: str, stamps: Mapping[str, Any], *, parent: Request | None) -> SpanRecord:
-        """Start a span below `parent`, or a trace of its own, never below a span of the app."""
-        if parent is None or (above := parent.span) is None:
+    # --- for requests and calls (see `Recorder`) ----------------------------------------------------------------------
+    def start_span(self, name: str, stamps: Mapping[str, Any], *, parent: SpanRecord | None) -> SpanRecord:
+        """Start a span below `parent`, or a trace of its own without one; never below a span of the app."""
+        if parent is None:
             return SpanRecord(name, self._new_trace_id(), self._new_span_id(), 0, stamps, self.now_ns())
-        return SpanRecord(name, above.trace_id, self._new_span_id(), above.span_id, stamps, self.now_ns())
+        return SpanRecord(name, parent.trace_id, self._new_span_id(), parent.span_id, stamps, self.now_ns())
 
     def end_span(self, span: SpanRecord) -> None:
         """End `span` and hand it to the exporter."""
@@ -360,12 +193,12 @@ class Client:
         episode: object = None,
         captures_content: bool = True,
     ) -> dict[str, Any]:
-        """What every span of a request carries."""
+        """The attributes that every span of a request carries."""
         stamps: dict[str, Any] = {semconv.SPAN_SIDE: "app"}
         if task:
             stamps[semconv.TASK] = str(task)
         if user is not None:
-            stamps[semconv.SUBJECT] = self._pseudonym(user)
+            stamps[semconv.SUBJECT] = self.pseudonym(user)
         if conversation is not None:
             stamps[semconv.GEN_AI_CONVERSATION_ID] = str(conversation)
         if episode is not None:
@@ -374,275 +207,16 @@ class Client:
             stamps[semconv.CONTENT_CAPTURE] = False
         return stamps
 
-    def checked_join_key(self, ns: object, id: object) -> dict[str, str] | None:  # noqa: A002
-        """A join key as outcomes write it; None, and a line in the log, for one that no outcome could name."""
-        try:
-            return parse_target({"join_key": {"ns": ns, "id": str(id)}})["join_key"]  # type: ignore[no-any-return]
-        except RecordError as error:
-            self.shield.log_once(f"a request is not tagged: {error}")
-            if is_strict(default=False):
-                raise
-            return None
-
-    def _default_capture(self) -> bool:
-        """What OpenTelemetry's own variable says, loudly where it turns content off: nothing could be learned then."""
-        said = os.environ.get(CAPTURE_VARIABLE, "").strip()
-        if said.upper() not in _NO_CONTENT_IN_SPANS:
-            return True
-        self.shield.log_once(f"texts are not recorded, because {CAPTURE_VARIABLE} is {said}; capture_content=True records them")
-        return False
-
     def captures_content(self, task: str) -> bool:
         """Whether texts of `task` are recorded."""
-        return self._captures if isinstance(self._captures, bool) else self._captures.get(task, True)
+        return self._capture.of(task)
 
-    def _pseudonym(self, user: object) -> str:
+    def pseudonym(self, user: object) -> str:
+        """What is sent in place of `user`; empty for None."""
         return "" if user is None else self._subject_of(str(user))
-
-    def _current_request(self) -> Request | None:
-        request = _current.get()
-        return request if request is not None and request.client is self else None
-
-
-class Request:
-    """One request of the app: a context manager and a decorator.
-
-    Model calls inside, in this thread, in asyncio tasks and in threads that carry the context over (`asyncio.to_thread`,
-    `contextvars.copy_context().run`, or `with request.attached()`), belong to it. A generator should be decorated rather than
-    hold the block itself, because a generator's context is its consumer's.
-    """
-
-    def __init__(
-        self,
-        client_of: Callable[[], Client],
-        *,
-        task: str,
-        user: object = None,
-        conversation: object = None,
-        episode: object = None,
-        capture_content: bool | None = None,
-    ) -> None:
-        self._client_of = client_of
-        self._marks: dict[str, Any] = {"task": task, "user": user, "conversation": conversation, "episode": episode}
-        self._capture_content = capture_content
-        self._token: Token[Request | None] | None = None
-        self.client: Client | None = None
-        self.span: SpanRecord | None = None
-        """None when nothing is recorded."""
-        self.stamps: Mapping[str, Any] = {}
-        """What every span below carries; never changed in place, spans hold on to it."""
-        self.captures_content = True
-        self.response_id: str | None = None
-        """`gen_ai.response.id` of the newest model call, the best target for an outcome."""
-
-    @property
-    def trace_id(self) -> str | None:
-        """32 hex digits; None when nothing is recorded."""
-        return format_trace_id(self.span.trace_id) if self.span else None
-
-    def identify(self, *, user: object = None, conversation: object = None) -> None:
-        """Say who the user is, or which conversation it is, once that is known."""
-        if self.client is not None and self.span is not None:
-            with self.client.shield:
-                late = self.client.stamps(user=user, conversation=conversation)
-                self.stamps = {**self.stamps, **late}
-                self.span.late = {**(self.span.late or {}), **late}
-
-    def tag_join(self, ns: str, id: object) -> None:  # noqa: A002 - what the wire calls it
-        """Give the request a name of the app's own, as `tag_join("ticket", "T-42")`; outcomes may then name that.
-
-        May come at any time, also when the request is over.
-        """
-        client, span = self.client, self.span
-        if client is None or span is None:
-            return
-        with client.shield:
-            key = client.checked_join_key(ns, id)
-            if key is None:
-                return
-            tag = {f"{semconv.JOIN_KEY_PREFIX}{key['ns']}": key["id"]}
-            if span.ended_ns:  # it is on its way already: the tag goes as a span of its own
-                client.end_span(client.start_span("nightschool.tag_join", {**self.stamps, **tag}, parent=self))
-            else:
-                self.stamps = {**self.stamps, **tag}
-                span.late = {**(span.late or {}), **tag}
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[Self]:
-        """Work on this request in another thread, one that was started without the context."""
-        token = _current.set(self)
-        try:
-            yield self
-        finally:
-            _detach(token)
-
-    def __enter__(self) -> Self:
-        self.open()
-        self._token = _current.set(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            _detach(token)
-        self.close(error)
-
-    def open(self) -> None:
-        """Start the span without making this the current request; `attached` does that, piece by piece."""
-        client = self._client_of()
-        self.client = client
-        if client.is_enabled:
-            try:
-                self._start(client)
-            except Exception as error:
-                client.shield.caught(error)
-
-    def close(self, error: BaseException | None = None) -> None:
-        """End the span."""
-        client, span = self.client, self.span
-        if client is not None and span is not None and not span.ended_ns:
-            try:
-                # Not a failure: a consumer that stopped listening to a generator, a cancelled task, the app being stopped.
-                if isinstance(error, Exception):
-                    span.fail(error)
-                client.end_span(span)
-            except Exception as ours:
-                client.shield.caught(ours)
-
-    def _start(self, client: Client) -> None:
-        outer = client._current_request()
-        captures = self._captures(client, outer)
-        stamps = client.stamps(**self._marks, captures_content=captures)
-        if outer is not None:
-            stamps = {**outer.stamps, **stamps}
-            if captures:
-                stamps.pop(semconv.CONTENT_CAPTURE, None)
-        task = stamps.get(semconv.TASK, "")
-        span = client.start_span(f"invoke_workflow {task}", stamps, parent=outer)
-        span.attributes = {semconv.GEN_AI_OPERATION_NAME: "invoke_workflow", semconv.GEN_AI_WORKFLOW_NAME: task}
-        if outer is None and (context := get_current()):  # without a span of the app this context is empty
-            app_span = get_current_span(context).get_span_context()
-            if app_span.is_valid:
-                span.link = app_span
-        self.stamps, self.captures_content, self.span = stamps, captures, span
-
-    def _captures(self, client: Client, outer: Request | None) -> bool:
-        """What this request says itself, else what its task says; inside a request that keeps content out, it stays out."""
-        if self._capture_content is not None:
-            return self._capture_content
-        return (outer is None or outer.captures_content) and client.captures_content(str(self._marks["task"]))
-
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Mark every call of `function`: plain, async, or a generator of either kind."""
-
-        def again() -> Request:
-            return Request(self._client_of, **self._marks, capture_content=self._capture_content)
-
-        return cast("Callable[P, R]", _wrap(cast("Callable[..., Any]", function), again))
-
-
-def _join_key(key: tuple[str, object] | Mapping[str, str] | None) -> dict[str, Any] | None:
-    if isinstance(key, tuple):
-        ns, name = key
-        return {"ns": ns, "id": str(name)}
-    return dict(key) if key else None
-
-
-def _edit(text: str | None, messages: Sequence[Mapping[str, Any]] | None, original: str | None) -> dict[str, Any]:
-    edit: dict[str, Any] = {} if text is None else {"final_text": text}
-    edit |= {} if messages is None else {"final_messages": [dict(message) for message in messages]}
-    return edit if original is None else edit | {"original_sha256": hashlib.sha256(original.encode()).hexdigest()}
-
-
-def _wrap(function: Callable[..., Any], request: Callable[[], Request]) -> Callable[..., Any]:
-    """`function` run inside a new request each time, whatever kind of function it is."""
-
-    @functools.wraps(function)
-    async def in_async_generator(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for item in _stepwise_async(request(), function(*args, **kwargs)):
-            yield item
-
-    @functools.wraps(function)
-    async def in_coroutine(*args: Any, **kwargs: Any) -> Any:
-        with request():
-            return await function(*args, **kwargs)
-
-    @functools.wraps(function)
-    def in_generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        return (yield from _stepwise(request(), function(*args, **kwargs)))
-
-    @functools.wraps(function)
-    def in_call(*args: Any, **kwargs: Any) -> Any:
-        with request():
-            return function(*args, **kwargs)
-
-    if inspect.isasyncgenfunction(function):
-        return in_async_generator
-    if inspect.iscoroutinefunction(function):
-        return in_coroutine
-    return in_generator if inspect.isgeneratorfunction(function) else in_call
-
-
-# A generator runs in its consumer's context. The request is current only during its own steps; were it current from the
-# first to the last, the consumer would be in it too, and stay there for ever after leaving the generator halfway.
-def _stepwise(request: Request, inner: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    step = functools.partial(inner.send, None)
-    with _opened(request), contextlib.closing(inner):
-        while True:
-            with request.attached():
-                try:
-                    item = step()
-                except StopIteration as stop:
-                    return stop.value
-            try:
-                step = functools.partial(inner.send, (yield item))
-            except Exception as error:
-                step = functools.partial(inner.throw, error)
-
-
-async def _stepwise_async(request: Request, inner: AsyncGenerator[Any, Any]) -> AsyncIterator[Any]:
-    with _opened(request):
-        async with contextlib.aclosing(inner):
-            while True:
-                with request.attached():
-                    try:
-                        item = await anext(inner)
-                    except StopAsyncIteration:
-                        return
-                yield item
-
-
-@contextlib.contextmanager
-def _opened(request: Request) -> Iterator[None]:
-    request.open()
-    try:
-        yield
-    except BaseException as error:
-        request.close(error)
-        raise
-    request.close()
-
-
-def _detach(token: Token[Request | None]) -> None:
-    try:
-        _current.reset(token)
-    except ValueError:
-        # A block inside a generator that another thread or task finishes ends in a context without our token: nothing to undo.
-        return
 
 
 def _resource(tenant: str, service_name: str | None) -> Mapping[str, Any]:
-    """What every request says of this process; read from the environment as OpenTelemetry does."""
+    """What every export says of this process; read from the environment as OpenTelemetry does."""
     ours = {semconv.TENANT_ID: tenant, **({SERVICE_NAME: service_name} if service_name else {})}
     return Resource.create(ours).attributes
-
-
-def _check_capture(given: bool | Mapping[str, bool]) -> bool | Mapping[str, bool]:
-    """`capture_content` as given; a copy of a mapping, so that the app's may change."""
-    if isinstance(given, bool):
-        return given
-    if isinstance(given, Mapping) and all(isinstance(value, bool) for value in given.values()):
-        return dict(given)
-    raise ConfigError(
-        f"capture_content is {shown(given)}; it must be True, False, or a mapping of tasks to them like {{'triage': False}}"
-    )

@@ -1,25 +1,26 @@
-"""Spans as the bytes of an OTLP request. Runs in the exporter's thread; nobody waits for it."""
+"""Spans as the bytes of an OTLP request. Runs in the exporter's thread; the app does not wait for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, SpanFlags, Status
 
 from nightschool import semconv
+from nightschool.otlp.attributes import key_values
 from nightschool.otlp.varint import encode_varint
-from nightschool.sdk.snapshot import thaw
+from nightschool.sdk.snapshot import read_snapshot
 from nightschool.sdk.span import SpanRecord
 
 Scrub = Callable[[bytes], bytes]
-"""Takes secrets out of a serialised span; what it returns is what leaves the process."""
+"""Takes secrets out of a serialized span; what it returns is what leaves the process."""
 
 _LOCAL = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
 _REMOTE = _LOCAL | SpanFlags.SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK
-# Field numbers and wire types of the messages around the spans.
+# Tags (field number and wire type) in the messages around the spans.
 _RESOURCE_SPANS = b"\x0a"
 _RESOURCE = b"\x0a"
 _SCOPE_SPANS = b"\x12"
@@ -31,8 +32,8 @@ class SpanEncoder:
     """Encodes the spans of one client."""
 
     def __init__(self, resource: Mapping[str, Any], *, scope: str, scrub: Scrub | None = None) -> None:
-        """`resource` describes the process; `scope` names who recorded."""
-        self._resource = _field(_RESOURCE, Resource(attributes=_key_values(resource)).SerializeToString())
+        """`resource` describes the process; `scope` names the instrumentation."""
+        self._resource = _field(_RESOURCE, Resource(attributes=key_values(resource)).SerializeToString())
         self._scope = _field(_SCOPE, InstrumentationScope(name=scope).SerializeToString())
         self._scrub = scrub
 
@@ -53,11 +54,11 @@ class SpanEncoder:
 
 
 def attributes_of(record: SpanRecord) -> dict[str, Any]:
-    """Everything `record` says, as attributes."""
+    """Everything in `record`, as attributes."""
     attributes = {**record.stamps, **record.attributes}
     if endpoint := record.endpoint:
         request, answer = record.request, record.answer
-        attributes.update(endpoint.request_attributes(thaw(request)) if isinstance(request, bytes) else request or {})
+        attributes.update(endpoint.request_attributes(read_snapshot(request)) if isinstance(request, bytes) else request or {})
         if record.server:
             attributes[semconv.SERVER_ADDRESS] = record.server[0]
             if record.server[1]:
@@ -67,9 +68,9 @@ def attributes_of(record: SpanRecord) -> dict[str, Any]:
         if record.first_chunk_s is not None:
             attributes[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = record.first_chunk_s
         if answer is not None:
-            attributes.update(endpoint.response_attributes(thaw(answer)) if isinstance(answer, bytes) else answer)
+            attributes.update(endpoint.response_attributes(read_snapshot(answer)) if isinstance(answer, bytes) else answer)
     for name, value in (record.late or {}).items():
-        attributes.pop(name, None)  # the newest stands last
+        attributes.pop(name, None)  # so that the newest attribute comes last
         attributes[name] = value
     if record.error:
         attributes[semconv.ERROR_TYPE] = record.error[0]
@@ -85,7 +86,7 @@ def _to_span(record: SpanRecord, attributes: Mapping[str, Any]) -> Span:
         kind=Span.SPAN_KIND_CLIENT if record.endpoint else Span.SPAN_KIND_INTERNAL,
         start_time_unix_nano=record.started_ns,
         end_time_unix_nano=record.ended_ns,
-        attributes=_key_values(attributes),
+        attributes=key_values(attributes),
         status=Status(code=Status.STATUS_CODE_ERROR, message=record.error[1]) if record.error else Status(),
         flags=_LOCAL,
     )
@@ -93,26 +94,6 @@ def _to_span(record: SpanRecord, attributes: Mapping[str, Any]) -> Span:
         flags = _REMOTE if link.is_remote else _LOCAL
         span.links.add(trace_id=link.trace_id.to_bytes(16, "big"), span_id=link.span_id.to_bytes(8, "big"), flags=flags)
     return span
-
-
-def _key_values(attributes: Mapping[str, Any]) -> Iterable[KeyValue]:
-    values = ((name, _any_value(value)) for name, value in attributes.items())
-    return [KeyValue(key=name, value=value) for name, value in values if value is not None]
-
-
-def _any_value(value: Any) -> AnyValue | None:
-    """None for what OpenTelemetry has no attribute for, an answer's id that is a dict, say."""
-    if isinstance(value, str):
-        return AnyValue(string_value=value)
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, (list, tuple)):
-        return AnyValue(array_value=ArrayValue(values=[one for item in value if (one := _any_value(item)) is not None]))
-    return None
 
 
 def _field(tag: bytes, content: bytes) -> bytes:

@@ -1,7 +1,8 @@
-"""A span while the app waits: ids, times and references. What it means, and its bytes, are made later in the exporter's thread.
+"""A span as it is recorded while the app waits: ids, times and references.
 
-Not an OpenTelemetry SDK span, because making one costs an app more than the rest of the tracer together. What goes over the wire is
-the same, byte for byte; a test compares.
+Its attributes and its bytes are made later, in the exporter's thread. It is not a span of OpenTelemetry's SDK, because
+making one costs an app more than the rest of the tracer together. What is sent is the same, byte for byte; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from opentelemetry.trace import SpanContext
 from nightschool.sdk.openai.endpoints import Endpoint
 
 MAX_DESCRIPTION = 500
+"""Characters of an error's message that are kept; a message can hold a whole document."""
 _NUM_FIXED_BYTES = 1024
-"""What a span holds besides content, roughly: its objects and the attributes that are not texts of the app."""
+"""About what a span holds beside content: its objects, and the attributes that are not texts of the app."""
 
 
 class IdGenerator(Protocol):
@@ -33,19 +35,20 @@ class IdGenerator(Protocol):
 
 
 class RandomIds:
-    """Random ids from a generator of its own: an app that seeds `random` must not repeat trace ids, nor a forked child.
+    """Random ids from a generator of its own.
 
-    The id 0, which stands for none, comes once in 2**64 spans.
+    So neither an app that seeds `random` nor a forked child repeats trace ids. The id 0, which means none, may come up
+    once in 2**64 span ids.
     """
 
     def __init__(self) -> None:
-        self._random = random.Random()  # noqa: S311 - ids must be unlike each other, not secret
+        self._random = random.Random()  # noqa: S311 - ids must be unique, not secret
         self.generate_trace_id: Callable[[], int] = functools.partial(self._random.getrandbits, 128)
         self.generate_span_id: Callable[[], int] = functools.partial(self._random.getrandbits, 64)
         self.seed()
 
     def seed(self) -> None:
-        """Start from fresh randomness of the operating system."""
+        """Seed the generator anew from the operating system."""
         self._random.seed(os.urandom(32))
 
 
@@ -60,20 +63,20 @@ class SpanRecord:
     ended_ns = 0
     """0 while it is open."""
     attributes: Mapping[str, Any] = MappingProxyType({})
-    """Attributes of its own, ready as they are."""
+    """Attributes of this span alone."""
     late: Mapping[str, Any] | None = None
-    """Attributes that came later and win."""
+    """Attributes that became known later; they replace earlier ones of the same name."""
     link: SpanContext | None = None
     error: tuple[str, str] | None = None
-    """The kind of the error that ended it, and its words."""
+    """Type and message of the error that ended it."""
     num_text_bytes = 0
-    """Of texts in `attributes` and `late`, where they are an app's and may be long."""
+    """Of those texts in `attributes` and `late` that come from the app and may be long."""
     # Of a model call only.
     endpoint: Endpoint | None = None
     request: bytes | Mapping[str, Any] | None = None
-    """Parameters as `snapshot.freeze` left them, or attributes where that could not be done."""
+    """A snapshot of the parameters (`take_snapshot`), or attributes where none could be taken."""
     answer: bytes | Mapping[str, Any] | None = None
-    """What was picked of the answer, in the same two forms."""
+    """What was taken from the answer, in the same two forms."""
     server: tuple[str, int | None] | None = None
     first_chunk_s: float | None = None
     num_resends = 0
@@ -81,7 +84,7 @@ class SpanRecord:
     def __init__(
         self, name: str, trace_id: int, span_id: int, parent_id: int, stamps: Mapping[str, Any], started_ns: int
     ) -> None:
-        """`parent_id` is 0 for the first span of a trace; `stamps` are attributes shared with other spans, never changed in place."""
+        """`parent_id` is 0 for the first span of a trace; `stamps` are shared with other spans and never changed."""
         self.name = name
         self.trace_id = trace_id
         self.span_id = span_id
@@ -90,11 +93,11 @@ class SpanRecord:
         self.started_ns = started_ns
 
     def fail(self, error: BaseException) -> None:
-        """`error` ended it."""
+        """Record that `error` ended it."""
         self.error = type(error).__qualname__, str(error)[:MAX_DESCRIPTION]
 
     def num_bytes(self) -> int:
-        """About how much it holds; the content as it is, all else in a round figure, to stay fast."""
+        """About how much memory it holds: the content, and for all else one fixed number, because this must be fast."""
         total = _NUM_FIXED_BYTES + self.num_text_bytes
         if self.endpoint is None:
             return total

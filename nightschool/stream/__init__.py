@@ -1,4 +1,4 @@
-"""The append-only log between collector and nightly: `open_stream(url)`."""
+"""The append-only log between the collector and the nightly part: `open_stream(url)`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ __all__ = [
 ]
 
 DEFAULT_PARTITIONS = 12
-DEFAULT_WINDOW_MS = 30 * 24 * 3600 * 1000
+DEFAULT_WINDOW_MS = 30 * 24 * 3600 * 1000  # 30 days, the default of [night] outcome_window
 
 
 def retention_warnings(stream: Stream) -> list[str]:
-    """A sentence for each topic whose records may expire before a night has read them. What keeps all records has none.
+    """A sentence for each topic whose records may expire before a night reads them.
 
-    `StreamUnavailable` when the cluster cannot be asked.
+    A stream that keeps all records has none. `StreamUnavailable` when the cluster cannot be asked.
     """
-    ask: Callable[[], list[Difference]] | None = getattr(stream, "topic_differences", None)  # only Kafka expires records
+    # Only Kafka expires records, and only its stream can be asked.
+    ask: Callable[[], list[Difference]] | None = getattr(stream, "topic_differences", None)
     if ask is None:
         return []
     return [
@@ -55,8 +56,9 @@ def open_stream(
 ) -> Stream:
     """Open the stream at `url`; topics are created on first append with `partitions` partitions.
 
-    `sqlite:PATH` is one file on this machine, `kafka://HOST:PORT[,HOST:PORT...]` an Apache Kafka cluster, entered as `security` says.
-    There a topic that is created keeps its records longer than `outcome_window_ms`.
+    `sqlite:PATH` is one file on this machine. `kafka://HOST:PORT[,HOST:PORT...]` is an Apache Kafka cluster, to which
+    `security` logs in; a topic that is created there keeps its records longer than `outcome_window_ms`. `ConfigError`
+    for another URL.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and rest:

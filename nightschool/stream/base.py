@@ -1,7 +1,7 @@
 """The stream: an append-only log of topics, partitions and offsets, as Apache Kafka has them.
 
-Two implementations stand behind this protocol, SQLite (one file, the default) and Kafka, and one conformance suite
-(`tests/nightschool/stream/test_stream_conformance.py`) holds both to the same rules.
+There are two implementations of this protocol, SQLite (one file, the default) and Kafka. One conformance suite
+(`tests/nightschool/stream/test_stream_conformance.py`) checks both by the same rules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol, Self
 
 from nightschool.errors import ConfigError, DataLossError, RecordError
 
-MAX_RECORD_BYTES = 8_000_000  # key, value and headers together; Kafka topics are created with max.message.bytes of 8 MiB
+MAX_RECORD_BYTES = 8_000_000
+"""Of key, value and headers together; below the max.message.bytes of our Kafka topics, which is 8 MiB."""
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
@@ -23,7 +24,7 @@ class Record:
     """One record to append."""
 
     key: bytes
-    """Decides the partition (see `partition_of`); for spans the lowercase hex trace id."""
+    """Decides the partition (see `partition_of`); for spans it is the trace id in lowercase hex."""
     value: bytes
     headers: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -36,14 +37,14 @@ class StoredRecord:
     partition: int
     offset: int
     timestamp_ms: int
-    """When the stream made it durable (log-append time), milliseconds since the epoch."""
+    """When the stream made it durable (log-append time), in milliseconds since 1970."""
     key: bytes
     value: bytes
     headers: Mapping[str, bytes]
 
 
 class Offset(NamedTuple):
-    """Where an appended record stands."""
+    """Where an appended record is."""
 
     partition: int
     offset: int
@@ -52,17 +53,17 @@ class Offset(NamedTuple):
 class Stream(Protocol):
     """An append-only log.
 
-    Threads may share one stream. Errors: `StreamUnavailable` when the call may be tried again and nothing of it was
-    acknowledged, `DataLossError` when asked for offsets that no longer exist, `RecordError` for a record larger than
-    `MAX_RECORD_BYTES`, `StreamError` for the rest.
+    Threads may share one stream. Errors: `StreamUnavailable` when nothing of the call was acknowledged and it may be
+    tried again, `DataLossError` for offsets that no longer exist, `RecordError` for a record larger than
+    `MAX_RECORD_BYTES`, and `StreamError` for everything else.
     """
 
     def create_topic(self, topic: str, *, partitions: int) -> None:
-        """Create `topic` if it does not exist; an existing topic keeps its partitions. `append` creates what is missing."""
+        """Create `topic` unless it exists; an existing one keeps its partitions. `append` creates what is missing."""
         ...
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
-        """Append `records` in order and return where each stands, only after all of them are durable."""
+        """Append `records` in order. Returns where each is, and only after all of them are durable."""
         ...
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
@@ -84,7 +85,9 @@ class Stream(Protocol):
         """An id that changes when a topic is deleted and created again; None for an unknown topic."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close every connection and file."""
+        ...
 
     def __enter__(self) -> Self: ...
 
@@ -92,7 +95,7 @@ class Stream(Protocol):
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of `key`: FNV-1a 32 as signed, absolute, modulo, as Sarama and the OpenTelemetry Collector hash."""
+    """The partition of `key` as in Sarama and the OpenTelemetry Collector: FNV-1a 32, signed, absolute, modulo."""
     digest = 0x811C9DC5
     for byte in key:
         digest = ((digest ^ byte) * 0x01000193) & 0xFFFFFFFF

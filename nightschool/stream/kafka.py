@@ -1,58 +1,57 @@
-"""The stream on Apache Kafka: reading and administration through kafka-python, writing through the fastest client there is.
+"""The stream on Apache Kafka.
 
-Nothing connects before the first call, so a service starts while the brokers are away and says so when it is asked to write.
-Reading takes exact offsets without a consumer group: what was read is known by the night's manifest alone.
+It reads and administers through kafka-python, and writes through the fastest client that is installed. Nothing connects
+before the first call, so a service starts while the brokers are away, and says so when it is asked to write. Reading
+asks for exact offsets and uses no consumer group: only the night's manifest says what was read.
 """
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from threading import Lock
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from nightschool.errors import MissingExtraError, RecordError, StreamUnavailable
+from nightschool.errors import MissingExtraError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range
 from nightschool.stream.kafka_connection import KafkaConnection, KafkaSecurity
-from nightschool.stream.kafka_limits import CONNECT_TIMEOUT_MS, MAX_MESSAGE_BYTES, REQUEST_TIMEOUT_MS
+from nightschool.stream.kafka_limits import MAX_MESSAGE_BYTES
 from nightschool.stream.kafka_topics import OUTCOME_WINDOW_MS, TOPICS, Difference, TopicState, differences, plan_of
 
 try:
     import zstandard  # noqa: F401  kafka-python compresses and decompresses with it
-    from kafka import IsolationLevel, KafkaAdminClient, KafkaConsumer, OffsetSpec, TopicPartition
-    from kafka.admin import ConfigResource, ConfigResourceType
-    from kafka.errors import (
-        InvalidTopicError,
-        KafkaError,
-        MessageSizeTooLargeError,
-        NodeNotReadyError,
-        OffsetOutOfRangeError,
-        TopicAlreadyExistsError,
-        UnknownTopicOrPartitionError,
-    )
+    from kafka import KafkaConsumer, TopicPartition
+    from kafka.errors import OffsetOutOfRangeError
+
+    from nightschool.stream.kafka_admin import KafkaAdmin
+    from nightschool.stream.kafka_python import await_broker, client_settings, kafka_errors
 except ModuleNotFoundError as missing:
     raise MissingExtraError("the Kafka stream", "kafka", missing.name or "kafka-python") from missing
 
 READ_STALL_S = 30.0
+"""How long a partition that has more records may give none before reading stops."""
 
 
 class Writer(Protocol):
-    """What makes records durable: `kafka_fast` or `kafka_plain`. Raises `StreamUnavailable` and `RecordError`."""
+    """Makes records durable: `kafka_fast` or `kafka_plain`. Raises `StreamUnavailable` and `RecordError`."""
 
     @property
     def usable(self) -> bool:
-        """False once this writer can never write again and another must take its place."""
+        """False once this writer can never write again; then it must be replaced by another one."""
         ...
 
-    def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]: ...
+    def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
+        """Hand `records` over; the future is done when all are durable, or when one is refused."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close at once, without waiting for what is not acknowledged."""
+        ...
 
 
 class KafkaStream:
@@ -67,56 +66,51 @@ class KafkaStream:
         outcome_window_ms: int = OUTCOME_WINDOW_MS,
         fast: bool | None = None,
     ) -> None:
-        """`fast` chooses librdkafka or kafka-python for writing; None takes librdkafka where it is installed."""
+        """`fast` chooses librdkafka (True) or kafka-python for writing; None takes librdkafka where it is installed."""
         self._connection = KafkaConnection.to(bootstrap, security)
         self._partitions, self._window_ms = partitions, outcome_window_ms
         self._fast = find_spec("confluent_kafka") is not None if fast is None else fast
-        self._lock, self._admin_lock = Lock(), Lock()
-        self._clients: dict[str, Any] = {}
+        self._admin = KafkaAdmin(self._connection)
+        self._writer_lock = Lock()
+        self._current_writer: Writer | None = None
         self._created: set[str] = set()
+        """Topics known to exist."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process connects for itself."""
+        """A copy in another process makes its own connections."""
         connection = self._connection
         return partial(KafkaStream, partitions=self._partitions, security=connection.security, fast=self._fast), (
             connection.bootstrap,
         )
 
-    # --- writing ---------------------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
     def create_topic(self, topic: str, *, partitions: int) -> None:
         check_topic(topic)
-        with self._errors():
-            plan = plan_of(topic, partitions=partitions, brokers=self._brokers(), window_ms=self._window_ms)
-            wanted = {
-                "num_partitions": plan.partitions,
-                "replication_factor": plan.replicas,
-                "configs": dict(plan.settings),
-            }
-            with suppress(TopicAlreadyExistsError):
-                self._ask(lambda admin: admin.create_topics({topic: wanted}))
-            self._ask(lambda admin: admin.wait_for_topics([topic], timeout_ms=CONNECT_TIMEOUT_MS))
+        num_brokers = self._admin.num_brokers()
+        self._admin.create_topic(plan_of(topic, partitions=partitions, brokers=num_brokers, window_ms=self._window_ms))
         self._created.add(topic)
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
         return self.submit(topic, records).result()
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """Like `append`, but returns once the records are handed over; the future is done when they are durable or refused.
+        """Like `append`, but return a future that is done once the records are durable or refused.
 
-        Raises at once what is known at once. May connect and create the topic first, so the first call for a topic takes time.
+        What is known at once is raised at once. The first call for a topic may connect and create the topic, which
+        takes time.
         """
         check_sizes(records)
         if topic not in self._created:
             self.create_topic(topic, partitions=self._partitions)
         future = self._writer().submit(topic, records)
-        future.add_done_callback(lambda done: self._look_again(topic) if done.exception() else None)
+        future.add_done_callback(lambda done: self._check_again(topic) if done.exception() else None)
         return future
 
-    def _look_again(self, topic: str) -> None:
-        """After a failure the topic may have been deleted; looking costs one request."""
+    def _check_again(self, topic: str) -> None:
+        """Make the next append ask whether the topic exists, as a failure may mean that it was deleted."""
         self._created.discard(topic)
 
-    # --- reading ---------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
         first = self.start_offsets(topic).get(partition)
         if first is None:
@@ -126,96 +120,50 @@ class KafkaStream:
         end = min(end, self.end_offsets(topic)[partition])
         if start >= end:
             return
-        with self._errors(), closing(self._consumer()) as consumer:
+        with kafka_errors(self._connection), closing(self._consumer()) as consumer:
             at = TopicPartition(topic, partition)
             consumer.assign([at])
             consumer.seek(at, start)
             try:
                 yield from _consume(consumer, at, end)
-            except OffsetOutOfRangeError:  # it expired while we read
+            except OffsetOutOfRangeError:  # the records expired while they were read
                 raise lost_range(topic, partition, consumer.position(at), self.start_offsets(topic)[partition]) from None
 
     def start_offsets(self, topic: str) -> dict[int, int]:
-        return self._offsets(topic, OffsetSpec.EARLIEST)
+        return self._admin.first_offsets(topic)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """Where committed records end, so that an open transaction is never part of a night."""
-        return self._offsets(topic, OffsetSpec.LATEST)
-
-    def _offsets(self, topic: str, spec: Any) -> dict[int, int]:
-        with self._errors():
-            wanted = {TopicPartition(topic, one["partition_index"]): spec for one in self._describe(topic).get("partitions", ())}
-            if not wanted:
-                return {}
-            committed = IsolationLevel.READ_COMMITTED
-            found = self._ask(lambda admin: admin.list_partition_offsets(wanted, isolation_level=committed))
-        return {at.partition: found[at].offset for at in sorted(wanted)}
+        return self._admin.committed_offsets(topic)
 
     def topic_id(self, topic: str) -> str | None:
-        with self._errors():
-            found = self._describe(topic).get("topic_id")
+        found = self._admin.describe(topic).get("topic_id")
         return None if found is None else str(found)
 
-    def _describe(self, topic: str) -> dict[str, Any]:
-        """The broker's description of `topic`; empty for an unknown topic."""
-        described: dict[str, Any] = self._ask(lambda admin: admin.describe_topics([topic])[0])
-        if described["error_code"] in (UnknownTopicOrPartitionError.errno, InvalidTopicError.errno):
-            return {}
-        return described
-
-    # --- administration --------------------------------------------------------------------------------------------------
+    # --- administration -----------------------------------------------------------------------------------------------
     def topic_state(self, topic: str) -> TopicState | None:
         """How `topic` is set up now; None when it does not exist."""
-        with self._errors():
-            described = self._describe(topic)
-            if not described:
-                return None
-            asked = [ConfigResource(ConfigResourceType.TOPIC, topic)]
-            answer = self._ask(lambda admin: admin.describe_configs(asked, config_filter="all"))
-        settings = {name: str(entry["value"]) for name, entry in next(iter(answer.values()))[topic].items()}
-        parts = described["partitions"]
-        return TopicState(len(parts), min((len(part["replica_nodes"]) for part in parts), default=0), settings)
+        return self._admin.topic_state(topic)
 
     def topic_differences(self, topics: Iterable[str] = TOPICS) -> list[Difference]:
         """In what `topics` are not as a night needs them; a missing one is a difference too."""
-        with self._errors():
-            brokers = self._brokers()
+        num_brokers = self._admin.num_brokers()
         found: list[Difference] = []
         for topic in topics:
-            plan = plan_of(topic, partitions=self._partitions, brokers=brokers, window_ms=self._window_ms)
+            plan = plan_of(topic, partitions=self._partitions, brokers=num_brokers, window_ms=self._window_ms)
             found += differences(plan, self.topic_state(topic), bootstrap=str(self._connection))
         return found
 
-    def _brokers(self) -> int:
-        return len(self._ask(lambda admin: admin.describe_cluster())["brokers"])
-
-    # --- clients ---------------------------------------------------------------------------------------------------------
-    def _ask(self, question: Callable[[Any], Any]) -> Any:
-        """Put one question at a time to the admin client: it refuses, not queues, when busy or while it connects."""
-        deadline = time.monotonic() + CONNECT_TIMEOUT_MS / 1000
-        if not self._admin_lock.acquire(timeout=CONNECT_TIMEOUT_MS / 1000):
-            raise StreamUnavailable(f"Kafka at {self._connection} does not answer, try again")
-        try:
-            admin = self._client("admin", lambda: KafkaAdminClient(**self._settings()))
-            while True:
-                try:
-                    return question(admin)
-                except NodeNotReadyError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.05)
-        finally:
-            self._admin_lock.release()
-
+    # --- clients ------------------------------------------------------------------------------------------------------
     def _writer(self) -> Writer:
-        with self._lock:
-            writer: Writer | None = self._clients.get("writer")
+        with self._writer_lock:
+            writer = self._current_writer
             if writer is not None and not writer.usable:
                 writer.close()
                 writer = None
             if writer is None:
-                self._await_broker()
-                writer = self._clients["writer"] = self._new_writer()
+                await_broker(self._connection.bootstrap)
+                writer = self._current_writer = self._new_writer()
             return writer
 
     def _new_writer(self) -> Writer:
@@ -228,8 +176,9 @@ class KafkaStream:
         return PlainWriter(self._connection)
 
     def _consumer(self) -> Any:
+        await_broker(self._connection.bootstrap)
         return KafkaConsumer(
-            **self._settings(),
+            **client_settings(self._connection),
             metrics_enabled=False,
             group_id=None,
             enable_auto_commit=False,
@@ -239,48 +188,12 @@ class KafkaStream:
             max_partition_fetch_bytes=MAX_MESSAGE_BYTES,
         )
 
-    def _settings(self) -> dict[str, Any]:
-        """Settings of every kafka-python client, once a broker listens: a client that finds none leaves its thread behind."""
-        self._await_broker()
-        return {
-            **self._connection.security.for_kafka_python(),
-            "bootstrap_servers": list(self._connection.bootstrap),
-            "bootstrap_timeout_ms": CONNECT_TIMEOUT_MS,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-            "reconnect_backoff_max_ms": 1_000,
-        }
-
-    def _await_broker(self) -> None:
-        await_any(self._connection.bootstrap)
-
-    def _client(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if name not in self._clients:
-                self._clients[name] = make()
-            return self._clients[name]
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except MessageSizeTooLargeError as error:
-            raise RecordError(f"Kafka refuses a record as too large, split it before appending: {error}") from error
-        except KafkaError as error:
-            protocol = self._connection.security.protocol
-            hint = (
-                ""
-                if protocol == "PLAINTEXT"
-                else f" (over {protocol}: if the brokers are up, check user, password and certificates)"
-            )
-            raise StreamUnavailable(
-                f"Kafka at {self._connection} cannot be used now, try again: {type(error).__name__}: {error}{hint}"
-            ) from error
-
     def close(self) -> None:
-        with self._lock:
-            clients, self._clients = self._clients, {}
-        for client in clients.values():
-            client.close()
+        with self._writer_lock:
+            writer, self._current_writer = self._current_writer, None
+        if writer is not None:
+            writer.close()
+        self._admin.close()
 
     def __enter__(self) -> Self:
         return self
@@ -289,22 +202,8 @@ class KafkaStream:
         self.close()
 
 
-def await_any(bootstrap: Sequence[str]) -> None:
-    """Return once one of the brokers listens, else `StreamUnavailable` with what each said."""
-    refusals = []
-    for server in bootstrap:
-        host, _, port = server.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_MS / 1000).close()
-        except OSError as error:
-            refusals.append(f"{server}: {error}")
-        else:
-            return
-    raise StreamUnavailable(f"no Kafka broker can be reached, try again ({'; '.join(refusals)})")
-
-
 def _consume(consumer: Any, at: Any, end: int) -> Iterator[StoredRecord]:
-    """Records up to `end`; the position also passes what is no record, such as the marks of a transaction."""
+    """Records up to `end`. The position also passes offsets without a record, such as the marks of a transaction."""
     progress = time.monotonic()
     while (position := consumer.position(at)) < end:
         for record in consumer.poll(timeout_ms=100).get(at, ()):
@@ -317,6 +216,6 @@ def _consume(consumer: Any, at: Any, end: int) -> Iterator[StoredRecord]:
 
 
 def _stored(at: Any, record: Any) -> StoredRecord:
-    """What another client wrote may lack a key, a value or a header's value."""
+    """A record as read; one that another client wrote may have no key, no value or a header without a value."""
     headers = {name: value or b"" for name, value in record.headers}
     return StoredRecord(at.topic, at.partition, record.offset, record.timestamp, record.key or b"", record.value or b"", headers)

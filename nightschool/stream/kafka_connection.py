@@ -1,6 +1,7 @@
-"""How to reach a Kafka cluster: brokers, TLS and SASL, said once and translated for both clients. Imports neither of them.
+"""How to reach a Kafka cluster: brokers, TLS and SASL, described once and translated for both clients.
 
-The password is read when a client connects, from a file or from the environment, and is part of no setting, message or repr.
+Neither client is imported here. The password is read from a file or from the environment when a client connects. It is
+in no setting, message or repr.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nightschool.errors import ConfigError
+from nightschool.errors import ConfigError, RecordError, StreamUnavailable
 
 PASSWORD_VARIABLE = "NIGHTSCHOOL_KAFKA_PASSWORD"
 PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
@@ -21,21 +22,21 @@ MECHANISMS = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaSecurity:
-    """How clients prove who they are and what they trust. Checked when made: `ConfigError` for what can never connect."""
+    """How clients prove who they are, and whom they trust. `ConfigError` at once for what can never connect."""
 
     protocol: str = "PLAINTEXT"
     """One of `PROTOCOLS`."""
     ca: str = ""
-    """PEM file of the authorities to trust; empty means those of the system."""
+    """PEM file of the authorities to trust; empty for those of the system."""
     certificate: str = ""
-    """PEM file of the client's own certificate, with its chain; empty means none is shown."""
+    """PEM file of the client's own certificate, with its chain; empty for none."""
     key: str = ""
     """PEM file of the certificate's unencrypted private key."""
     mechanism: str = ""
     """One of `MECHANISMS`; empty without SASL."""
     user: str = ""
     password_file: str = ""
-    """File that holds the password; without one it is taken from `PASSWORD_VARIABLE`."""
+    """File that holds the password; without one the password is in the environment variable `PASSWORD_VARIABLE`."""
 
     def __post_init__(self) -> None:
         tls, sasl = self.protocol.endswith("SSL"), self.protocol.startswith("SASL_")
@@ -90,7 +91,7 @@ class KafkaSecurity:
 
 @dataclass(frozen=True, slots=True)
 class KafkaConnection:
-    """A cluster and how to enter it."""
+    """A cluster, how to log in to it, and the errors that name it."""
 
     bootstrap: tuple[str, ...]
     security: KafkaSecurity
@@ -105,6 +106,18 @@ class KafkaConnection:
 
     def __str__(self) -> str:
         return ",".join(self.bootstrap)
+
+    def unavailable(self, reason: str) -> StreamUnavailable:
+        """The error that the cluster cannot be used now, for the `reason` that a client gave."""
+        protocol = self.security.protocol
+        hint = f" (over {protocol}: if the brokers are up, check user, password and certificates)"
+        return StreamUnavailable(
+            f"Kafka at {self} cannot be used now, try again: {reason}{'' if protocol == 'PLAINTEXT' else hint}"
+        )
+
+    def too_large(self, reason: str) -> RecordError:
+        """The error that Kafka refused a record for its size, for the `reason` that a client gave."""
+        return RecordError(f"Kafka refuses a record as too large, split it before appending: {reason}")
 
 
 def _readable(path: str) -> str:

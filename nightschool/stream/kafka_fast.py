@@ -1,7 +1,7 @@
 """Writing to Kafka through librdkafka (confluent-kafka): the fast path, used wherever that package is installed.
 
-One producer a process and one thread that serves its delivery reports. An append is one future: each report counts down, and only
-the last one wakes whoever waits. `produce_batch` is never used, since it silently drops headers.
+There is one producer and one thread that serves its delivery reports. An append is one future: each report counts down,
+and only the last one wakes the caller. `produce_batch` is never used, because it drops headers without an error.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from nightschool.stream.kafka_limits import (
     DELIVERY_TIMEOUT_MS,
     LINGER_MS,
     MAX_MESSAGE_BYTES,
+    RECONNECT_BACKOFF_MAX_MS,
     REQUEST_TIMEOUT_MS,
 )
 
-QUEUE_KIB = 128 << 10  # what may wait for the brokers; more is refused, so memory stays flat while they are away
-# 1 costs a tenth less CPU per span than librdkafka's default of 3 and stores a few per cent more.
+QUEUE_KIB = 128 << 10
+"""How much may wait for the brokers; more is refused, so that memory stays bounded while they are away."""
+# Level 1 costs a tenth less CPU for a span than librdkafka's default of 3, and stores a few per cent more.
 ZSTD_LEVEL = 1
-_POLL_S = 0.1
+_POLL_S = 0.1  # how long `close` may wait for the thread that serves reports
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 _LOG = logging.getLogger("nightschool.stream.kafka")
 
@@ -55,7 +57,7 @@ class FastWriter:
                 "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
                 "request.timeout.ms": REQUEST_TIMEOUT_MS,
                 "socket.connection.setup.timeout.ms": CONNECT_TIMEOUT_MS,
-                "reconnect.backoff.max.ms": 1_000,
+                "reconnect.backoff.max.ms": RECONNECT_BACKOFF_MAX_MS,
                 "queue.buffering.max.kbytes": QUEUE_KIB,
                 "queue.buffering.max.messages": 0,  # bytes are the limit
                 "error_cb": self._on_error,
@@ -69,21 +71,21 @@ class FastWriter:
 
     @property
     def usable(self) -> bool:
-        """False after an error that no retry of this producer cures; a new one is needed then."""
+        """False after an error from which this producer cannot recover; a new one is needed then."""
         return not self._closed and self._fatal is None
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
         return self.submit(topic, records).result()
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """Hand `records` over; the future is done when all are durable or one is not. Raises only what `append` raises."""
+        """Hand `records` over; the future is done when all are durable, or when one is refused. Raises as `append`."""
         pending = _Pending(self._connection, len(records))
         produce = self._producer.produce
         headers: Any = None
         named: list[tuple[str, str | bytes | None]] = []
         try:
             for index, record in enumerate(records):
-                if record.headers is not headers:  # the records of a request share theirs
+                if record.headers is not headers:  # the records of one request share theirs, so they are listed once
                     headers, named = record.headers, list(record.headers.items())
                 produce(topic, record.value, record.key, headers=named, on_delivery=partial(pending.delivered, index))
         except BufferError:
@@ -94,7 +96,7 @@ class FastWriter:
         return pending.future
 
     def close(self) -> None:
-        """Close at once. What still waits was never acknowledged; its futures fail."""
+        """Close at once. What still waits was never acknowledged, and its futures fail."""
         if self._closed:
             return
         self._closed = True
@@ -113,7 +115,7 @@ class FastWriter:
 
 
 class _Pending:
-    """One append on its way."""
+    """One append that waits for its delivery reports."""
 
     __slots__ = ("_connection", "_left", "_offsets", "future")
 
@@ -121,12 +123,12 @@ class _Pending:
         self._connection, self._left = connection, count
         self._offsets: list[Offset | None] = [None] * count
         self.future: Future[list[Offset]] = Future()
-        self.future.set_running_or_notify_cancel()  # records under way cannot be called back
+        self.future.set_running_or_notify_cancel()  # not to be canceled: records that were sent cannot be taken back
         if not count:
             self.future.set_result([])
 
     def delivered(self, index: int, error: KafkaError | None, message: Any) -> None:
-        """Called once per record, by whichever thread serves reports; never by two at once."""
+        """Called once for each record, by the thread that serves reports; never by two threads at once."""
         if error is not None:
             if not self.future.done():
                 self.future.set_exception(_as_ours(error, self._connection))
@@ -139,5 +141,5 @@ class _Pending:
 
 def _as_ours(error: KafkaError, connection: KafkaConnection) -> StreamError | RecordError:
     if error.code() in _TOO_LARGE:
-        return RecordError(f"Kafka refuses a record as too large, split it before appending: {error.str()}")
-    return StreamUnavailable(f"Kafka at {connection} cannot be used now, try again: {error.name()}: {error.str()}")
+        return connection.too_large(error.str())
+    return connection.unavailable(f"{error.name()}: {error.str()}")

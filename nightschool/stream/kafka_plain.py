@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import KafkaError
 from kafka.partitioner import Partitioner
 
 from nightschool.errors import RecordError, StreamUnavailable
@@ -22,31 +21,30 @@ from nightschool.stream.kafka_limits import (
     DELIVERY_TIMEOUT_MS,
     LINGER_MS,
     MAX_MESSAGE_BYTES,
-    REQUEST_TIMEOUT_MS,
 )
+from nightschool.stream.kafka_python import client_settings, kafka_errors
 
 
 class TracePartitioner(Partitioner):  # type: ignore[misc]  # kafka-python has no types
-    """The partitioner of `partition_of`, so that our records stand where the OpenTelemetry Collector would put them."""
+    """Partitions as `partition_of` does, so that our records are where the OpenTelemetry Collector would put them."""
 
     def partition(self, topic: str, key: Any, serialized_key: bytes, value: Any, serialized_value: Any, cluster: Any) -> int:
         return partition_of(serialized_key, len(cluster.partitions_for_topic(topic)))
 
 
 class PlainWriter:
-    """Appends records; threads may share one. After an error it is spent: a producer that let a batch expire never sends again."""
+    """Appends records; threads may share one.
+
+    After an error it is not usable: a producer that let a batch expire never sends again.
+    """
 
     def __init__(self, connection: KafkaConnection) -> None:
         self._connection = connection
         self.usable = True
         self._lock, self._closed = Lock(), False
-        with self._errors():
+        with kafka_errors(self._connection):
             self._producer = KafkaProducer(
-                **connection.security.for_kafka_python(),
-                bootstrap_servers=list(connection.bootstrap),
-                bootstrap_timeout_ms=CONNECT_TIMEOUT_MS,
-                request_timeout_ms=REQUEST_TIMEOUT_MS,
-                reconnect_backoff_max_ms=1_000,
+                **client_settings(connection),
                 metrics_enabled=False,
                 acks="all",
                 enable_idempotence=True,
@@ -56,12 +54,12 @@ class PlainWriter:
                 max_request_size=MAX_MESSAGE_BYTES,
                 delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
                 max_block_ms=CONNECT_TIMEOUT_MS,
-                allow_auto_create_topics=False,  # the broker's own settings would lose records early
+                allow_auto_create_topics=False,  # a topic with the broker's own settings would lose records early
                 partitioner=TracePartitioner(),
             )
 
     def submit(self, topic: str, records: Sequence[Record]) -> Future[list[Offset]]:
-        """As `KafkaStream.submit`; here the records are durable or refused already when it returns."""
+        """As `KafkaStream.submit`; but when it returns, the records are durable or refused already."""
         done: Future[list[Offset]] = Future()
         try:
             done.set_result(self._append(topic, records))
@@ -70,7 +68,7 @@ class PlainWriter:
         return done
 
     def _append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
-        with self._errors():
+        with kafka_errors(self._connection):
             try:
                 sent = [self._producer.send(topic, r.value, key=r.key, headers=list(r.headers.items())) for r in records]
                 deadline = time.monotonic() + (DELIVERY_TIMEOUT_MS + LINGER_MS) / 1000
@@ -82,20 +80,11 @@ class PlainWriter:
         return [Offset(one.partition, one.offset) for one in stored]
 
     def close(self) -> None:
-        """Close at once. What it still holds was never acknowledged, and waiting for it may take forever."""
+        """Close at once. What it still holds was never acknowledged, and waiting for that might never end."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        self._producer._sender.force_close()  # its close() first waits for every batch, also for those that will never be sent
+        # close() alone would wait for every batch, also for those that can never be sent.
+        self._producer._sender.force_close()
         self._producer.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except MessageSizeTooLargeError as error:
-            raise RecordError(f"Kafka refuses a record as too large, split it before appending: {error}") from error
-        except KafkaError as error:
-            message = f"Kafka at {self._connection} cannot be used now, try again: {type(error).__name__}: {error}"
-            raise StreamUnavailable(message) from error

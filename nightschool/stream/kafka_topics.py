@@ -1,4 +1,4 @@
-"""How each topic is to be set up, and in what a real one differs. Plain data: imports no Kafka client."""
+"""How each Kafka topic is to be set up, and where a real one differs. Plain data: no Kafka client is imported."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from nightschool import semconv
 from nightschool.stream.kafka_limits import MAX_MESSAGE_BYTES
 
-REPLICAS = 3
+REPLICAS = 3  # with two of them in sync, one broker may fail and nothing stops
 _DAY_MS = 24 * 3600 * 1000
 OUTCOME_WINDOW_MS = 30 * _DAY_MS
-MARGIN_MS = 2 * _DAY_MS  # a night may be late; what it still needs must be there
-OUTCOME_DAYS, DEAD_LETTER_DAYS = 90, 14
+MARGIN_MS = 2 * _DAY_MS  # a night may be late, and what it needs must still be there
+OUTCOME_DAYS, DEAD_LETTER_DAYS = 90, 14  # outcomes are few; a person looks at dead letters within two weeks
 _COMPACTED = ("erasure", "manifests")
 _TOMBSTONE_DAYS = 7  # so that a slow reader still sees that something was deleted
-_DEAD_LETTER_PARTITIONS = 3
+_DEAD_LETTER_PARTITIONS = 3  # dead letters are rare
 
 TOPICS = (
     semconv.TOPIC_SPANS,
@@ -49,20 +49,20 @@ class TopicState:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which a topic is not as planned."""
+    """One thing about a topic that is not as planned."""
 
     topic: str
     what: str
     found: str
     planned: str
     repair: str
-    """The command that repairs it, for a shell beside Kafka's own tools."""
+    """The command that repairs it, for a shell in which Kafka's own tools are."""
 
 
 def plan_of(topic: str, *, partitions: int, brokers: int, window_ms: int = OUTCOME_WINDOW_MS) -> TopicPlan:
-    """The plan of `topic` in a cluster of `brokers`; `partitions` are those of topics keyed by trace.
+    """The plan of `topic` in a cluster of `brokers`; `partitions` is for the topics whose keys are trace ids.
 
-    Spans outlive the days in which an outcome may come, and outcomes are never compacted, since corrections are history.
+    Spans are kept longer than outcomes may take to come. Outcomes are never compacted, because corrections are history.
     """
     kind = topic.rpartition(".")[2]
     settings = {
@@ -82,7 +82,7 @@ def plan_of(topic: str, *, partitions: int, brokers: int, window_ms: int = OUTCO
 
 
 def differences(plan: TopicPlan, state: TopicState | None, *, bootstrap: str) -> Iterator[Difference]:
-    """What of `state` keeps less, or otherwise, than planned; more copies or a longer time are no difference."""
+    """Where `state` is not as planned; more copies, more partitions and a longer time are no difference."""
     if state is None:
         yield Difference(plan.topic, "topic", "missing", f"{plan.partitions} partitions", "nightschool topics --create")
         return
@@ -114,7 +114,7 @@ def _suffices(name: str, found: str, planned: str) -> bool:
 
 
 def _shown(name: str, value: str) -> str:
-    """Milliseconds as days, since nobody reads 2764800000."""
+    """A value as people read it: milliseconds as days."""
     if not name.endswith("retention.ms") or not value.isdecimal():
         return value
     return f"{int(value) / _DAY_MS:.3g} days"

@@ -1,7 +1,7 @@
-"""The embedded stream: one SQLite file in WAL mode, the default, with no server to start.
+"""The embedded stream: one SQLite file in WAL mode. It is the default, and needs no server.
 
-Threads and processes may write and read it at once. Appends that wait for the file are committed together, and each
-returns only after its commit has reached the disk (`synchronous=FULL`).
+Threads and processes may write and read it at the same time. Appends that wait for the file are committed together, and
+each returns only after its commit is on the disk (`synchronous=FULL`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any, Self
 from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range, partition_of
 
-BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 5.0  # how long an append waits for another process
+# A read holds at most this much in memory.
 READ_BATCH_RECORDS = 1000
 READ_BATCH_BYTES = 8 << 20
 
-# A rowid table in append order with a narrow index beside it: values are written once, at the end of the file, and the
-# index alone is touched in as many places as there are partitions.
+# A rowid table in the order of appends, with a narrow index beside it: values are written once, at the end of the file,
+# and only the index is changed in as many places as there are partitions.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, uuid TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS partitions (
@@ -41,11 +42,12 @@ CREATE UNIQUE INDEX IF NOT EXISTS log_offsets ON log (topic, partition, offset);
 
 
 def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 class _Batch:
-    """One append waiting for its commit."""
+    """One append that waits for its commit."""
 
     def __init__(self, topic: str, records: Sequence[Record]) -> None:
         # The records of one request often share one mapping of headers, which is then encoded once.
@@ -79,10 +81,10 @@ class SqliteStream:
             self._create_schema(self._writer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the same file for itself."""
+        """A copy in another process opens the same file itself."""
         return _open, (self.path, self._partitions)
 
-    # --- writing ---------------------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
     def create_topic(self, topic: str, *, partitions: int) -> None:
         check_topic(topic)
         with self._errors(), self._writer_lock, _transaction(self._open_writer()) as db:
@@ -94,13 +96,13 @@ class SqliteStream:
         batch = _Batch(topic, records)
         with self._waiting_lock:
             self._waiting.append(batch)
-        with self._writer_lock:  # whoever gets it first commits for everybody who waits
+        with self._writer_lock:  # the first thread that gets it commits for all that wait
             if not batch.settled:
                 with self._waiting_lock:
                     batches, self._waiting = self._waiting, []
                 self._commit(batches)
         if batch.error is not None:
-            # A new exception for each thread: one raised in several grows a traceback of them all.
+            # A new exception for each thread: one that is raised in several collects the tracebacks of all.
             raise type(batch.error)(*batch.error.args) from batch.error
         return batch.offsets
 
@@ -137,9 +139,9 @@ class SqliteStream:
         )
         return offsets
 
-    # --- reading ---------------------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------------------
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
-        """Each batch is a query of its own, so that a slow reader never keeps the file from being checkpointed."""
+        """Each batch is a query of its own, so that a slow reader never prevents a checkpoint of the file."""
         first = self.start_offsets(topic).get(partition)
         if first is None:
             return
@@ -174,9 +176,9 @@ class SqliteStream:
         with self._errors(), closing(self._connect()) as db:
             return dict(db.execute(query, (topic,)))
 
-    # --- connections -----------------------------------------------------------------------------------------------------
+    # --- connections --------------------------------------------------------------------------------------------------
     def _connect(self) -> sqlite3.Connection:
-        # Connections are used by one thread at a time, though not always by the one that opened them.
+        # A connection is used by one thread at a time, but not always by the one that opened it.
         db = sqlite3.connect(self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
         return db
@@ -184,7 +186,7 @@ class SqliteStream:
     def _create_schema(self, db: sqlite3.Connection) -> None:
         deadline = time.monotonic() + self._busy_timeout_s
         while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            # Turning WAL on does not wait for another process that does the same; SQLite says "locked" at once.
+            # Turning WAL on does not wait for another process that does the same: SQLite says "locked" at once.
             try:
                 db.execute("PRAGMA journal_mode = WAL")
             except sqlite3.OperationalError:
@@ -202,7 +204,7 @@ class SqliteStream:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors as ours: what may pass (busy, full, input/output) as `StreamUnavailable`."""
+        """SQLite's errors as ours; those that may pass (busy, disk full, input/output) as `StreamUnavailable`."""
         try:
             yield
         except (sqlite3.OperationalError, OSError) as error:
@@ -270,7 +272,7 @@ def _read_batch(db: sqlite3.Connection, topic: str, partition: int, start: int, 
 
 
 def _encode_headers(headers: Mapping[str, bytes]) -> str:
-    """JSON in which each byte of a value is one character (latin-1): exact, and legible in any SQLite shell."""
+    """JSON in which each byte of a value is one character (latin-1): exact, and readable in any SQLite shell."""
     return json.dumps({name: value.decode("latin-1") for name, value in headers.items()}, separators=(",", ":"))
 
 

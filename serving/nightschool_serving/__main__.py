@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.errors import NightschoolError
 from nightschool.process import become_python
 from nightschool_serving.launch import check_environment, check_extra, server_arguments, server_environment, warnings_about

@@ -15,7 +15,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from nightschool.config.settings import Config, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.settings import Config
 from nightschool.errors import ConfigError
 from nightschool.registry.base_model import cache_folder, describe_base_model
 from nightschool.registry.folder import Registry

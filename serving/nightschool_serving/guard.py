@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.keys import KeyRing
 from nightschool.semconv import RELEASE_RESPONSE_HEADER
 

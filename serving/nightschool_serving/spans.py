@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nightschool import semconv
+from nightschool.otlp.attributes import key_values
 from nightschool_serving.recorder import Recording
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
@@ -77,8 +77,7 @@ def to_export_request(tenant: str, requests: Iterable[ServedRequest]) -> ExportT
     """The spans of one tenant as the body of `POST /v1/traces`."""
     export = ExportTraceServiceRequest()
     resource = export.resource_spans.add()
-    resource.resource.attributes.append(_attribute("service.name", "nightschool-serving"))
-    resource.resource.attributes.append(_attribute(semconv.TENANT_ID, tenant))
+    resource.resource.attributes.extend(key_values({"service.name": "nightschool-serving", semconv.TENANT_ID: tenant}))
     scope = resource.scope_spans.add()
     scope.scope.name = "nightschool_serving"
     scope.spans.extend(to_span(request) for request in requests)
@@ -101,7 +100,9 @@ def to_span(request: ServedRequest) -> Span:
     if error := error_of(request):
         attributes[semconv.ERROR_TYPE] = error
         span.status.code = Status.STATUS_CODE_ERROR
-    span.attributes.extend(_attribute(name, value) for name, value in attributes.items() if value is not None)
+    known = {name: value for name, value in attributes.items() if value is not None}
+    # A client may send anything under the name of a parameter; it is recorded as a text.
+    span.attributes.extend(key_values(known, unknown=str))
     return span
 
 
@@ -127,7 +128,7 @@ def _about_request(request: ServedRequest) -> dict[str, Any]:
         semconv.GEN_AI_REQUEST_MODEL: request.alias,
         semconv.GEN_AI_RESPONSE_MODEL: request.model,
         semconv.GEN_AI_RESPONSE_ID: request.response_id,
-        semconv.POLICY_VERSION: request.release,
+        semconv.RELEASE: request.release,
         semconv.CONTENT_CAPTURE: None if request.captures_content else False,
         **sent,
     }
@@ -152,19 +153,3 @@ def _about_answer(request: ServedRequest) -> dict[str, Any]:
         about[semconv.COMPLETION_LOGPROBS] = choices[0].logprobs
         about[semconv.TOKENIZER] = request.tokenizer
     return about
-
-
-def _attribute(name: str, value: Any) -> KeyValue:
-    return KeyValue(key=name, value=_any_value(value))
-
-
-def _any_value(value: Any) -> AnyValue:
-    if isinstance(value, bool):
-        return AnyValue(bool_value=value)
-    if isinstance(value, int):
-        return AnyValue(int_value=value)
-    if isinstance(value, float):
-        return AnyValue(double_value=value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return AnyValue(array_value=ArrayValue(values=[_any_value(item) for item in value]))
-    return AnyValue(string_value=str(value))

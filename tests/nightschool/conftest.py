@@ -34,7 +34,7 @@ class Adapters:
         }
 
     def source(self, name: str = "source", *, seed: int = 0, tensors: dict[str, Any] | None = None, **config: Any) -> Path:
-        """A folder as a night leaves it: weights, adapter configuration, report."""
+        """A folder as a night writes it: weights, adapter configuration, report."""
         folder = self.root / name
         folder.mkdir()
         save_file(self.tensors(seed=seed) if tensors is None else tensors, folder / WEIGHTS)
@@ -62,7 +62,7 @@ class Adapters:
         return replace(manifest, **changes)
 
     def sealed(self, source: Path, **changes: Any) -> tuple[Path, str]:
-        """`source` with a manifest that fits it, as somebody who can write to the registry would make it, and its digest."""
+        """`source` with a manifest that fits it, as anybody who can write to the registry can make, and its digest."""
         return source, self.seal(source, self.manifest(source, **changes).to_bytes())
 
     def seal(self, source: Path, manifest: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Erasures in a real stream: the newest word on a subject counts, and only inside its tenant."""
+"""Erasures in a real stream: the newest record of a subject counts, and only inside its tenant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stream(tmp_path: Path) -> Iterator[Stream]:
 
 
 def test_the_newest_word_on_a_subject_counts(stream: Stream) -> None:
-    """An erasure taken back is none; one asked for again is one."""
+    """An erasure that was taken back is not in force; one that was asked for again is."""
     anna, bob = (hash_subject("acme", name) for name in ("anna", "bob"))
     request_erasure(stream, "acme", [Erasure(anna, 1), Erasure(bob, 1)])
     request_erasure(stream, "acme", [Erasure(anna, 2, "none")])
@@ -31,7 +31,7 @@ def test_the_newest_word_on_a_subject_counts(stream: Stream) -> None:
 
 
 def test_another_tenants_erasures_are_not_ours(stream: Stream) -> None:
-    """Also where one name begins with the other, and the same user has another hash there."""
+    """Also when one tenant's name begins with another's; the same user has another hash there."""
     request_erasure(stream, "acme", [Erasure(hash_subject("acme", "anna"), 1)])
     assert stored_erasures(stream, "acm") == stored_erasures(stream, "acme-2") == {}
     assert hash_subject("acme", "anna") != hash_subject("acme-2", "anna")
@@ -49,8 +49,8 @@ def test_no_erasure_tells_whom(stream: Stream) -> None:
     "value", [b"", b"[]", b'{"subject_hash": 1, "requested_at": 2, "scope": "all"}', b"\xff", b'{"scope": "all"}']
 )
 def test_an_erasure_that_cannot_be_read_stops_everything(stream: Stream, value: bytes) -> None:
-    """It may be anybody's, so nothing may go on without it; another tenant is not held up."""
+    """It may be about any user, so reading stops; another tenant is not affected."""
     stream.append(semconv.TOPIC_ERASURE, [Record(b"acme/x", value, {})])
-    with pytest.raises(RecordError, match="is no erasure"):
+    with pytest.raises(RecordError, match="is not an erasure"):
         stored_erasures(stream, "acme")
     assert stored_erasures(stream, "globex") == {}

@@ -39,7 +39,7 @@ def test_a_key_opens_its_tenant_and_no_other() -> None:
     ],
 )
 def test_anything_else_opens_nothing(header: str | None) -> None:
-    """No header, another scheme, an altered key, or the stored hash itself is nobody."""
+    """Without a header, with another scheme, a changed key or the stored hash itself there is no tenant."""
     key = new_key("acme")
     ring = KeyRing({"acme": [hash_key(key)]})
     assert ring.tenant_of(header and header.replace("KEY", key).replace("HASH", hash_key(key))) is None
@@ -84,7 +84,7 @@ def test_a_pseudonym_is_stable_keyed_and_of_128_bits() -> None:
 
 
 def test_an_empty_secret_makes_no_pseudonym() -> None:
-    """Without a secret a pseudonym is the user's name for whoever tries names."""
+    """Without a secret anybody could find the user of a pseudonym by trying names."""
     with pytest.raises(ConfigError, match="the secret behind pseudonyms is empty"):
         subject_of("", "mia")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool_serving.launch import server_arguments, server_environment
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nightschool.cli import episodes as command
-from nightschool.config.settings import Config, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.settings import Config
 from nightschool.config.stream import open_configured
 from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.registry.base_model import base_model_folder

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from nightschool import semconv
 from nightschool.cli import forget as command
+from nightschool.config.reader import load_config
 from nightschool.config.redactors import subject_secrets
-from nightschool.config.settings import Config, load_config
+from nightschool.config.settings import Config
 from nightschool.config.stream import open_configured
 from nightschool.erasure import Erasure, hash_subject, request_erasure, stored_erasures
 from nightschool.errors import ConfigError, MissingExtraError, NightError, NightschoolError

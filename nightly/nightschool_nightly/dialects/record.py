@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nightschool import semconv as names
 from nightschool.errors import RecordError
+from nightschool.otlp.attributes import attributes_of, value_of
 from nightschool.outcomes.record import Outcome, from_log_record
 from nightschool_nightly.dialects.feedback import outcome_of
 from nightschool_nightly.dialects.otel_1_36 import EVENT_NAMES, read_message_events
@@ -24,7 +25,7 @@ from nightschool_nightly.dialects.precedence import fill_in, keep, normalize
 from nightschool_nightly.dialects.span import Event, RawSpan
 from nightschool_nightly.dialects.table import DIALECTS
 from nightschool_nightly.dialects.unknown import unknown_dialect
-from nightschool_nightly.dialects.values import attributes_of, plain, text_of
+from nightschool_nightly.dialects.values import text_of
 
 Request = TypeVar("Request", ExportTraceServiceRequest, ExportLogsServiceRequest)
 _MODEL_OPERATIONS = {"chat", "text_completion", "generate_content"}
@@ -143,7 +144,7 @@ def read_events(value: bytes) -> Iterator[EventRow]:
         name = log.event_name or text_of(attributes.pop("event.name", None)) or ""
         if name not in EVENT_NAMES or log.trace_id in (b"", _NO_TRACE) or log.span_id in (b"", _NO_SPAN):
             continue
-        content = (name, attributes, plain(log.body))
+        content = (name, attributes, value_of(log.body))
         yield EventRow(log.trace_id.hex(), log.span_id.hex(), log.time_unix_nano or log.observed_time_unix_nano, content)
 
 

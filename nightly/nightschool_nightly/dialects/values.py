@@ -1,4 +1,4 @@
-"""OTLP values as plain Python, and the few questions that every dialect asks about them."""
+"""The few questions that every dialect asks of a value."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import math
 from collections.abc import Mapping
 from typing import Any
-
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 
 def is_whole(value: Any) -> bool:
@@ -20,28 +18,6 @@ def is_number(value: Any) -> bool:
 
 def text_of(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def attributes_of(attributes: Any) -> dict[str, Any]:
-    """OTLP attributes as plain Python."""
-    return {item.key: plain(item.value) for item in attributes}
-
-
-def plain(value: AnyValue) -> Any:
-    match value.WhichOneof("value"):
-        case "string_value":  # nearly all of them
-            return value.string_value
-        case "array_value":
-            return [plain(item) for item in value.array_value.values]
-        case "kvlist_value":
-            pairs: Any = value.kvlist_value.values
-            return {item.key: plain(item.value) for item in pairs if isinstance(item, KeyValue)}
-        case "bytes_value":
-            return value.bytes_value.hex()
-        case None:
-            return None
-        case kind:
-            return getattr(value, kind)
 
 
 def structured(value: Any) -> Any:

@@ -196,7 +196,7 @@ class Assembler:
             model=model_of(attributes),
             usage=usage_of(attributes),
             tokens=_tokens(server),
-            release=server.get(names.POLICY_VERSION, attributes.get(names.POLICY_VERSION)),
+            release=server.get(names.RELEASE, attributes.get(names.RELEASE)),
             is_chat=attributes.get(names.GEN_AI_OPERATION_NAME) != "text_completion",
         )
 

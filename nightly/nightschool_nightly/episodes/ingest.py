@@ -11,10 +11,10 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from nightschool import semconv as names
 from nightschool.errors import RecordError
+from nightschool.otlp.attributes import attributes_of
 from nightschool.outcomes.record import from_log_record
 from nightschool.stream import StoredRecord, Stream
 from nightschool_nightly.dialects.record import read_events, read_logs, read_spans
-from nightschool_nightly.dialects.values import attributes_of
 from nightschool_nightly.episodes.counts import ReadCounts
 from nightschool_nightly.episodes.dead_letters import DeadLetters
 from nightschool_nightly.episodes.reasons import DropReason

@@ -1,7 +1,7 @@
 """One HTTP POST to the collector over a kept-alive connection, and how long to wait after a refusal.
 
-The standard library's client on purpose: nothing to import that the app does not have, and OpenTelemetry's own
-instrumentations leave it alone, so that our export never shows up in the app's traces.
+The standard library's client is used on purpose: it brings no dependency, and OpenTelemetry's own instrumentations do
+not wrap it, so that our export never appears in the app's traces.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool.errors import ConfigError
 
 RETRYABLE = frozenset({0, 408, 429, 502, 503, 504})
-"""Statuses worth another try; 0 stands for no answer at all. Everything else can never succeed."""
+"""Statuses after which sending again may succeed; 0 stands for no answer at all. After any other it never can."""
 MAX_WAIT_S = 300.0
+"""The longest wait that a server can ask for with `Retry-After`."""
+_MAX_REASON_BYTES = 200
+"""Of a refusal, in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Reply:
 
 
 class Delivery:
-    """Posts to one collector; used by one thread at a time."""
+    """Posts to one collector. Only one thread may use it at a time."""
 
     def __init__(self, endpoint: str, api_key: str, *, timeout_s: float = 10.0) -> None:
         secure, host, port, self._prefix = parse_endpoint(endpoint)
@@ -54,7 +57,8 @@ class Delivery:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             failure: Exception = error
-        # The server may have closed an idle connection just now. That says nothing about the server: try once more.
+        # The server may just have closed an idle connection. That says nothing about the server, so it is tried once
+        # more.
         if is_reused and isinstance(failure, ConnectionError):
             try:
                 return self._exchange(path, body, headers)
@@ -71,7 +75,7 @@ class Delivery:
             response.status,
             content,
             retry_after_s=parse_retry_after(response.getheader("Retry-After"), now_s=time.time()),
-            reason=f"{response.reason} {said(content, response.getheader('Content-Type'))}".strip(),
+            reason=f"{response.reason} {refusal_of(content, response.getheader('Content-Type'))}".strip(),
         )
 
     def close(self) -> None:
@@ -80,18 +84,18 @@ class Delivery:
             self._connection.close()
 
 
-def said(content: bytes, content_type: str | None) -> str:
+def refusal_of(content: bytes, content_type: str | None) -> str:
     """What the body of a refusal says, shortened."""
     text = content
     if content_type == "application/x-protobuf":
         # OTLP refuses with a google.rpc.Status, whose fields 1 and 2 are a number and a text as here.
         with contextlib.suppress(DecodeError):
             text = ExportTracePartialSuccess.FromString(content).error_message.encode()
-    return text[:200].decode(errors="replace")
+    return text[:_MAX_REASON_BYTES].decode(errors="replace")
 
 
 def parse_endpoint(endpoint: str) -> tuple[bool, str, int | None, str]:
-    """Whether TLS is used, host, port and path prefix of the collector's URL; `ConfigError` if it is not one."""
+    """Of the collector's URL: whether TLS is used, host, port and path prefix; `ConfigError` if it is not a URL."""
     try:
         url = urlsplit(endpoint)
         port = url.port
@@ -103,7 +107,7 @@ def parse_endpoint(endpoint: str) -> tuple[bool, str, int | None, str]:
 
 
 def parse_retry_after(value: str | None, *, now_s: float) -> float | None:
-    """Seconds to wait from a `Retry-After` header, in seconds or as a date; None when absent or not understood."""
+    """Seconds to wait, out of a `Retry-After` header (seconds or a date); None when absent or not understood."""
     if value is None:
         return None
     try:
@@ -117,9 +121,10 @@ def parse_retry_after(value: str | None, *, now_s: float) -> float | None:
 
 
 def wait_before_retry_s(attempt: int, *, retry_after_s: float | None, hurry: bool, jitter: float) -> float:
-    """Seconds before try number `attempt + 1`: what the server asked for, else 0.5 s doubling to 30 s.
+    """Seconds before attempt number `attempt + 1`: what the server asked for, else 0.5 s doubling up to 30 s.
 
-    `jitter` in [0, 1) spreads clients that failed together; in a hurry (a flush or shutdown waits) the wait stays short.
+    `jitter` in [0, 1) spreads out clients that failed at the same time. With `hurry`, because a flush or a shutdown
+    waits, it is 0.5 s at most.
     """
     if retry_after_s is not None:
         return retry_after_s

@@ -1,7 +1,7 @@
-"""OpenAI chat requests and answers as GenAI span attributes: one way, plain data in, attributes out.
+"""OpenAI chat requests and answers as GenAI span attributes.
 
-Messages follow the message JSON schema of the GenAI conventions: a role and a list of typed parts. Parts of a kind not known
-here pass through as they came. A request or an answer may hold mappings or the client's objects.
+Messages follow the message JSON schema of the GenAI conventions: a role and a list of typed parts. Parts of a kind that
+is not known here are kept as they came. A request or an answer may hold mappings or objects of the `openai` client.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], int | float]]] = {
 }
 
 REQUEST_FIELDS = frozenset({"model", "stop", "stream", *_REQUEST})
-"""What of a request's parameters becomes an attribute, besides its content."""
+"""The parameters of a request that become attributes, beside its content."""
 CONTENT_FIELDS = frozenset({"messages", "tools"})
 _MESSAGE_FIELDS = frozenset(
     {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id"}
@@ -44,13 +44,13 @@ _ESCAPED = json.JSONEncoder(separators=(",", ":"), default=str)
 
 def get(holder: Any, name: str) -> Any:
     """`name` of a mapping or an object; None when absent."""
-    if type(holder) is dict:  # nearly always, and asking for a Mapping costs more than all the rest
+    if type(holder) is dict:  # nearly always, and the check for a Mapping costs more than all the rest
         return holder.get(name)
     return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
 def dump(data: Any) -> str:
-    """JSON text for an attribute, readable where possible; a lone surrogate stays escaped, protobuf could not carry it."""
+    """JSON text for an attribute: readable, or in ASCII where it has a lone surrogate, which protobuf cannot carry."""
     text = _READABLE.encode(data)
     try:
         text.encode()
@@ -60,13 +60,13 @@ def dump(data: Any) -> str:
 
 
 def compact(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is not known."""
+    """`attributes` without those that are None."""
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-# --- requests -----------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
-    """The attributes of a chat request as sent; what was not sent is absent."""
+    """The attributes of a chat request; what was not sent is absent."""
     attributes = sampling_attributes(params)
     if "messages" in params:
         attributes[semconv.GEN_AI_INPUT_MESSAGES] = dump([message(one) for one in params["messages"] or ()])
@@ -76,7 +76,7 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
 
 
 def sampling_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
-    """The model and the sampling parameters of a request, which most endpoints share."""
+    """The model and the sampling parameters, which most endpoints share."""
     attributes: dict[str, Attribute] = {semconv.GEN_AI_REQUEST_MODEL: str(params.get("model", ""))}
     for name, (attribute, kind) in _REQUEST.items():
         value = params.get(name)
@@ -119,7 +119,7 @@ def _tool_response(given: Any) -> dict[str, Any]:
 
 
 def _tool_call(call: Any) -> dict[str, Any]:
-    if custom := get(call, "custom"):  # a tool that takes text instead of JSON
+    if custom := get(call, "custom"):  # a tool that takes a text in place of JSON
         return {"type": "tool_call", "id": get(call, "id"), "name": get(custom, "name"), "arguments": get(custom, "input")}
     function = get(call, "function")
     arguments = parsed(get(function, "arguments"))
@@ -127,7 +127,7 @@ def _tool_call(call: Any) -> dict[str, Any]:
 
 
 def parsed(arguments: Any) -> Any:
-    """A tool's arguments out of their JSON; a model's broken JSON is kept as it wrote it."""
+    """A tool's arguments out of their JSON; where the model wrote broken JSON, the text as it is."""
     if isinstance(arguments, str):
         with contextlib.suppress(ValueError):
             return json.loads(arguments)
@@ -162,16 +162,16 @@ def _content_part(part: Any) -> dict[str, Any]:
 
 
 def image_part(url: Any) -> dict[str, Any]:
-    """An image by address, or the image itself when the address is a base64 `data:` URL."""
+    """An image by its URL, or the image itself when the URL is a base64 `data:` URL."""
     header, comma, data = str(url).partition(",")
     if comma and header.startswith("data:") and header.endswith(";base64"):
         return {"type": "blob", "modality": "image", "mime_type": header[5:-7], "content": data}
     return {"type": "uri", "modality": "image", "uri": str(url)}
 
 
-# --- answers ------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 def picked(response: Any, *, content: bool) -> dict[str, Any]:
-    """What of a chat completion becomes attributes, as plain data; cheap, because the app waits."""
+    """The parts of a chat completion that become attributes, as plain data; cheap, because the app waits."""
     fields = fields_of(response, ("id", "model", "choices", "usage"))
     choices = []
     for choice in fields.get("choices") or ():
@@ -216,7 +216,7 @@ def _picked_usage(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def response_attributes(response: Any) -> dict[str, Attribute]:
-    """The attributes of a chat completion; what it does not say is absent."""
+    """The attributes of a chat completion; what it does not hold is absent."""
     choices = list(get(response, "choices") or ())
     messages = [one for choice in choices if (one := get(choice, "message")) is not None]
     finish_reasons = [str(reason) for choice in choices if (reason := get(choice, "finish_reason"))]
@@ -236,7 +236,7 @@ def response_attributes(response: Any) -> dict[str, Attribute]:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice of a streamed answer, put together."""
+    """One choice of a streamed answer, put together from its pieces."""
 
     texts: dict[str, list[str]] = field(default_factory=dict)
     """The pieces of content, refusal and reasoning."""
@@ -264,8 +264,8 @@ class _Choice:
         return {"message": answer, "finish_reason": self.finish_reason}
 
 
-class StreamedAnswer:
-    """Puts the chunks of a streamed answer together into a chat completion."""
+class StreamedChat:
+    """Puts the chunks of a streamed chat together into a chat completion."""
 
     def __init__(self) -> None:
         self.response_id: str | None = None
@@ -286,6 +286,6 @@ class StreamedAnswer:
             choice.add(held.get("delta"))
 
     def response(self) -> dict[str, Any]:
-        """What has come so far; without a finish reason where the answer was cut off."""
+        """What has come so far; a choice that was cut off has no finish reason."""
         choices = [choice.to_json() for _, choice in sorted(self._choices.items())]
         return {"id": self.response_id, "model": self._model, "usage": self._usage, "choices": choices}

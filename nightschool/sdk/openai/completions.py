@@ -1,7 +1,8 @@
 """OpenAI text completions (`/completions`: a prompt, no chat) as GenAI span attributes.
 
-The prompt is a user message and the answer an assistant message, as the GenAI conventions have it. A prompt given as token ids, and
-several prompts in one request, have no text or no order that the attributes could carry; their input is left out.
+The prompt is a user message and the answer an assistant message, as the GenAI conventions have it. The input is left
+out for a prompt given as token ids, which has no text, and for several prompts in one request, which the attributes
+could not tell apart.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CONTENT_FIELDS = frozenset({"prompt"})
 
 
 def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
-    """The attributes of a completion request as sent."""
+    """The attributes of a completion request."""
     attributes = chat.sampling_attributes(params)
     prompt = params.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -67,7 +68,7 @@ class StreamedCompletion:
                 self._reasons[index] = reason
 
     def response(self) -> dict[str, Any]:
-        """What has come so far; without a finish reason where the answer was cut off."""
+        """What has come so far; a choice that was cut off has no finish reason."""
         choices = [
             {"text": "".join(pieces), "finish_reason": self._reasons.get(index)} for index, pieces in sorted(self._texts.items())
         ]

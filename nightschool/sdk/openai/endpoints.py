@@ -1,4 +1,4 @@
-"""The endpoints of an OpenAI-style server that are recorded, and who understands each."""
+"""The endpoints of an OpenAI-style server that are recorded, and the functions that understand each."""
 
 from __future__ import annotations
 
@@ -13,30 +13,36 @@ class StreamedAnswer(Protocol):
     """Puts the pieces of a streamed answer together."""
 
     @property
-    def response_id(self) -> str | None: ...
+    def response_id(self) -> str | None:
+        """The id of the answer, once it is known."""
+        ...
 
-    def add(self, chunk: Any) -> None: ...
+    def add(self, chunk: Any) -> None:
+        """Take the next piece, in order."""
+        ...
 
-    def response(self) -> Any: ...
+    def response(self) -> Any:
+        """The answer out of the pieces so far; None when nothing can be made of them."""
+        ...
 
 
 class Pick(Protocol):
-    """Takes out of an answer what is recorded, as plain data; with `content=False` nothing anybody said."""
+    """Takes out of an answer what is recorded, as plain data; with `content=False` no texts."""
 
     def __call__(self, response: Any, *, content: bool) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One endpoint: what is taken from its requests and answers at once, and what that means, later."""
+    """One endpoint: what is taken from its requests and answers at once, and how attributes are made of that later."""
 
     path: str
     operation: str
     """`gen_ai.operation.name`."""
     fields: frozenset[str]
-    """The parameters that are recorded where content is not."""
+    """The parameters that are recorded when content is not."""
     fields_and_content: frozenset[str]
-    """All parameters that are recorded."""
+    """The parameters that are recorded when content is."""
     request_attributes: Callable[[Mapping[str, Any]], dict[str, chat.Attribute]]
     picked: Pick
     response_attributes: Callable[[Mapping[str, Any]], dict[str, chat.Attribute]]
@@ -51,7 +57,7 @@ CHAT = Endpoint(
     chat.request_attributes,
     chat.picked,
     chat.response_attributes,
-    chat.StreamedAnswer,
+    chat.StreamedChat,
 )
 COMPLETIONS = Endpoint(
     "/completions",

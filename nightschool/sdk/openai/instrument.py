@@ -1,54 +1,56 @@
-"""Records what the official `openai` client sends and gets: chats, completions and responses; sync, async, streamed, parsed or raw.
+"""Records what the official `openai` client sends and gets.
 
-Our own, and small, because none of the maintained instrumentations gives all that training needs without side effects:
+That is chats, completions and responses; sync or async, streamed, parsed or raw. The instrumentation is our own, and
+small, because no maintained instrumentation gives all that training needs without side effects:
 
-- `opentelemetry-instrumentation-genai-openai` 1.3b0 captures content only where an environment variable says so for the whole
-  process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and leaves out
-  what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
-- `openinference-instrumentation-openai` 0.1.66 takes a provider but speaks the OpenInference dialect.
+- `opentelemetry-instrumentation-genai-openai` 1.3b0 captures content only where an environment variable says so for the
+  whole process, is one singleton that the app may need for its own provider, hands the server no `traceparent`, and
+  leaves out what an app sends in `extra_body`; `opentelemetry-instrumentation-openai-v2` shares the first two.
+- `openinference-instrumentation-openai` 0.1.66 takes a provider but writes the OpenInference dialect.
 
-It wraps `OpenAI.request` and `AsyncOpenAI.request`, the one door that `create`, `parse`, `stream` and `with_raw_response` go
-through, where the body is final and the client's own retries are one call. The answers the app gets are the client's own objects.
+It wraps `OpenAI.request` and `AsyncOpenAI.request`. `create`, `parse`, `stream` and `with_raw_response` all go through
+these two methods. There the body is final, and the client's own retries are inside the one call. The app gets the
+client's own objects.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from nightschool.errors import MissingExtraError
-from nightschool.sdk.calls import ModelCall
-from nightschool.sdk.client import Client
+from nightschool.sdk.calls import ModelCall, start_model_call
 from nightschool.sdk.openai.endpoints import BY_PATH, RESPONSES, Endpoint, StreamedAnswer
+from nightschool.sdk.openai.reading import AsyncReading, Reading, StreamedEvents, WholeBody, end_on_close
 from nightschool.sdk.openai.responses import KEPT_ELSEWHERE
+from nightschool.sdk.recorder import Recorder
 
 _RAW_RESPONSE = "x-stainless-raw-response"
 _ORIGINAL = "_nightschool_original"
-_MAX_BODY_BYTES = 16 << 20
-"""Of an answer that the app reads by hand; a longer one is recorded without its text."""
-_newest_server: tuple[Any, tuple[str, int | None] | None] = (None, None)
 _sending: ContextVar[ModelCall | None] = ContextVar("nightschool_sending", default=None)
 
 
-def instrument(client_of: Callable[[], Client]) -> None:
-    """Wrap the `openai` client's classes, once; `client_of` says at each call who records it."""
+def instrument(client_of: Callable[[], Recorder]) -> None:
+    """Wrap the `openai` client's classes, once; `client_of` says at each call which client records it."""
     try:
         import openai
     except ModuleNotFoundError as error:
         raise MissingExtraError("instrument_openai()", "openai", error.name or "openai") from None
     if not hasattr(openai.OpenAI.request, _ORIGINAL):
-        openai.OpenAI.request = _wrap_sync(openai.OpenAI.request, client_of)
-        openai.AsyncOpenAI.request = _wrap_async(openai.AsyncOpenAI.request, client_of)
+        instrumentation = Instrumentation(client_of)
+        openai.OpenAI.request = instrumentation.wrap_sync(openai.OpenAI.request)
+        openai.AsyncOpenAI.request = instrumentation.wrap_async(openai.AsyncOpenAI.request)
         for kind in (openai.OpenAI, openai.AsyncOpenAI):
-            if build := getattr(kind, "_build_request", None):  # private: without it, only the count of retries is missing
+            # It is private: where it is missing, only the number of retries is unknown.
+            if build := getattr(kind, "_build_request", None):
                 kind._build_request = _count_resends(build)
 
 
 def uninstrument() -> None:
-    """Undo `instrument`, unless somebody has wrapped our wrappers since."""
+    """Undo `instrument`, unless another library has wrapped our wrappers since."""
     import openai
 
     for kind in (openai.OpenAI, openai.AsyncOpenAI):
@@ -57,48 +59,97 @@ def uninstrument() -> None:
                 setattr(kind, name, original)
 
 
-def _wrap_sync(original: Callable[..., Any], client_of: Callable[[], Client]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def request(self: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        recording = _begin(client_of(), self, options)
-        if recording is None:
-            return original(self, cast_to, options, **kwargs)
-        token = _sending.set(recording.call)
+class Instrumentation:
+    """The wrappers of one `instrument` call, and what they remember from one request to the next."""
+
+    def __init__(self, client_of: Callable[[], Recorder]) -> None:
+        self._client_of = client_of
+        self._newest_server: tuple[Any, tuple[str, int | None] | None] = (None, None)
+        """The base URL seen last, with its host and port. One tuple, replaced whole, so that threads need no lock."""
+
+    def wrap_sync(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`OpenAI.request`, recorded."""
+
+        @functools.wraps(original)
+        def request(api: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+            recording = self.begin(api, options)
+            if recording is None:
+                return original(api, cast_to, options, **kwargs)
+            token = _sending.set(recording.call)
+            try:
+                result = original(api, cast_to, options, **kwargs)
+            except BaseException as error:
+                _failed(recording.call, error)
+                raise
+            finally:
+                _sending.reset(token)
+            return recording.finish(result, is_streamed=kwargs.get("stream") is True)
+
+        setattr(request, _ORIGINAL, original)
+        return request
+
+    def wrap_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`AsyncOpenAI.request`, recorded."""
+
+        @functools.wraps(original)
+        async def request(api: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
+            recording = self.begin(api, options)
+            if recording is None:
+                return await original(api, cast_to, options, **kwargs)
+            token = _sending.set(recording.call)
+            try:
+                result = await original(api, cast_to, options, **kwargs)
+            except BaseException as error:
+                _failed(recording.call, error)
+                raise
+            finally:
+                _sending.reset(token)
+            return recording.finish(result, is_streamed=kwargs.get("stream") is True)
+
+        setattr(request, _ORIGINAL, original)
+        return request
+
+    def begin(self, api: Any, options: Any) -> Recording | None:
+        """Start recording if this asks a model for an answer; None for everything else and when nothing is recorded.
+
+        `api` is the `openai` client, `options` what it is about to send; our headers are added to that.
+        """
+        endpoint = BY_PATH.get(options.url)
+        client = self._client_of()
+        if endpoint is None or not client.is_enabled:
+            return None
         try:
-            result = original(self, cast_to, options, **kwargs)
-        except BaseException as error:
-            _failed(recording.call, error)
-            raise
-        finally:
-            _sending.reset(token)
-        return recording.finish(result, is_streamed=kwargs.get("stream") is True)
+            params = options.json_data
+            if type(params) is not dict:
+                return None
+            if options.extra_json:
+                params = {**params, **options.extra_json}
+            if endpoint is RESPONSES and any(params.get(name) for name in KEPT_ELSEWHERE):
+                client.shield.log_once("responses that continue what is kept at the provider are recorded without their input")
+            server = self._server_of(api.base_url)
+            call = start_model_call(client, params, provider="openai", server=server, endpoint=endpoint)
+            given = options.headers or {}  # false when none are given
+            if not given:
+                options.headers = call.headers
+                return Recording(client, call, endpoint, None)
+            names = {name.lower(): value for name, value in given.items()}
+            options.headers = {**given, **{name: value for name, value in call.headers.items() if name not in names}}
+            return Recording(client, call, endpoint, names.get(_RAW_RESPONSE))
+        except Exception as error:
+            client.shield.caught(error)
+            return None
 
-    setattr(request, _ORIGINAL, original)
-    return request
-
-
-def _wrap_async(original: Callable[..., Any], client_of: Callable[[], Client]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    async def request(self: Any, cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        recording = _begin(client_of(), self, options)
-        if recording is None:
-            return await original(self, cast_to, options, **kwargs)
-        token = _sending.set(recording.call)
-        try:
-            result = await original(self, cast_to, options, **kwargs)
-        except BaseException as error:
-            _failed(recording.call, error)
-            raise
-        finally:
-            _sending.reset(token)
-        return recording.finish(result, is_streamed=kwargs.get("stream") is True)
-
-    setattr(request, _ORIGINAL, original)
-    return request
+    def _server_of(self, url: Any) -> tuple[str, int | None] | None:
+        """Host and port of `url`, remembered, because taking them out of it at every request costs more than a span."""
+        known, server = self._newest_server
+        if known is not url:
+            server = (url.host, url.port) if url.host else None
+            self._newest_server = url, server
+        return server
 
 
 def _count_resends(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The client builds a request for every attempt, and says which attempt it is."""
+    """Wrap the method that builds a request: it runs for every attempt, and is told how many there were before."""
 
     @functools.wraps(original)
     def build_request(self: Any, options: Any, **kwargs: Any) -> Any:
@@ -111,43 +162,6 @@ def _count_resends(original: Callable[..., Any]) -> Callable[..., Any]:
     return build_request
 
 
-# --- before the request -------------------------------------------------------------------------------------------------
-def _begin(client: Client, api: Any, options: Any) -> _Recording | None:
-    """Start recording if this asks a model for an answer; None for everything else and when nothing is recorded."""
-    endpoint = BY_PATH.get(options.url)
-    if endpoint is None or not client.is_enabled:
-        return None
-    try:
-        params = options.json_data
-        if type(params) is not dict:
-            return None
-        if options.extra_json:
-            params = {**params, **options.extra_json}
-        if endpoint is RESPONSES and any(params.get(name) for name in KEPT_ELSEWHERE):
-            client.shield.log_once("responses that continue what is kept at the provider are recorded without their input")
-        call = client.start_call(params, provider="openai", server=_server_of(api.base_url), endpoint=endpoint)
-        given = options.headers or {}  # falsy when not given
-        if not given:
-            options.headers = call.headers
-            return _Recording(client, call, endpoint, None)
-        names = {name.lower(): value for name, value in given.items()}
-        options.headers = {**given, **{name: value for name, value in call.headers.items() if name not in names}}
-        return _Recording(client, call, endpoint, names.get(_RAW_RESPONSE))
-    except Exception as error:
-        client.shield.caught(error)
-        return None
-
-
-def _server_of(url: Any) -> tuple[str, int | None] | None:
-    """Host and port; taking them out of the newest client's URL again and again would cost more than a span."""
-    global _newest_server
-    known, server = _newest_server
-    if known is not url:
-        server = (url.host, url.port) if url.host else None
-        _newest_server = url, server
-    return server
-
-
 def _failed(call: ModelCall, error: BaseException) -> None:
     """Record `error`, and the answer where the client got one but could not parse it."""
     completion = getattr(error, "completion", None)
@@ -156,227 +170,70 @@ def _failed(call: ModelCall, error: BaseException) -> None:
     call.fail(error)
 
 
-class _Recording:
-    """What is to be done with the answer of one call."""
+class Recording:
+    """One request that is being recorded, and what to do with its answer."""
 
-    def __init__(self, client: Client, call: ModelCall, endpoint: Endpoint, raw: str | None) -> None:
+    def __init__(self, client: Recorder, call: ModelCall, endpoint: Endpoint, raw: str | None) -> None:
+        """`raw` is the value of the header by which the client asks itself for a raw response; None without it."""
         self._client = client
         self.call = call
         self._endpoint = endpoint
         self._raw = raw
 
     def finish(self, result: Any, *, is_streamed: bool) -> Any:
-        """Record `result`, or watch it while the app reads it; returns what the app gets, the client's own object."""
+        """Record `result`, or read along while the app reads it; returns what the app gets, the client's own object."""
         if not is_streamed and self._raw is None:
             self.call.respond(result)
             self.call.end()
             return result
         with self._client.shield:
             if self._raw is not None and self._raw != "true":
-                self._watch_body(result.http_response, is_streamed=is_streamed)
+                self._read_body(result.http_response, is_streamed=is_streamed)
             elif not is_streamed:
                 self.call.respond(json.loads(result.http_response.content))
                 self.call.end()
             elif self._raw:
-                self._watch_parsed(result)
+                self._read_parsed(result)
             else:
-                self._watch(result)
+                self._read_stream(result)
         return result
 
-    def _watch_parsed(self, response: Any) -> None:
-        """A raw response becomes a stream when the app parses it."""
+    def _read_parsed(self, response: Any) -> None:
+        """Read along once the app parses a raw response, which makes it a stream."""
         parse = response.parse
 
         @functools.wraps(parse)
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def read(*args: Any, **kwargs: Any) -> Any:
             stream = parse(*args, **kwargs)
             with self._client.shield:
-                if not isinstance(getattr(stream, "_iterator", None), (_Watch, _AsyncWatch)):
-                    self._watch(stream)
+                # Parsing again gives the same stream, which is read along with already.
+                if not isinstance(getattr(stream, "_iterator", None), (Reading, AsyncReading)):
+                    self._read_stream(stream)
             return stream
 
-        response.parse = watched
+        response.parse = read
 
-    def _watch(self, stream: Any) -> None:
+    def _read_stream(self, stream: Any) -> None:
         """Read along with the app: the stream keeps its type, only its inner iterator is replaced."""
         is_async = hasattr(stream._iterator, "__anext__")
-        watch = (_AsyncWatch if is_async else _Watch)(stream._iterator, self._client, self.call, self._endpoint.streamed())
-        stream._iterator = watch
-        _watch_close(stream.response, watch, is_async=is_async)
+        kind = AsyncReading if is_async else Reading
+        reading = kind(stream._iterator, self._client, self.call, self._endpoint.streamed())
+        stream._iterator = reading
+        end_on_close(stream.response, reading, is_async=is_async)
 
-    def _watch_body(self, response: Any, *, is_streamed: bool) -> None:
+    def _read_body(self, response: Any, *, is_streamed: bool) -> None:
         """Read along where the app reads the body itself: every way to read it goes through `iter_bytes`."""
         is_async = hasattr(response.stream, "__aiter__")
-        answer: StreamedAnswer = _EventStream(self._endpoint.streamed()) if is_streamed else _Body()
-        kind = _AsyncWatch if is_async else _Watch
-        watch = kind(None, self._client, self.call, answer, is_streamed=is_streamed)
+        answer: StreamedAnswer = StreamedEvents(self._endpoint.streamed()) if is_streamed else WholeBody()
+        kind = AsyncReading if is_async else Reading
+        reading = kind(None, self._client, self.call, answer, is_streamed=is_streamed)
         name = "aiter_bytes" if is_async else "iter_bytes"
         original = getattr(response, name)
 
         @functools.wraps(original)
         def iterate(*args: Any, **kwargs: Any) -> Any:
-            watch.inner = original(*args, **kwargs)
-            return watch
+            reading.inner = original(*args, **kwargs)
+            return reading
 
         setattr(response, name, iterate)
-        _watch_close(response, watch, is_async=is_async)
-
-
-def _watch_close(response: Any, watch: _Watch | _AsyncWatch, *, is_async: bool) -> None:
-    """Every way to close a stream early ends here. One dropped unclosed ends when Python collects it, as its connection does."""
-    name = "aclose" if is_async else "close"
-    close = getattr(response, name)
-
-    if is_async:
-
-        async def close_async() -> None:
-            watch.closed()
-            await close()
-
-        setattr(response, name, close_async)
-    else:
-
-        def close_sync() -> None:
-            watch.closed()
-            close()
-
-        setattr(response, name, close_sync)
-
-
-# --- while the answer streams -------------------------------------------------------------------------------------------
-class _Body:
-    """An answer that comes whole, in pieces of bytes."""
-
-    response_id = None  # the app reads it itself
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        self._num_bytes = 0
-
-    def add(self, chunk: bytes) -> None:
-        """Take the next bytes, decompressed."""
-        self._num_bytes += len(chunk)
-        if self._num_bytes <= _MAX_BODY_BYTES:
-            self._pieces.append(chunk)
-
-    def response(self) -> Any:
-        """The answer; None when it was not read to its end."""
-        try:
-            return json.loads(b"".join(self._pieces))
-        except ValueError:
-            return None
-
-
-class _EventStream:
-    """An answer that comes as server-sent events, in pieces of bytes that need not end where an event does."""
-
-    def __init__(self, answer: StreamedAnswer) -> None:
-        self._answer = answer
-        self._rest = b""
-
-    @property
-    def response_id(self) -> str | None:
-        return self._answer.response_id
-
-    def add(self, chunk: bytes) -> None:
-        """Take the next bytes, decompressed."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            name, _, value = line.partition(b":")
-            if name == b"data" and value.strip() != b"[DONE]":
-                self._answer.add(json.loads(value))
-
-    def response(self) -> Any:
-        return self._answer.response()
-
-
-class _Reading:
-    """Puts the chunks together and records the whole once, at the end, at an error, or when the app stops reading."""
-
-    def __init__(self, inner: Any, client: Client, call: ModelCall, answer: StreamedAnswer, *, is_streamed: bool = True) -> None:
-        self.inner = inner
-        self._client = client
-        self._call = call
-        self._answer = answer
-        self._is_streamed = is_streamed
-        self._is_reading = False
-        self._is_done = False
-
-    def _got(self, chunk: Any) -> None:
-        with self._client.shield:
-            if self._is_streamed:
-                self._call.first_chunk()
-            self._answer.add(chunk)
-            self._call.got_id(self._answer.response_id)
-
-    def _done(self, error: BaseException | None = None) -> None:
-        if not self._is_done:
-            self._is_done = True
-            with self._client.shield:
-                if (response := self._answer.response()) is not None:
-                    self._call.respond(response)
-            if error is not None:
-                self._call.fail(error)
-            self._call.end()
-
-    def closed(self) -> None:
-        """The response is closed; by the app, unless it happens while the next chunk is being read."""
-        if not self._is_reading:
-            self._done()
-
-    def __del__(self) -> None:
-        self._done()
-
-
-class _Watch(_Reading):
-    """Reads along with a `Stream`, or with the bytes of a body."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        self._is_reading = True
-        try:
-            chunk = next(self.inner)
-        except StopIteration:
-            self._done()
-            raise
-        except BaseException as error:
-            self._done(error)
-            raise
-        finally:
-            self._is_reading = False
-        self._got(chunk)
-        return chunk
-
-    def close(self) -> None:
-        """As of a generator, which this stands for."""
-        self.closed()
-        self.inner.close()
-
-
-class _AsyncWatch(_Reading):
-    """Reads along with an `AsyncStream`, or with the bytes of a body."""
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        self._is_reading = True
-        try:
-            chunk = await anext(self.inner)
-        except StopAsyncIteration:
-            self._done()
-            raise
-        except BaseException as error:
-            self._done(error)
-            raise
-        finally:
-            self._is_reading = False
-        self._got(chunk)
-        return chunk
-
-    async def aclose(self) -> None:
-        """As of a generator, which this stands for."""
-        self.closed()
-        await self.inner.aclose()
+        end_on_close(response, reading, is_async=is_async)

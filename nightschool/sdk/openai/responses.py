@@ -1,8 +1,8 @@
 """OpenAI's Responses API (`/responses`) as GenAI span attributes, in the same form as a chat.
 
-What the model itself produced in a row (reasoning, a text, tool calls) is one assistant message. A request that continues
-something kept at the provider (`previous_response_id`, a conversation, a stored prompt) does not hold all the model was given: its
-input is left out, because half a context trains wrongly.
+Items that the model produced one after another (reasoning, a text, tool calls) are one assistant message. A request
+that continues something kept at the provider (`previous_response_id`, a conversation, a stored prompt) does not hold
+everything the model was given. Its input is left out, because training on half a context teaches the wrong thing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nightschool.sdk.openai import chat
 from nightschool.sdk.snapshot import fields_of
 
 KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
+"""Parameters that refer to content which is kept at the provider."""
 REQUEST_FIELDS = frozenset({"model", "temperature", "top_p", "max_output_tokens", "stream", *KEPT_ELSEWHERE})
 CONTENT_FIELDS = frozenset({"input", "instructions", "tools"})
 _FINISH_REASONS: dict[str | None, str | None] = {"max_output_tokens": "length"}
@@ -22,9 +23,9 @@ _ITEM_FIELDS = ("type", "role", "content", "summary", "name", "arguments", "inpu
 _ANSWER_FIELDS = ("id", "model", "output", "usage", "status", "incomplete_details")
 
 
-# --- requests -----------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
-    """The attributes of a request as sent; input only when all of it is in the request."""
+    """The attributes of a request; the input only when all of it is in the request."""
     attributes = chat.sampling_attributes({**params, "max_tokens": params.get("max_output_tokens")})
     items = params.get("input")
     items = [{"role": "user", "content": items}] if isinstance(items, str) else items
@@ -33,18 +34,20 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
             attributes[semconv.GEN_AI_SYSTEM_INSTRUCTIONS] = chat.dump([{"type": "text", "content": instructions}])
         attributes[semconv.GEN_AI_INPUT_MESSAGES] = chat.dump(messages_of(items))
     if tools := params.get("tools"):
-        attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = chat.dump(list(tools))  # flat, as the conventions have them
+        attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = chat.dump(
+            list(tools)
+        )  # not nested under "function", as the conventions have them
     return attributes
 
 
 def _is_partial(params: Mapping[str, Any], items: Iterable[Any]) -> bool:
-    """Whether the model was given more than the request holds."""
+    """Whether the model was given more than is in the request."""
     kept = any(params.get(name) for name in KEPT_ELSEWHERE)
     return kept or any(chat.get(item, "type") == "item_reference" for item in items)
 
 
 def messages_of(items: Iterable[Any]) -> list[dict[str, Any]]:
-    """Input or output items as messages; neighbours that the model produced become one."""
+    """Input or output items as messages; neighboring items that the model produced become one message."""
     messages: list[dict[str, Any]] = []
     is_model_turn = False
     for item in items:
@@ -97,9 +100,9 @@ def _content_part(piece: Any) -> dict[str, Any]:
             return dict(piece) if isinstance(piece, Mapping) else {"type": str(kind), "content": str(piece)}
 
 
-# --- answers ------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 def picked(response: Any, *, content: bool) -> dict[str, Any]:
-    """What of a response becomes attributes, as plain data."""
+    """The parts of a response that become attributes, as plain data."""
     fields = fields_of(response, _ANSWER_FIELDS)
     items = [_picked_item(item) if content else {"type": chat.get(item, "type")} for item in fields.get("output") or ()]
     usage = fields_of(fields.get("usage"), ("input_tokens", "output_tokens", "input_tokens_details", "output_tokens_details"))
@@ -126,7 +129,7 @@ def _picked_item(item: Any) -> dict[str, Any]:
 
 
 def response_attributes(response: Mapping[str, Any]) -> dict[str, chat.Attribute]:
-    """The attributes of what `picked` returned; what it does not say is absent."""
+    """The attributes of what `picked` returned; what it does not hold is absent."""
     output = response["output"]
     input_tokens, output_tokens, cached, reasoning = response["usage"]
     answers = messages_of(output) if response["has_content"] and output else None
@@ -145,7 +148,7 @@ def response_attributes(response: Mapping[str, Any]) -> dict[str, chat.Attribute
 
 
 def _finish_reason(response: Mapping[str, Any]) -> str | None:
-    """Why the model stopped, in a chat's words; None while it has not."""
+    """Why the model stopped, by the names that chats use; None while it has not."""
     match response["status"]:
         case "completed":
             is_call = any(item.get("type") in ("function_call", "custom_tool_call") for item in response["output"])
@@ -159,7 +162,7 @@ def _finish_reason(response: Mapping[str, Any]) -> str | None:
 
 
 class StreamedResponse:
-    """Puts the events of a streamed response together; the last one holds the whole, if it comes."""
+    """Puts the events of a streamed response together; the last event, if it comes, holds the whole response."""
 
     def __init__(self) -> None:
         self.response_id: str | None = None
@@ -178,7 +181,7 @@ class StreamedResponse:
             self._texts.setdefault(fields.get("output_index") or 0, []).append(fields.get("delta") or "")
 
     def response(self) -> Any:
-        """The whole response, or the texts that have come so far."""
+        """The whole response, or else the texts that have come so far."""
         if self._is_whole:
             return self._newest
         texts = [{"role": "assistant", "content": "".join(pieces)} for _, pieces in sorted(self._texts.items())]

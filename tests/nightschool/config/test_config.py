@@ -1,4 +1,4 @@
-"""nightschool.toml: good ones are read, every bad one is named with its line, what was got and what is allowed."""
+"""nightschool.toml: a good one is read; an error in a bad one has its line, what was got and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightschool.config.settings import SECTIONS, Config, NightConfig, OutcomeConfig, describe_settings, load_config, parse_config
+from nightschool.config.reader import load_config, parse_config
+from nightschool.config.schema import SECTIONS, describe_settings
+from nightschool.config.settings import Config, NightConfig, OutcomeConfig
 from nightschool.errors import ConfigError
 from nightschool.registry.base_model import PACKAGED, base_model_folder, describe_base_model
 
@@ -24,7 +26,7 @@ def parse(text: str) -> Config:
 
 
 def test_an_empty_file_is_the_defaults() -> None:
-    """Nothing has to be set; defaults that are paths are beside the file."""
+    """Nothing has to be set; defaults that are paths are relative to the file's folder."""
     config = parse("")
     assert config.stream.url == "sqlite:/conf/var/stream.db"
     assert config.registry.path == Path("/conf/var/registry")
@@ -45,7 +47,7 @@ def test_the_documented_schema_is_the_defaults() -> None:
 
 
 def test_an_outcome_name_keeps_the_defaults_it_does_not_change() -> None:
-    """A table changes what it gives; names without one settle at once."""
+    """A table changes the keys it gives; an outcome without a table settles at once."""
     outcomes = parse(
         '[outcomes.thumb]\nsettles_after = "90m"\n[outcomes.csat]\nkind = "number"\nlowest = 1\nhighest = 5'
     ).outcomes
@@ -57,7 +59,7 @@ def test_an_outcome_name_keeps_the_defaults_it_does_not_change() -> None:
 
 
 def test_the_file_of_an_outcome_key_lies_beside_the_configuration() -> None:
-    """A secret is named by file or environment variable, never written down here."""
+    """A secret is named by its file or environment variable, and is never in the file itself."""
     tenant = parse('[tenants.a]\noutcome_keys = ["k2=file:secrets/k2", "k1=env:OLD_KEY", "k0=file:/etc/k0"]').tenant("a")
     assert tenant.outcome_keys == ("k2=file:/conf/secrets/k2", "k1=env:OLD_KEY", "k0=file:/etc/k0")
     with pytest.raises(ConfigError, match=r"outcome_keys is 'hunter2'; it must be: secrets that sign"):
@@ -77,7 +79,7 @@ def test_the_documented_schema_explains_every_setting() -> None:
 
 
 def test_a_full_file_is_read_and_paths_are_relative_to_it(tmp_path: Path) -> None:
-    """Every path of the file, also inside a stream URL, starts at the file's folder; absolute ones stay."""
+    """Every relative path, also inside a stream URL, is taken from the file's folder; absolute paths stay."""
     path = tmp_path / "nightschool.toml"
     path.write_text(
         f"""
@@ -105,7 +107,7 @@ rubrics = ["rubrics/triage.toml", "/abs/reply.toml"]
 
 
 def test_kafka_and_absolute_urls_stay_as_they_are() -> None:
-    """Only a relative SQLite path is placed beside the file."""
+    """Only a relative SQLite path is taken from the file's folder."""
     assert parse('[stream]\nurl = "kafka://a:9092,b:9092"').stream.url == "kafka://a:9092,b:9092"
     assert parse('[stream]\nurl = "sqlite:/abs/s.db"').stream.url == "sqlite:/abs/s.db"
 
@@ -181,7 +183,7 @@ def test_a_bad_file_is_named_with_line_value_and_what_is_allowed(text: str, said
 
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    """Missing, a folder, or not UTF-8: the path and what to do."""
+    """A file that is missing, a folder or not UTF-8: the error has the path and what to do."""
     with pytest.raises(ConfigError, match="does not exist; 'nightschool init' writes one"):
         load_config(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"cannot be read: .*[Ii]s a directory"):
@@ -211,7 +213,7 @@ def bounded_settings() -> list[Any]:
     ]
 
 
-# Settings that another one bounds too: that other one at its far end.
+# Settings that another setting bounds too: with that other one at its limit.
 _SLACK = {
     "max_loras": "[serving]\nmax_cpu_loras = 4096\n",
     "max_cpu_loras": "[serving]\nmax_loras = 1\n",
@@ -239,7 +241,7 @@ TOML = st.text(st.sampled_from("[]{}=\"'.,#\n\\ stream urltenants123-_abé"), ma
 
 @given(TOML)
 def test_no_text_is_another_error(text: str) -> None:
-    """Whatever stands in the file, the answer is a Config or a ConfigError with its line."""
+    """Whatever is in the file, the result is a Config or a ConfigError with the line."""
     try:
         config = parse(text)
     except ConfigError as error:
@@ -249,7 +251,7 @@ def test_no_text_is_another_error(text: str) -> None:
         assert set(tomllib.loads(text)) <= {f.name for f in fields(Config)}
 
 
-# --- the base model -----------------------------------------------------------------------------------------------------
+# --- the base model ---------------------------------------------------------------------------------------------------
 def test_a_model_folder_is_described_by_content(tmp_path: Path) -> None:
     """Weights, tokenizer and chat template each have a digest of their own, whatever the folder is called."""
 
@@ -281,7 +283,7 @@ def test_a_model_folder_is_described_by_content(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_model_says_what_is_missing(tmp_path: Path) -> None:
-    """No configuration, no safetensors weights (a pickle is not one), no tokenizer: each is a sentence."""
+    """Without configuration, safetensors weights (a pickle is none) or tokenizer the error is one clear sentence."""
     with pytest.raises(ConfigError, match=r"has no config\.json; give a Hugging Face model folder or 'smollm2"):
         base_model_folder(str(tmp_path))
     (tmp_path / "pytorch_model.bin").touch()

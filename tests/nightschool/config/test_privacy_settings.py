@@ -1,4 +1,4 @@
-"""[privacy] and [tenants.NAME.privacy]: what one shares, what the other changes, and mistakes with their line."""
+"""[privacy] for all tenants, [tenants.NAME.privacy] for one, and mistakes in either with their line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nightschool.config.settings import Config, parse_config
+from nightschool.config.reader import parse_config
+from nightschool.config.settings import Config
 from nightschool.errors import ConfigError
 from nightschool.redaction import DEFAULT_KINDS
 
@@ -16,7 +17,7 @@ def parse(text: str) -> Config:
 
 
 def test_a_tenant_replaces_single_keys_of_what_is_shared() -> None:
-    """What its table does not give is as in [privacy], and without either it is the default: everything is looked for."""
+    """A key that its table does not give is as in [privacy]; given in neither, it is the default, with every kind."""
     config = parse('[privacy]\nallow = ["@example.com"]\n[tenants.acme.privacy]\nkinds = ["email"]\n[tenants.globex]\n')
     assert config.tenants["acme"].privacy.rules().kinds == ("email",)
     assert config.tenants["acme"].privacy.allow == config.tenants["globex"].privacy.allow == ("@example.com",)
@@ -37,6 +38,6 @@ def test_a_tenant_replaces_single_keys_of_what_is_shared() -> None:
     ],
 )
 def test_a_mistake_is_named_with_its_line(text: str, said: str) -> None:
-    """Rules are tried when the file is read, not when the first span comes."""
+    """Rules are compiled when the file is read, not when the first span comes."""
     with pytest.raises(ConfigError, match=said):
         parse(text)

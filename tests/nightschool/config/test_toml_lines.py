@@ -68,7 +68,7 @@ key = 1
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_a_key_is_found_where_its_statement_begins(at: list[str], line: int | None, newline: str) -> None:
-    """Tables, dotted, quoted and inline keys are found; what only looks like a key, inside a text or a comment, is not."""
+    """Tables, dotted, quoted and inline keys are found; what looks like a key in a text or a comment is not."""
     assert line_of(TEXT.replace("\n", newline), at) == line
 
 
@@ -76,7 +76,7 @@ def test_a_key_is_found_where_its_statement_begins(at: list[str], line: int | No
     ("text", "line"), [("a = 1\nb = \n", 2), ("a = 1\n\n[x", 3), ("a = [1,\n2,\n", 2), ("= 1", 1), ("a = 1\na = 2\n", 2)]
 )
 def test_a_syntax_error_has_a_line(text: str, line: int) -> None:
-    """The line tomllib complains of, or the last one when the text ends too early."""
+    """The line that tomllib names, or the last one when the text ends too early."""
     with pytest.raises(tomllib.TOMLDecodeError) as caught:
         tomllib.loads(text)
     assert line_of_error(text, caught.value) == line

@@ -28,7 +28,7 @@ def body(**changes: Any) -> dict[str, Any]:
 
 
 def through_otlp(outcome: Outcome, *, received_ns: int = 5 * 10**18) -> Outcome:
-    """As the collector stores it and the night reads it: through the bytes."""
+    """The outcome after it was stored by the collector and read by the night, through bytes."""
     data = to_logs_request(outcome, tenant="acme", received_ns=received_ns).SerializeToString()
     return from_log_record(only_record(ExportLogsServiceRequest.FromString(data)))
 
@@ -38,7 +38,7 @@ def only_record(request: ExportLogsServiceRequest) -> LogRecord:
     return record
 
 
-# --- round trips --------------------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------------------
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXT = st.text(CHARACTERS, min_size=1, max_size=40)
 
@@ -101,7 +101,7 @@ def test_an_outcome_survives_json_and_otlp(kind: str, said: str, data: st.DataOb
     assert outcome.target_kind == kind
     assert parse_outcome(json.loads(json.dumps(outcome.to_json()))) == outcome
     stored = through_otlp(outcome)
-    # What the client left open is filled in by what was received: the id with the content's, the time with the arrival's.
+    # What the client left out is filled in: the id from the content, the time from the arrival.
     assert stored == replace(outcome, event_id=outcome.id, occurred_at_ns=outcome.occurred_at_ns or 5 * 10**18)
     assert type(stored.value) is type(outcome.value)
     assert stored.id == outcome.id
@@ -113,7 +113,7 @@ def test_an_outcome_survives_json_and_otlp(kind: str, said: str, data: st.DataOb
     [(True, bool), (0, int), (1, int), (1.0, float), (-0.0, float), ("", str), ("1", str), (None, type(None)), (2**63 - 1, int)],
 )
 def test_a_value_keeps_its_type(value: Any, kind: type) -> None:
-    """True is not 1, 1 is not 1.0, an empty text is not null, and the largest integer loses no digit."""
+    """True is not 1, 1 is not 1.0, an empty text is not null, and the largest integer keeps every digit."""
     stored = through_otlp(parse_outcome(body(value=value))).value
     assert type(stored) is kind
     assert repr(stored) == repr(value)
@@ -135,7 +135,7 @@ def test_the_final_answer_is_the_text_of_the_last_assistant_message() -> None:
 
 
 def test_the_time_of_an_event_is_nanoseconds_however_small() -> None:
-    """Only a JSON number's unit is told by its size: an OTLP time means what it says."""
+    """Only the unit of a JSON number is guessed from its size; an OTLP time is always in nanoseconds."""
     assert from_log_record(foreign(GEN_AI_EVALUATION_NAME="x")).occurred_at_ns == 42
 
 
@@ -157,9 +157,9 @@ def test_the_otlp_record_is_the_genai_event() -> None:
     assert semconv.GEN_AI_EVALUATION_SCORE_LABEL not in held
 
 
-# --- identity -----------------------------------------------------------------------------------------------------------
+# --- identity ---------------------------------------------------------------------------------------------------------
 def test_an_id_never_changes() -> None:
-    """The id of this literal outcome is pinned: another one would make every retry a new outcome."""
+    """The id of this literal outcome is pinned: a different id would make every retry a new outcome."""
     assert parse_outcome(PLAIN).id == "94799b1d7c29b6b7132ebfcae4bfbe8f7a66e45babc74ed1416776c49dbadc37"
     assert parse_outcome(body(event_id="mine")).id == "mine"
 
@@ -203,7 +203,7 @@ def test_an_outcome_of_a_trace_has_the_key_of_its_trace() -> None:
     assert all(len(bytes.fromhex(key.decode())) == 32 for key in keys)
 
 
-# --- what can be wrong --------------------------------------------------------------------------------------------------
+# --- what can be wrong ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("what", [None, [], "x", 3, True])
 def test_only_an_object_is_an_outcome(what: Any) -> None:
     """A JSON value that is no object is named by its type."""
@@ -337,7 +337,7 @@ ALL_KINDS = ", ".join(TARGET_KINDS)
     ],
 )
 def test_a_bad_field_is_named_with_what_was_got_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
-    """Each field, each way: one RecordError, short whatever was sent."""
+    """Each field that is wrong, in each way, is one RecordError, and its message is short."""
     with pytest.raises(RecordError, match=f"^{said}") as caught:
         parse_outcome(body(**changes))
     assert len(str(caught.value)) < 300
@@ -388,7 +388,7 @@ def test_no_json_is_another_error(what: Any) -> None:
         assert through_otlp(outcome).id == outcome.id
 
 
-# --- times --------------------------------------------------------------------------------------------------------------
+# --- times ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "nanoseconds"),
     [
@@ -406,11 +406,11 @@ def test_no_json_is_another_error(what: Any) -> None:
     ],
 )
 def test_a_time_is_nanoseconds_since_1970(text: Any, nanoseconds: int | None) -> None:
-    """RFC 3339 with any offset (none is UTC), or a number in the unit that puts it in our century; 0 is unknown, as in OTLP."""
+    """RFC 3339 with any offset (none is UTC), or a number in the unit of a date of our century; 0 is unknown."""
     assert parse_outcome(body(occurred_at=text)).occurred_at_ns == nanoseconds
 
 
-# --- events of others ---------------------------------------------------------------------------------------------------
+# --- events of others -------------------------------------------------------------------------------------------------
 def foreign(
     name: str = semconv.GEN_AI_EVALUATION_RESULT, *, trace_id: str = TRACE, span_id: str = SPAN, **attributes: Any
 ) -> LogRecord:
@@ -423,7 +423,7 @@ def foreign(
 
 
 def test_a_foreign_score_is_an_outcome_of_its_span() -> None:
-    """Without our attributes: the span it was emitted in, the label or else the score, from the system."""
+    """Without our attributes it is about its own span, with the label or else the score, from the system."""
     named = {"GEN_AI_EVALUATION_NAME": "Relevance"}
     both = from_log_record(foreign(**named, GEN_AI_EVALUATION_SCORE_VALUE=0.5, GEN_AI_EVALUATION_SCORE_LABEL="pass"))
     assert both == Outcome(
@@ -437,7 +437,7 @@ def test_a_foreign_score_is_an_outcome_of_its_span() -> None:
 
 
 def test_a_foreign_event_outside_a_trace_is_about_the_response_it_names() -> None:
-    """No trace id, or one of zeros, is no trace: the response id is the target, or there is none."""
+    """Without a trace id, or with one of zeros, the target is the response id, or there is none."""
     named = {"GEN_AI_EVALUATION_NAME": "Relevance", "GEN_AI_RESPONSE_ID": "chatcmpl-1"}
     for trace_id, span_id in (("", ""), ("00" * 16, "00" * 8)):
         assert from_log_record(foreign(trace_id=trace_id, span_id=span_id, **named)).target == {"response_id": "chatcmpl-1"}
@@ -470,6 +470,6 @@ def test_a_foreign_event_outside_a_trace_is_about_the_response_it_names() -> Non
     ],
 )
 def test_an_event_that_is_no_outcome_is_refused(log: LogRecord, said: str) -> None:
-    """A record that can never be understood is a RecordError with the reason, so that it can be set aside and counted."""
+    """A record that can never be understood is a RecordError with the reason, so that it can be counted."""
     with pytest.raises(RecordError, match=said):
         from_log_record(log)

@@ -1,4 +1,4 @@
-"""Browser tokens: what is minted is read back, and nothing else is believed."""
+"""Browser tokens: what was made is read back, and everything else is refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def encoded(data: bytes) -> str:
 
 
 def signed(payload: Any, key: OutcomeKey = NEW, prefix: str = "nsf1") -> str:
-    """A token as somebody with the key could make it, whatever it says."""
+    """A token as anybody with the key can make it, with any claims."""
     text = f"{prefix}.{encoded(payload if isinstance(payload, bytes) else json.dumps(payload).encode())}"
     return f"{text}.{encoded(hmac.new(key.secret, text.encode(), hashlib.sha256).digest())}"
 
@@ -66,7 +66,7 @@ def test_a_token_says_what_was_minted() -> None:
 
 
 def test_the_format_is_public() -> None:
-    """Prefix, base64url JSON with these names, HMAC-SHA256 over both: another language can mint one."""
+    """Prefix, base64url JSON with these names, HMAC-SHA256 over both: another language can make one."""
     payload, signature = parts(mint_token(NEW, CLAIMS))
     assert payload == {
         "kid": "k2",
@@ -86,7 +86,7 @@ def test_the_format_is_public() -> None:
 
 
 def test_a_token_ends() -> None:
-    """It counts until it expires, and not before it was issued, within five minutes of clock difference."""
+    """It is valid until it expires and not before it was issued, but clocks may differ by five minutes."""
     token = mint_token(NEW, CLAIMS)
     assert VERIFIER.verify(token, now_s=NOW_S + 3599)
     assert VERIFIER.verify(token, now_s=NOW_S - 300)
@@ -96,7 +96,7 @@ def test_a_token_ends() -> None:
 
 
 def test_a_forgery_is_refused_without_a_hint() -> None:
-    """Another key, another tenant's key, a changed claim, an unknown tenant or kid: one answer for all of them."""
+    """Another key, another tenant's key, a changed claim, an unknown tenant or kid: the answer is always the same."""
     payload, signature = parts(mint_token(NEW, CLAIMS))
     mine = encoded(json.dumps({**payload, "names": ["resolved"]}).encode())
     forgeries = [
@@ -180,7 +180,7 @@ def test_a_revoked_key_or_token_counts_no_more() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_no_byte_of_a_token_can_be_changed(data: st.DataObject) -> None:
-    """A token has one spelling: any other text is refused, whatever character was changed."""
+    """A token has only one text: it is refused after any character was changed."""
     token = mint_token(NEW, CLAIMS)
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(
@@ -190,7 +190,7 @@ def test_no_byte_of_a_token_can_be_changed(data: st.DataObject) -> None:
 
 
 def test_what_no_collector_would_take_is_not_minted() -> None:
-    """A claim that cannot be right is found where it is made."""
+    """A claim that cannot be right is refused when the token is made."""
     for change in ({"names": ()}, {"trace_id": "x"}, {"expires_at": NOW_S}, {"rater": "r" * 257}):
         with pytest.raises(RecordError):
             mint_token(NEW, replace(CLAIMS, **change))  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_what_no_collector_would_take_is_not_minted() -> None:
 
 
 def test_a_secret_is_long_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It comes from a file or the environment; a short or missing one is an error that does not print it."""
+    """It comes from a file or the environment; a short or missing one is an error that does not show it."""
     path = tmp_path / "k1"
     path.write_text("s" * 40 + "\n")
     key = load_key(f"k1=file:{path}")

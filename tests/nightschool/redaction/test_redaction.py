@@ -1,4 +1,4 @@
-"""What is found in a text and what is not, what stands there instead, and which rules a tenant may write."""
+"""What is found in a text and what is not, what takes its place, and which rules a tenant may write."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def redacted(redactor: Redactor, text: str) -> tuple[str, Counter[str]]:
     return redactor.text(text, found), found
 
 
-# --- kinds --------------------------------------------------------------------------------------------------------------
+# --- kinds ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("kind", "text"), CASES, ids=[f"{kind}-{number}" for number, (kind, _) in enumerate(CASES)])
 def test_every_kind_is_found_wherever_it_stands(redactor: Redactor, kind: str, text: str) -> None:
-    """In a sentence, at either end of a text, in quotes, beside punctuation and on a line of its own: all of it goes, nothing else."""
+    """In a sentence, at an end of a text, in quotes, beside punctuation or alone on a line: all of it is replaced."""
     inside = INSIDE.get(kind, "{}").format(text)
     for before, after in (("", ""), ("my data: ", ", thanks."), ('"', '"'), ("a\n", "\nb"), ("(", ")"), ("née ", " ça")):
         said, found = redacted(redactor, f"{before}{inside}{after}")
@@ -94,7 +94,7 @@ def test_every_kind_is_found_wherever_it_stands(redactor: Redactor, kind: str, t
 
 
 def test_there_is_a_case_of_every_kind() -> None:
-    """A kind without a case above would be untested."""
+    """A kind without a case in the list above would be untested."""
     assert set(FOUND) == set(KINDS)
 
 
@@ -115,13 +115,13 @@ def test_the_help_desk_messages_hold_nothing(redactor: Redactor) -> None:
 
 
 def test_a_number_is_the_longest_kind_it_can_be(redactor: Redactor) -> None:
-    """An account number is no telephone number, and two numbers side by side are two."""
+    """An account number is not a telephone number, and two numbers side by side are two findings."""
     said, found = redacted(redactor, "GB29 NWBK 6016 1331 9268 19 DE89370400440532013000, 4111 1111 1111 1111 12/27")
     assert found == {"iban": 2, "card": 1} and said.endswith("> 12/27")
 
 
-# --- pseudonyms ---------------------------------------------------------------------------------------------------------
-def test_one_person_has_one_pseudonym_however_spelt(redactor: Redactor) -> None:
+# --- pseudonyms -------------------------------------------------------------------------------------------------------
+def test_one_person_has_one_pseudonym_however_spelled(redactor: Redactor) -> None:
     """Case, spaces and separators do not make another pseudonym; another person, kind or secret does."""
     same = {redacted(redactor, text)[0] for text in ("Anna@Example.com", "anna@example.com")}
     cards = {redacted(redactor, text)[0] for text in ("4111 1111 1111 1111", "4111-1111-1111-1111", "4111111111111111")}
@@ -131,20 +131,20 @@ def test_one_person_has_one_pseudonym_however_spelt(redactor: Redactor) -> None:
 
 
 def test_redacting_twice_changes_nothing(redactor: Redactor) -> None:
-    """The collector reads what the SDK redacted: a pseudonym is no finding."""
+    """The collector reads what the SDK redacted, so a pseudonym must not be a finding."""
     said, _ = redacted(redactor, json.dumps([inside for kind, text in CASES for inside in [INSIDE.get(kind, "{}").format(text)]]))
     assert redacted(redactor, said) == (said, Counter())
 
 
 def test_a_secret_is_needed() -> None:
-    """With an empty secret anybody could look a pseudonym up."""
+    """With an empty secret anybody could compute the pseudonym of a known text."""
     with pytest.raises(ConfigError, match="empty"):
         Redactor(Rules(), "")
 
 
-# --- JSON ---------------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 def test_json_is_read_as_json(redactor: Redactor) -> None:
-    """Escapes hide nothing, keys and nested JSON texts and card numbers as numbers are seen, and what comes out is JSON."""
+    """Escapes, keys, nested JSON texts and card numbers as numbers are all seen, and the result is JSON."""
     inner = json.dumps({"to": "anna@example.com"})
     text = json.dumps(
         [{"role": "user", "parts": [{"content": "x\nanna@example.com", "arguments": inner, "n": 4111111111111111}]}]
@@ -163,13 +163,13 @@ def test_a_key_that_stands_twice_hides_nothing(redactor: Redactor) -> None:
 
 
 def test_what_cannot_be_read_does_not_leave(redactor: Redactor) -> None:
-    """JSON nested deeper than anybody can read it is not passed on unread."""
+    """JSON that is nested too deeply to be read is not passed on unchecked."""
     said, found = redacted(redactor, "[" * 100_000 + '"anna@example.com"' + "]" * 100_000)
     assert said == UNREADABLE and found == {"unreadable": 1}
 
 
 def test_pictures_stay_as_they_are(redactor: Redactor) -> None:
-    """Base64 of an image is no text: a chance match would destroy it."""
+    """Base64 of an image is not searched: a match by chance would destroy the image."""
     text = json.dumps([{"type": "blob", "content": "AKIAIOSFODNN7EXAMPLE"}, {"url": "data:image/png;base64,+12345678901"}])
     assert redacted(redactor, text)[0] == text
 
@@ -180,7 +180,7 @@ def test_pictures_stay_as_they_are(redactor: Redactor) -> None:
     )
 )
 def test_any_json_comes_through(data: object) -> None:
-    """No data makes redaction fail, and what comes out is JSON again."""
+    """No data makes redaction fail, and the result is JSON again."""
     text = json.dumps([data, "anna@example.com"])
     said, _ = redacted(Redactor(Rules(), "secret"), text)
     assert "anna@" not in said
@@ -188,13 +188,13 @@ def test_any_json_comes_through(data: object) -> None:
     assert len(json.loads(said)) == 2
 
 
-# --- the prefilter ------------------------------------------------------------------------------------------------------
+# --- the prefilter ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "wrap", [str, json.dumps, lambda text: json.dumps(json.dumps(text)), lambda text: json.dumps(text, ensure_ascii=False)]
 )
 @pytest.mark.parametrize(("kind", "text"), CASES, ids=[f"{kind}-{number}" for number, (kind, _) in enumerate(CASES)])
 def test_the_prefilter_never_says_no_wrongly(kind: str, text: str, wrap: Callable[[str], str]) -> None:
-    """Whatever a kind finds, the fast look at the bytes sees, also in escaped JSON and between random bytes."""
+    """Whatever a kind finds, the prefilter sees in the bytes, also in escaped JSON and between random bytes."""
     noise = random.Random(kind).randbytes(64)
     inside = f"née\n{INSIDE.get(kind, '{}').format(text)}\t"
     raw = noise + wrap(inside).encode() + noise
@@ -204,21 +204,21 @@ def test_the_prefilter_never_says_no_wrongly(kind: str, text: str, wrap: Callabl
 
 
 def test_the_prefilter_says_no_to_ordinary_traffic() -> None:
-    """Ids in hexadecimal, prices, times and model names do not send a request the slow way."""
+    """Ids in hexadecimal, prices, times and model names do not make a request be parsed."""
     raw = b'\n c4c74dc3dd76019808fe3850438a1b41JA\x12 3f2504e0-4f89-41d3-9a0c-0305e82c3301 Qwen2.5-7B 61.40 at 2026-11-21 {"role":"user"}'
     assert not prefilter._triggers_in(raw) and not Rules().may_be_in(raw) and not Rules().may_be_in(raw * 4)
 
 
 @given(st.binary(min_size=256) | st.text("0123456789abcdef-@.:/ AKIAeyJskghp_", min_size=256).map(str.encode))
 def test_both_ways_of_the_prefilter_agree(raw: bytes) -> None:
-    """What Python's patterns see, RE2's automaton sees: with or without it installed, the same is found."""
+    """RE2's automaton sees whatever Python's patterns see: with or without it, the same is found."""
     automaton = prefilter._automaton()
     assert automaton is not None
     if prefilter._triggers_in(raw):
         assert prefilter._may_hold(automaton, raw)
 
 
-# --- rules --------------------------------------------------------------------------------------------------------------
+# --- rules ------------------------------------------------------------------------------------------------------------
 def test_a_tenant_may_allow_deny_and_add() -> None:
     """Allowed texts and domains stay, denied words and own patterns go, kinds not named are not looked for."""
     rules = Rules(
@@ -250,7 +250,7 @@ def test_a_tenant_may_allow_deny_and_add() -> None:
     ],
 )
 def test_bad_rules_are_refused(rules: dict[str, list[str]], said: str) -> None:
-    """Each mistake is named when the rules are made; a pattern that a hostile text could stop the collector with is one."""
+    """Each mistake is named when the rules are made, also a pattern with which a hostile text stops the collector."""
     with pytest.raises(ConfigError, match=re.escape(said)):
         Rules(**rules)
 
@@ -264,11 +264,11 @@ def test_good_patterns_are_taken(pattern: str) -> None:
 
 
 def test_without_any_rule_nothing_is_done() -> None:
-    """The off-switch: no kinds, no patterns, no words."""
+    """Rules without kinds, patterns and words switch redaction off."""
     assert redacted(Redactor(Rules(kinds=()), "s"), "anna@example.com")[0] == "anna@example.com"
 
 
-# --- check digits -------------------------------------------------------------------------------------------------------
+# --- check digits -----------------------------------------------------------------------------------------------------
 @given(
     st.text("0123456789", min_size=2, max_size=19),
     st.sampled_from(["GB", "DE", "NL"]),
@@ -285,7 +285,7 @@ def test_check_digits_agree_with_python_stdnum(digits: str, country: str, accoun
     assert iban(text) and not iban(f"{text[:-1]}{(int(text[-1]) + 1) % 10}")
 
 
-# --- national identity numbers ------------------------------------------------------------------------------------------
+# --- national identity numbers ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("kind", "text", "wrong"),
     [
@@ -302,16 +302,16 @@ def test_check_digits_agree_with_python_stdnum(digits: str, country: str, accoun
     ],
 )
 def test_national_numbers_are_found_when_asked_for(kind: str, text: str, wrong: str) -> None:
-    """Off by default; with the kind named, a valid number goes and one with wrong check digits stays."""
+    """Off by default; with the kind named, a valid number is replaced and one with wrong check digits stays."""
     asked = Redactor(Rules(kinds=[kind]), "s")
     assert redacted(asked, f"id {text}.") == (f"id {redacted(asked, text)[0]}.", Counter({kind: 1}))
     assert redacted(asked, f"id {wrong}.")[0] == f"id {wrong}."
     assert kind not in Rules().kinds
 
 
-# --- outcomes -----------------------------------------------------------------------------------------------------------
+# --- outcomes ---------------------------------------------------------------------------------------------------------
 def test_an_outcome_has_the_pseudonyms_of_its_trace(redactor: Redactor) -> None:
-    """The correction, the comment and the metadata say the same pseudonym as the answer did; ids that join stay usable."""
+    """Correction, comment and metadata have the same pseudonym as the answer; ids that join still join."""
     prompt, _ = redacted(redactor, "write to anna@example.com")
     outcome = Outcome(
         {"conversation_id": "wa:+447700900123"},
@@ -333,7 +333,7 @@ def test_an_outcome_has_the_pseudonyms_of_its_trace(redactor: Redactor) -> None:
 
 
 def test_the_hash_of_an_answer_that_was_redacted_goes(redactor: Redactor) -> None:
-    """The answer in the trace has another hash by now; an edit without findings keeps it."""
+    """After redaction the answer in the trace has another hash; an edit without findings keeps its own."""
     for text, kept in (("Dear anna@example.com", None), ("Dear you", "0" * 64)):
         outcome = Outcome({"trace_id": "1" * 32}, "edit", final_text=text, original_sha256="0" * 64)
         assert redactor.outcome(outcome).original_sha256 == kept
@@ -346,7 +346,7 @@ def test_an_outcome_without_findings_is_the_same(redactor: Redactor) -> None:
 
 
 def test_a_pseudonym_that_is_longer_loses_no_outcome(redactor: Redactor) -> None:
-    """A comment at its limit is cut rather than refused by whoever reads the record next."""
+    """A comment at its limit is cut, so that the next reader of the record does not refuse it."""
     outcome = Outcome({"trace_id": "1" * 32}, "thumb", value=True, comment="8.8.8.8 " * 1024)
     said = redactor.outcome(outcome)
     assert said.comment is not None and len(said.comment) == 8 << 10 and "8.8.8.8" not in said.comment

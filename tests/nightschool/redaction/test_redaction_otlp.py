@@ -1,4 +1,4 @@
-"""OpenTelemetry messages through redaction: every place a text can be, token ids, user ids, and bytes that are left alone."""
+"""Redaction of OpenTelemetry messages: every place of a text, token ids, user ids, and bytes that stay."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def attributes_of(span: Any) -> dict[str, AnyValue]:
 
 
 def test_a_request_without_findings_is_the_very_same_bytes(redactor: Redactor) -> None:
-    """It is neither parsed nor copied."""
+    """A message without findings is neither parsed nor copied."""
     raw = traces(span_with(GEN_AI_INPUT_MESSAGES="hello", SUBJECT="0" * 32)).SerializeToString()
     assert redact_traces(redactor, raw, subjects=True) is raw
 
@@ -119,7 +119,7 @@ PLACES: dict[str, Callable[[ExportTraceServiceRequest], None]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_no_place_is_forgotten(redactor: Redactor, pseudonym: str, place: str) -> None:
-    """Wherever instrumentations put a text, the pseudonym stands there afterwards and the address nowhere."""
+    """Wherever instrumentations put a text, the pseudonym is there afterwards, and the address nowhere."""
     request = traces(span_with())
     PLACES[place](request)
     said = redact_traces(redactor, request.SerializeToString())
@@ -127,7 +127,7 @@ def test_no_place_is_forgotten(redactor: Redactor, pseudonym: str, place: str) -
 
 
 def test_a_changed_span_says_so_and_loses_its_token_ids(redactor: Redactor) -> None:
-    """Ids still spell what the text no longer says; the span beside it, in which nothing was found, keeps its own."""
+    """Token ids would still spell what was taken out; a span in which nothing was found keeps its own."""
     tokens = AnyValue(array_value=ArrayValue(values=[AnyValue(int_value=7)]))
     said = {"PROMPT_TOKEN_IDS": tokens, "COMPLETION_TOKEN_IDS": tokens, "COMPLETION_LOGPROBS": tokens, "GEN_AI_RESPONSE_ID": "r1"}
     request = traces(
@@ -143,7 +143,7 @@ def test_a_changed_span_says_so_and_loses_its_token_ids(redactor: Redactor) -> N
 
 
 def test_a_second_pass_adds_to_the_counts(redactor: Redactor) -> None:
-    """The collector finds what the SDK's rules did not look for; the span tells of both."""
+    """The collector finds what the SDK's rules did not look for; the span has the counts of both."""
     source = Redactor(Rules(kinds=["email"]), "secret")
     once = redact_span(source, span_with(GEN_AI_INPUT_MESSAGES=f"{MAIL} 8.8.8.8").SerializeToString())
     twice = Span.FromString(redact_span(redactor, once))
@@ -152,14 +152,14 @@ def test_a_second_pass_adds_to_the_counts(redactor: Redactor) -> None:
 
 
 def test_names_that_join_records_stay(redactor: Redactor) -> None:
-    """A response id or a release that happens to look like a number of somebody is still found by whoever names it."""
-    kept = dict.fromkeys(("GEN_AI_RESPONSE_ID", "POLICY_VERSION", "TASK", "GEN_AI_TOOL_CALL_ID", "SUBJECT"), "+44 7700 900123")
+    """A response id or a release that looks like a telephone number stays, so that other records can name it."""
+    kept = dict.fromkeys(("GEN_AI_RESPONSE_ID", "RELEASE", "TASK", "GEN_AI_TOOL_CALL_ID", "SUBJECT"), "+44 7700 900123")
     raw = span_with(**kept).SerializeToString()
     assert redact_span(redactor, raw) == raw
 
 
 def test_a_conversation_id_with_a_finding_is_hashed_whole(redactor: Redactor) -> None:
-    """Chats are often named by a telephone number. The span and the outcome name the same conversation afterwards, others stay."""
+    """A conversation named by a telephone number gets the same pseudonym in span and outcome; other names stay."""
     span = Span.FromString(redact_span(redactor, span_with(GEN_AI_CONVERSATION_ID="wa:+447700900123").SerializeToString()))
     outcome = redactor.outcome(Outcome({"conversation_id": "wa:+447700900123"}, "thumb", value=True))
     assert attributes_of(span)[names.GEN_AI_CONVERSATION_ID].string_value == outcome.target["conversation_id"]
@@ -167,13 +167,13 @@ def test_a_conversation_id_with_a_finding_is_hashed_whole(redactor: Redactor) ->
     assert redact_span(redactor, raw) is raw
 
 
-# --- user ids -----------------------------------------------------------------------------------------------------------
+# --- user ids ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "key",
     ["user.id", "enduser.id", "user.email", "langfuse.user.id", "traceloop.association.properties.user_id", "mlflow.trace.user"],
 )
 def test_raw_user_ids_become_subjects(redactor: Redactor, key: str) -> None:
-    """In the collector a foreign SDK's user is the pseudonym that ours would have sent; token ids stay, no word changed."""
+    """In the collector the user of another SDK gets the pseudonym that ours would send; token ids stay."""
     span = span_with(COMPLETION_TOKEN_IDS="ids")
     span.attributes.append(KeyValue(key=key, value=text("mia")))
     said = ExportTraceServiceRequest.FromString(redact_traces(redactor, traces(span).SerializeToString(), subjects=True))
@@ -186,7 +186,7 @@ def test_raw_user_ids_become_subjects(redactor: Redactor, key: str) -> None:
 
 
 def test_user_ids_in_json_metadata_become_subjects_too(redactor: Redactor) -> None:
-    """Some instrumentations put them there, as text or as a number; words about users elsewhere stay."""
+    """Some instrumentations put user ids into metadata, as text or as a number; words about users elsewhere stay."""
     span = span_with(GEN_AI_INPUT_MESSAGES='[{"role": "user", "user_id": "x"}]')
     span.attributes.append(KeyValue(key="metadata", value=text('{"user_id": "mia", "deep": [{"userId": 7}], "plan": "pro"}')))
     said = ExportTraceServiceRequest.FromString(redact_traces(redactor, traces(span).SerializeToString(), subjects=True))
@@ -196,9 +196,9 @@ def test_user_ids_in_json_metadata_become_subjects_too(redactor: Redactor) -> No
     assert found[names.GEN_AI_INPUT_MESSAGES].string_value == '[{"role": "user", "user_id": "x"}]'
 
 
-# --- logs ---------------------------------------------------------------------------------------------------------------
+# --- logs -------------------------------------------------------------------------------------------------------------
 def test_log_bodies_and_attributes_are_redacted(redactor: Redactor, pseudonym: str) -> None:
-    """Message events carry content too; one that was changed says so."""
+    """Message events hold content too; one that was changed says so."""
     request = ExportLogsServiceRequest()
     log = request.resource_logs.add().scope_logs.add().log_records.add(event_name="gen_ai.user.message")
     log.body.kvlist_value.values.add(key="content").value.string_value = MAIL
@@ -210,15 +210,15 @@ def test_log_bodies_and_attributes_are_redacted(redactor: Redactor, pseudonym: s
 
 
 def test_outcomes_among_the_logs_are_left_to_who_knows_their_fields(redactor: Redactor) -> None:
-    """An outcome has ids that must stay and texts that must not; `Redactor.outcome` tells them apart."""
+    """An outcome has ids that must stay and texts that must not; only `Redactor.outcome` tells them apart."""
     outcome = Outcome({"trace_id": "1" * 32}, "edit", final_text=MAIL)
     raw = to_logs_request(outcome, tenant="acme", received_ns=1).SerializeToString()
     assert redact_logs(redactor, raw) is raw
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------------
+# --- what goes wrong --------------------------------------------------------------------------------------------------
 def test_content_that_cannot_be_checked_goes_and_the_span_stays(redactor: Redactor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails closed for content: the attribute is gone, its neighbours and the span are not, and it is counted."""
+    """Content that cannot be checked does not pass: the attribute is dropped and counted, all else stays."""
 
     def broken(self: Redactor, value: str, found: Any) -> str:
         if "poison" in value:
@@ -239,20 +239,20 @@ def test_content_that_cannot_be_checked_goes_and_the_span_stays(redactor: Redact
 
 
 def test_json_too_deep_to_read_does_not_leave(redactor: Redactor) -> None:
-    """Nor does a list nested deeper than anybody reads it."""
+    """A list that is nested too deeply to be read does not pass either."""
     deep = "[" * 100_000 + f'"{MAIL}"' + "]" * 100_000
     said = Span.FromString(redact_span(redactor, span_with(GEN_AI_INPUT_MESSAGES=deep).SerializeToString()))
     assert attributes_of(said)[names.GEN_AI_INPUT_MESSAGES].string_value == UNREADABLE
 
 
 def test_bytes_that_are_no_message_come_back_as_they_are(redactor: Redactor) -> None:
-    """Whoever reads them next refuses them by a better name."""
+    """The code that reads them next refuses them with a better reason."""
     raw = b"\xff" + MAIL.encode()
     assert redact_traces(redactor, raw) is raw
 
 
 def test_the_bytes_of_a_user_attribute_are_seen_before_parsing(redactor: Redactor) -> None:
-    """The fast look must not miss a key that the walk would change."""
+    """The prefilter must not miss a key that the full reading would change."""
     for key in (
         "user.id",
         "enduser.id",

@@ -1,4 +1,4 @@
-"""The registry: what is filed is whole or absent, the pointer moves one step at a time, an adapter id is never used twice."""
+"""The registry: a release is whole or absent, pointers move step by step, adapter ids are never used twice."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
     }
 
 
-# --- filing and reading -------------------------------------------------------------------------------------------------
+# --- filing and reading -----------------------------------------------------------------------------------------------
 def test_a_filed_release_reads_back_and_verifies(registry: Registry, adapters: Any) -> None:
     """Add, list, read, verify: the release is what the night described, under its digest."""
     source = adapters.source()
@@ -81,7 +81,7 @@ def test_what_serving_would_refuse_is_not_filed(registry: Registry, adapters: An
 
 
 def test_a_file_that_changes_while_it_is_filed_is_refused(registry: Registry, adapters: Any) -> None:
-    """The digests were taken of other bytes than those copied: nothing is filed."""
+    """When the digests are not those of the copied bytes, nothing is filed."""
     source = adapters.source()
     manifest = adapters.manifest(source, engine_id=1000)
     (source / "report.html").write_text("<p>worse</p>")
@@ -118,7 +118,7 @@ def test_a_missing_file_is_a_registry_error(registry: Registry, adapters: Any) -
 
 @pytest.mark.parametrize("tenant", ["..", "a/b", "", "A", ".", "engine_ids", "a\0"])
 def test_a_tenant_name_never_becomes_another_path(registry: Registry, adapters: Any, tenant: str) -> None:
-    """Every way in refuses a name that is not a tenant's, the registry's own folder among them."""
+    """Every method refuses a name that is not a tenant's, also that of the registry's own folder."""
     source = adapters.source()
     attempts: list[Callable[[], object]] = [
         lambda: registry.pointer(tenant),
@@ -144,7 +144,7 @@ def test_a_digest_never_becomes_another_path(registry: Registry, digest: str) ->
 
 
 def test_a_release_of_another_tenant_or_a_damaged_one_is_not_read(registry: Registry, adapters: Any) -> None:
-    """manifest() gives only what the digest names, and only to its tenant; a pointer cannot move there either."""
+    """manifest() gives only what the digest names, and only to its tenant; the pointer cannot move to others."""
     digest = file_one(registry, adapters)
     shutil.copytree(registry.release_folder("acme", digest), registry.release_folder("bank", digest))
     with pytest.raises(ReleaseRejected, match="belongs to tenant 'acme', not to 'bank'"):
@@ -158,7 +158,7 @@ def test_a_release_of_another_tenant_or_a_damaged_one_is_not_read(registry: Regi
     assert registry.pointer("acme") == registry.pointer("bank") == Pointer()
 
 
-# --- crashes and full disks ---------------------------------------------------------------------------------------------
+# --- crashes and full disks -------------------------------------------------------------------------------------------
 _ADD = """
 import os, sys
 from pathlib import Path
@@ -185,7 +185,7 @@ registry.move_pointer("acme", registry.pointer("acme"), stable=digest)
 def add_in_process(
     registry: Registry, adapters: Any, source: Path, *, survive: int = 10**9
 ) -> subprocess.CompletedProcess[bytes]:
-    """File `source` and point at it in a process of its own, which dies without a word at its fsync number `survive`."""
+    """File `source` and point at it, in a process of its own that is killed at its fsync number `survive`."""
     manifest = adapters.manifest(source).to_bytes()
     return subprocess.run(
         [sys.executable, "-c", _ADD, source, registry.root, str(survive)], input=manifest, capture_output=True, check=False
@@ -193,7 +193,7 @@ def add_in_process(
 
 
 def test_a_crash_at_any_moment_leaves_the_old_release_or_the_new_one(registry: Registry, adapters: Any) -> None:
-    """Killed at each of its durable writes in turn: no half release is visible, the pointer is old or new, a retry finishes."""
+    """Killed at any durable write: no half release is visible, the pointer is old or new, and a retry finishes."""
     old = file_one(registry, adapters, seed=1)
     registry.move_pointer("acme", Pointer(), stable=old)
     source = adapters.source("new", seed=2)
@@ -212,7 +212,8 @@ def test_a_crash_at_any_moment_leaves_the_old_release_or_the_new_one(registry: R
         assert trial.pointer("acme").stable == new
         assert trial.manifest("acme", new).engine_id == 1001  # one for these weights, before and after the crash
         assert not list(trial.root.rglob("*.tmp"))
-    assert survive == 10  # adapter id and its folder, three files, manifest, draft, tenant's folder, pointer and its folder
+    # The adapter id and its folder, three files, manifest, draft, the tenant's folder, the pointer and its folder.
+    assert survive == 10
 
 
 @contextmanager
@@ -228,7 +229,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [0, 40, 100, 300, 1000])
 def test_a_disk_that_is_full_leaves_the_registry_as_it_was(registry: Registry, adapters: Any, size: int) -> None:
-    """A write that fails, of the id, of any file or of the manifest, is a RegistryError; releases and pointers are untouched."""
+    """A failed write of the id, of a file or of the manifest is a RegistryError; nothing else has changed."""
     old = file_one(registry, adapters, seed=1)
     pointer = registry.move_pointer("acme", Pointer(), stable=old)
     source = adapters.source("new", seed=2)
@@ -268,7 +269,7 @@ def test_a_real_full_disk_leaves_the_registry_as_it_was(tmp_path: Path, adapters
 
 
 def test_a_registry_that_cannot_be_written_is_a_registry_error(tmp_path: Path, adapters: Any) -> None:
-    """A file where the folder should be is one sentence, not a traceback of the operating system's."""
+    """A file in place of the folder is one clear sentence, not a traceback."""
     (tmp_path / "registry").write_text("not a folder")
     registry = Registry(tmp_path / "registry")
     with pytest.raises(RegistryError, match="cannot reserve an adapter id"):
@@ -277,7 +278,7 @@ def test_a_registry_that_cannot_be_written_is_a_registry_error(tmp_path: Path, a
         registry.move_pointer("acme", Pointer(), frozen=True)
 
 
-# --- the pointer --------------------------------------------------------------------------------------------------------
+# --- the pointer ------------------------------------------------------------------------------------------------------
 def test_a_pointer_moves_by_compare_and_swap(registry: Registry, adapters: Any) -> None:
     """Each move adds one to the epoch; an outdated expectation is a conflict and changes nothing."""
     digest = file_one(registry, adapters)
@@ -291,7 +292,7 @@ def test_a_pointer_moves_by_compare_and_swap(registry: Registry, adapters: Any) 
 
 
 def test_back_to_the_base_model_is_a_move_too(registry: Registry, adapters: Any) -> None:
-    """A pointer at no release is the base model, at a later epoch."""
+    """A pointer to no release means the base model, at a later epoch."""
     first = registry.move_pointer("acme", Pointer(), stable=file_one(registry, adapters))
     assert registry.move_pointer("acme", first, stable=None) == Pointer(epoch=2)
 
@@ -328,7 +329,7 @@ except PointerConflict:
 
 
 def test_one_of_many_processes_wins_a_move(registry: Registry) -> None:
-    """Six processes make the same first move: one succeeds, five get a conflict, and the winner's is what stands."""
+    """Six processes make the same first move: one succeeds, five get a conflict, and the winner's pointer stays."""
     running = [
         subprocess.Popen([sys.executable, "-c", _MOVE, registry.root, str(n)], stdout=subprocess.PIPE, text=True)
         for n in range(6)
@@ -339,7 +340,7 @@ def test_one_of_many_processes_wins_a_move(registry: Registry) -> None:
 
 
 def test_a_reader_never_sees_half_a_pointer(registry: Registry) -> None:
-    """While one thread moves the pointer, every read gives a whole one, and epochs never go back."""
+    """While one thread moves the pointer, every read gives a complete one, and epochs never decrease."""
     stop, seen = threading.Event(), [0]
 
     def look() -> None:
@@ -394,7 +395,7 @@ def test_a_move_out_of_bounds_is_refused(registry: Registry, changes: dict[str, 
     ],
 )
 def test_a_damaged_pointer_is_an_error_that_names_the_file(registry: Registry, text: str) -> None:
-    """A pointer.json that is none says which file, why, and what to do; it is never read as the base model."""
+    """For a broken pointer.json the error names the file, why, and what to do; it never means the base model."""
     path = registry.root / "acme" / "pointer.json"
     path.parent.mkdir(parents=True)
     path.write_text(text)
@@ -402,7 +403,7 @@ def test_a_damaged_pointer_is_an_error_that_names_the_file(registry: Registry, t
         registry.pointer("acme")
 
 
-# --- adapter ids --------------------------------------------------------------------------------------------------------
+# --- adapter ids ------------------------------------------------------------------------------------------------------
 def test_an_adapter_id_belongs_to_one_tenants_weights(registry: Registry, adapters: Any) -> None:
     """Other weights, or the same weights of another tenant, get another id; the same weights get theirs again."""
     one, two = (adapters.source(f"s{seed}", seed=seed) / WEIGHTS for seed in (1, 2))
@@ -422,7 +423,7 @@ for weights in sys.argv[2:]:
 
 
 def test_adapter_ids_are_unique_among_processes(registry: Registry, tmp_path: Path) -> None:
-    """Five processes reserve ids for the same twelve weights, each in another order: every one sees the same twelve ids."""
+    """Five processes reserve ids for the same twelve weights, each in another order, and get the same twelve ids."""
     weights = [tmp_path / f"w{n}" for n in range(12)]
     for n, path in enumerate(weights):
         path.write_bytes(bytes([n]))
@@ -440,7 +441,7 @@ def test_adapter_ids_are_unique_among_processes(registry: Registry, tmp_path: Pa
 
 
 def test_adapter_ids_are_unique_among_threads(registry: Registry, tmp_path: Path) -> None:
-    """The same within one process, where the process id tells nobody apart."""
+    """The same between threads of one process."""
     weights = [tmp_path / f"w{n}" for n in range(16)]
     for n, path in enumerate(weights):
         path.write_bytes(bytes([n]))

@@ -34,7 +34,7 @@ def verify(adapters: Any, folder: Path, digest: str, **changes: Any) -> ReleaseM
     return verify_release(folder, digest=digest, **asked)
 
 
-# --- the manifest -------------------------------------------------------------------------------------------------------
+# --- the manifest -----------------------------------------------------------------------------------------------------
 def test_a_manifest_reads_back_as_it_was_written(adapters: Any) -> None:
     """to_bytes and from_bytes are inverse, and the digest is that of the bytes."""
     manifest = adapters.manifest(adapters.source())
@@ -44,7 +44,7 @@ def test_a_manifest_reads_back_as_it_was_written(adapters: Any) -> None:
 
 
 def test_the_bytes_of_a_manifest_never_change() -> None:
-    """The digest of this literal manifest is pinned: another spelling would rename every release there is."""
+    """The digest of this literal manifest is pinned: another form would rename every existing release."""
     manifest = ReleaseManifest(
         tenant="acme",
         engine_id=1000,
@@ -74,7 +74,7 @@ def test_the_bytes_of_a_manifest_never_change() -> None:
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"night": None}, "night has None; it must be a string"),
         ({"target_modules": [1]}, "target_modules has 1"),
-        ({"target_modules": "q_proj"}, "not in the one spelling"),
+        ({"target_modules": "q_proj"}, "not the canonical JSON of its content"),
         ({"base_model": {"weights": 1, "tokenizer": "b", "chat_template": "c"}}, "base_model has 1"),
         ({"base_model": {"weights": "a"}}, "missing"),
         ({"files": [{"name": WEIGHTS, "size": -1, "sha256": "f" * 64}]}, "files has the size -1"),
@@ -85,7 +85,7 @@ def test_the_bytes_of_a_manifest_never_change() -> None:
     ],
 )
 def test_a_manifest_with_a_wrong_field_is_refused(adapters: Any, change: dict[str, Any], said: str) -> None:
-    """Each field is of its type and within its bounds, whoever wrote the manifest."""
+    """Each field must be of its type and within its bounds, also in a manifest from elsewhere."""
     raw = json.loads(adapters.manifest(adapters.source()).to_bytes()) | change
     data = json.dumps(raw, sort_keys=True, indent=1, ensure_ascii=False).encode()
     with pytest.raises(ReleaseRejected, match=said):
@@ -108,7 +108,7 @@ def test_a_manifest_with_a_wrong_field_is_refused(adapters: Any, change: dict[st
     ids=["empty", "list", "number", "not text", "deep", "newline", "NaN", "key twice", "other spelling"],
 )
 def test_what_is_not_a_manifest_in_its_one_spelling_is_refused(adapters: Any, spoil: Callable[[bytes], bytes]) -> None:
-    """One manifest has one spelling; anything else, however broken, is a ReleaseRejected and no other error."""
+    """A manifest has only one form; everything else, however broken, is a ReleaseRejected and no other error."""
     with pytest.raises(ReleaseRejected, match="not a release manifest"):
         ReleaseManifest.from_bytes(spoil(adapters.manifest(adapters.source()).to_bytes()))
 
@@ -128,7 +128,7 @@ def test_a_digest_never_leaves_its_folder(digest: Any) -> None:
         check_digest(digest)
 
 
-# --- a good release -----------------------------------------------------------------------------------------------------
+# --- a good release ---------------------------------------------------------------------------------------------------
 def test_a_whole_release_passes_and_gives_its_manifest(adapters: Any) -> None:
     """What a night files passes every check."""
     folder, digest = adapters.sealed(adapters.source())
@@ -136,14 +136,14 @@ def test_a_whole_release_passes_and_gives_its_manifest(adapters: Any) -> None:
 
 
 def test_a_release_without_a_report_passes(adapters: Any) -> None:
-    """The report is for people; weights and configuration are what is needed."""
+    """The report is for people and may be missing; weights and configuration may not."""
     source = adapters.source()
     (source / REPORT).unlink()
     folder, digest = adapters.sealed(source)
     assert verify(adapters, folder, digest).tenant == "acme"
 
 
-# --- changed after it was filed -----------------------------------------------------------------------------------------
+# --- changed after it was filed ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [WEIGHTS, ADAPTER_CONFIG, REPORT, MANIFEST])
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_a_flipped_bit_in_any_file_is_refused(adapters: Any, name: str, where: float) -> None:
@@ -180,7 +180,7 @@ def test_a_file_that_is_not_the_one_filed_is_refused(adapters: Any, name: str, b
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", ".hidden", "tokenizer.json", "folder/"])
 def test_a_file_too_many_is_refused(adapters: Any, name: str) -> None:
-    """Nothing lies beside the named files: vLLM falls back to unpickling an adapter_model.bin."""
+    """No file is there that is not named: vLLM would unpickle an adapter_model.bin."""
     folder, digest = adapters.sealed(adapters.source())
     (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
     with pytest.raises(ReleaseRejected, match=f"it holds .*{name.strip('/')}"):
@@ -200,12 +200,12 @@ def test_another_digest_tenant_or_base_model_is_refused(adapters: Any) -> None:
 
 
 def test_a_missing_folder_is_refused(adapters: Any) -> None:
-    """No folder is a rejection like any other, not a crash of the replica."""
+    """A missing folder is a rejection like any other, not a crash of the replica."""
     with pytest.raises(ReleaseRejected, match=r"manifest\.json is missing"):
         verify(adapters, adapters.root / "nowhere", "0" * 64)
 
 
-# --- filed by somebody who makes the digests fit ------------------------------------------------------------------------
+# --- filed by somebody who makes the digests fit ----------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["adapter_model.bin", "../../escape", "tokenizer.json", MANIFEST])
 def test_a_manifest_cannot_name_another_file(adapters: Any, name: str) -> None:
     """The file list holds weights, configuration and report only, even when size and digest fit."""
@@ -268,7 +268,7 @@ def test_size_and_rank_limits_hold(adapters: Any) -> None:
     ],
 )
 def test_an_adapter_that_would_be_served_as_something_else_is_refused(adapters: Any, change: dict[str, Any], said: str) -> None:
-    """Whatever vLLM does not implement, or would apply otherwise than it was trained, is refused by its configuration."""
+    """A configuration that vLLM does not implement, or applies differently from training, is refused."""
     folder, digest = adapters.sealed(adapters.source(**change))
     with pytest.raises(ReleaseRejected, match=said):
         verify(adapters, folder, digest)

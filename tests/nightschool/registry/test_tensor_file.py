@@ -87,7 +87,7 @@ def test_another_type_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, header: Any, data: bytes, said: str) -> None:
-    """Every way the header and the data can disagree is a ReleaseRejected that says which."""
+    """Whenever header and data do not agree, a ReleaseRejected says where."""
     with pytest.raises(ReleaseRejected, match=said):
         check_tensors(raw_file(tmp_path / "x.safetensors", header, data))
 

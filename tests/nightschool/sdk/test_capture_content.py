@@ -53,18 +53,19 @@ def is_captured(span: CapturedSpan) -> bool:
     ],
 )
 def test_content_is_recorded_as_configured_by_task(configured: Any, task: str, given: bool | None, captured: bool) -> None:
-    """The request's own word wins over its task's, and a task not named is recorded."""
+    """What a request is told itself replaces what is said of its task; a task that is not named is recorded."""
     with capture(capture_content=configured) as collector:
         with nightschool.request(task=task, user="mia", capture_content=given):
             ask()
         assert is_captured(call_span(collector)) is captured
         if not captured:
             assert not any(SECRET.encode() in request.body for request in collector.requests)
-            assert collector.spans[-1].attributes["nightschool.content.capture"] is False  # the request's own span says so too
+            # The request's own span says so too.
+            assert collector.spans[-1].attributes["nightschool.content.capture"] is False
 
 
 def test_a_request_inside_one_without_content_has_none() -> None:
-    """What is kept out stays out further in, unless a request there says otherwise itself."""
+    """Inside a request that keeps content out it stays out, unless an inner request asks for it itself."""
     with capture() as collector:
         with nightschool.request(task="outer", capture_content=False), nightschool.request(task="inner"):
             ask()
@@ -83,7 +84,7 @@ def test_a_decorated_function_keeps_content_out_of_every_call() -> None:
 
 
 def test_a_call_outside_any_request_follows_the_configuration() -> None:
-    """Without a task only a setting for all can be meant."""
+    """A call without a task follows only the setting for all tasks."""
     with capture(capture_content=False) as collector:
         ask()
         assert not is_captured(call_span(collector))
@@ -93,7 +94,7 @@ def test_a_call_outside_any_request_follows_the_configuration() -> None:
 
 
 def test_the_server_is_told() -> None:
-    """The headers of a call make the server's span a child of ours, and ask it to keep token ids out exactly where we keep texts out."""
+    """A call's headers make the server's span a child of ours, and keep token ids out of it where we keep texts out."""
     with capture(capture_content={"triage": False}) as collector:
         with nightschool.request(task="triage"):
             silent = ask()
@@ -112,7 +113,7 @@ def test_the_server_is_told() -> None:
 def test_opentelemetrys_own_variable_is_honoured_and_never_in_silence(
     said: str, captured: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where it keeps content out of spans so do we, with a line in the log; what `configure` says itself wins."""
+    """Where it keeps content out of spans so do we, with a line in the log; an argument of `configure` wins."""
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", said)
     with caplog.at_level(logging.WARNING, logger="nightschool"), capture() as collector:
         ask()

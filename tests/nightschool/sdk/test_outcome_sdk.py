@@ -1,4 +1,4 @@
-"""Outcomes from an app: every kind of target and of content, join keys on the spans, tokens minted without a network."""
+"""Outcomes from an app: every kind of target and of content, join keys on spans, tokens without a network."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_span_alone_is_one_of_the_request(collector: Collector) -> None:
 
 
 def test_an_edit_says_what_it_was_made_of(collector: Collector) -> None:
-    """The text edited travels as its hash; messages travel whole; a demonstration is no edit."""
+    """The edited text is sent as its hash and messages whole; a demonstration is not an edit."""
     messages = [{"role": "assistant", "content": "cards"}]
     nightschool.outcome("reply", final_text="Dear Mia", original_text="Dear Müller", response_id="r")
     nightschool.outcome("reply", final_messages=messages, response_id="r")
@@ -94,7 +94,7 @@ def test_a_request_that_is_over_can_still_be_tagged(collector: Collector) -> Non
 
 
 def test_a_tag_that_no_outcome_could_name_is_left_out(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said in the log, or raised where the app is strict; outside a request there is nothing to tag."""
+    """It is logged, or raised where the app is strict; outside a request there is nothing to tag."""
     nightschool.tag_join("ticket", "T-1")
     with nightschool.request(task="triage") as req:
         req.tag_join("", "T-42")
@@ -112,7 +112,7 @@ def client(**changes: Any) -> Client:
 
 
 def test_a_token_is_minted_where_the_app_is() -> None:
-    """About the request, as its user, for thirty days; the collector believes it from the same secret alone."""
+    """It is about the request, as its user, for thirty days; the collector checks it with nothing but the secret."""
     acme = client(outcome_key=("k1", SECRET + "\n"))
     with acme.request(task="triage", user="mia", conversation="c-1") as req:
         token = acme.outcome_token("thumb", "csat")
@@ -124,7 +124,7 @@ def test_a_token_is_minted_where_the_app_is() -> None:
 
 
 def test_a_token_may_be_for_any_answer_and_rater() -> None:
-    """Outside the request, with what the app kept of it."""
+    """Outside the request, with the ids that the app kept."""
     acme = client(outcome_key=("k1", SECRET))
     token = acme.outcome_token("thumb", trace_id=TRACE, span_id=SPAN, user="tom", conversation="c-2", expires_in_s=60)
     claims = TokenVerifier({"acme": [OutcomeKey("k1", SECRET.encode())]}).verify(token, now_s=1_790_000_000)
@@ -148,7 +148,7 @@ def test_no_token_is_no_failure_of_the_app(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_outcome_that_the_collector_rejects_is_counted(collector: Collector) -> None:
-    """A batch is taken item by item; what was not stored is in the statistics, and the rest was sent."""
+    """Each item of a batch has its own status; what was not stored is counted, and the rest was sent."""
     said = b'{"outcomes":[{"status":"accepted"},{"status":"conflict","error":"x"},{"status":"duplicate"}]}'
     collector.fail(Failure(202, body=said), path="/v1/outcomes")
     for _ in range(3):

@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import nightschool
 
 PUBLIC = {
@@ -41,6 +43,16 @@ def test_public_names_are_pinned() -> None:
     """The public names and their parameters grow only on purpose."""
     found = {name: f"({', '.join(inspect.signature(getattr(nightschool, name)).parameters)})" for name in nightschool.__all__}
     assert found == PUBLIC
+
+
+@pytest.mark.parametrize("name", ["outcome", "outcome_token"])
+def test_a_function_has_the_parameters_of_the_clients_method(name: str) -> None:
+    """They are written once: names, defaults and annotations are the same in the function, the method and a bound method."""
+    function, method = getattr(nightschool, name), getattr(nightschool.Client, name)
+    bound = getattr(nightschool.Client("", "", api_key="", enabled=False), name)
+    _, *parameters = inspect.signature(method).parameters.values()
+    assert list(inspect.signature(function).parameters.values()) == parameters
+    assert list(inspect.signature(bound).parameters.values()) == parameters
 
 
 def test_an_unknown_name_says_what_there_is() -> None:

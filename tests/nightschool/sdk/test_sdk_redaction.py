@@ -32,7 +32,7 @@ def content_of(collector: Collector) -> dict[str, Any]:
 
 
 def test_nothing_that_is_found_leaves_the_process() -> None:
-    """Prompt, answer, correction and comment say the same pseudonym, and the address is in no byte that was sent."""
+    """Prompt, answer, correction and comment have the same pseudonym, and the address is in no byte that was sent."""
     with capture() as collector:
         work()
     assert MAIL.encode() not in everything_sent(collector).lower()

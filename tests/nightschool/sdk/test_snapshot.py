@@ -75,7 +75,7 @@ def test_an_answer_may_change_once_it_is_recorded(collector: Collector, kind: st
 
 
 def as_objects(data: Any) -> Any:
-    """Plain data as objects with attributes, of a class nobody knows."""
+    """Plain data as objects with attributes, of a class that the tracer does not know."""
     if isinstance(data, dict):
         return SimpleNamespace(**{name: as_objects(value) for name, value in data.items()})
     return [as_objects(item) for item in data] if isinstance(data, list) else data

@@ -1,4 +1,4 @@
-"""Tools that an app runs are spans of the request, with what they were given and what they answered."""
+"""Tools that an app runs are spans of the request, with their arguments and results."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_without_content_a_tool_keeps_its_name(collector: Collector) -> None:
 
 
 def test_long_results_count_against_the_queue() -> None:
-    """The bound of the queue holds for tools as for calls."""
+    """The limit of the queue applies to tools as to model calls."""
     with capture(max_queue_bytes=50_000) as collector:
         collector.stop()
         for _ in range(10):

@@ -1,4 +1,4 @@
-"""Requests are traces of their own, marked with task, user and conversation, beside whatever the app traces itself."""
+"""Requests are traces of their own, marked with task, user and conversation, beside the app's own traces."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def spans(collector: Collector) -> dict[str, CapturedSpan]:
 
 
 def test_marks_are_on_the_request_and_on_every_span_below(collector: Collector) -> None:
-    """Task, pseudonym, conversation and side are on the request's span and on its calls; the tenant is on the resource."""
+    """Task, pseudonym, conversation and side are on the request's span and its calls; the tenant is on the resource."""
     with nightschool.request(task="triage", user="mia", conversation="c1") as req:
         ask()
     seen = spans(collector)
@@ -222,10 +222,10 @@ def test_a_thread_may_work_on_a_request(collector: Collector) -> None:
     assert seen["chat alone"].trace_id != req.trace_id
 
 
-# --- beside the app's own OpenTelemetry ---------------------------------------------------------------------------------
+# --- beside the app's own OpenTelemetry -------------------------------------------------------------------------------
 @pytest.mark.parametrize("is_sampled", [False, True])
 def test_the_apps_tracing_neither_suffers_nor_decides(collector: Collector, is_sampled: bool) -> None:
-    """Ours is recorded whatever the app samples and links to the app's span; the app's spans keep their parent and sampling."""
+    """Ours is recorded whatever the app samples, with a link to the app's span; the app's spans do not change."""
     exported = InMemorySpanExporter()
     app = TracerProvider(sampler=ParentBased(ALWAYS_ON if is_sampled else ALWAYS_OFF))
     app.add_span_processor(SimpleSpanProcessor(exported))
@@ -271,7 +271,7 @@ def test_the_apps_variables_do_not_cut_or_drop(monkeypatch: pytest.MonkeyPatch) 
     assert attributes["gen_ai.request.seed"] == 1
 
 
-# --- outcomes -----------------------------------------------------------------------------------------------------------
+# --- outcomes ---------------------------------------------------------------------------------------------------------
 def test_an_outcome_inside_a_request_is_about_it(collector: Collector) -> None:
     """Without a target an outcome belongs to the current request."""
     with nightschool.request(task="triage") as req:
@@ -329,7 +329,7 @@ def test_an_outcome_says_all_it_was_given(collector: Collector) -> None:
 
 
 def test_each_outcome_has_an_id_of_its_own(collector: Collector) -> None:
-    """Two equal outcomes are two events, a retry of one is not: the id is made at the call."""
+    """Two equal outcomes are two events, but a retry is not a new one: the id is made in the call."""
     ids = {nightschool.outcome("thumb", True, response_id="r") for _ in range(2)}
     nightschool.outcome("thumb", op="retract", response_id="r")
     nightschool.flush()
@@ -367,7 +367,7 @@ def test_an_outcome_that_makes_no_sense_is_counted_not_raised(
         nightschool.outcome(**wrong)
 
 
-# --- configuration ------------------------------------------------------------------------------------------------------
+# --- configuration ----------------------------------------------------------------------------------------------------
 def test_configuring_again_replaces_and_sends_what_the_first_held() -> None:
     """The first client's records go to the first collector, later ones to the second."""
     with Collector() as first, Collector() as second:
@@ -446,7 +446,7 @@ def test_disabled_means_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None
     assert threading.active_count() == threads
 
 
-# --- our errors stay ours -----------------------------------------------------------------------------------------------
+# --- our errors stay ours ---------------------------------------------------------------------------------------------
 class Hostile:
     """An object that fails whatever is asked of it."""
 
@@ -466,6 +466,6 @@ def test_internal_errors_are_counted_and_kept_from_the_app(monkeypatch: pytest.M
 
 
 def test_internal_errors_are_raised_under_pytest(collector: Collector) -> None:
-    """Where tests run, an error of ours is seen."""
+    """Under pytest an error of ours is raised."""
     with pytest.raises(RuntimeError, match="hostile"):
         nightschool.model_call("m", [Hostile()])  # type: ignore[list-item]

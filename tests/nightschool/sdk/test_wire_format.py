@@ -20,7 +20,7 @@ from nightschool.sdk.span import SpanRecord
 from nightschool.testing import FixedIds, capture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "spans.otlp"
-"""Recorded with the tracer built on `opentelemetry.sdk.trace.TracerProvider`; resource left out, it names the SDK's version."""
+"""Recorded with a tracer on `opentelemetry.sdk.trace.TracerProvider`, without the resource, which names its version."""
 
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Du löst Anfragen. 💳"},
@@ -101,7 +101,7 @@ def test_the_spans_are_the_bytes_they_always_were() -> None:
     assert sent() == GOLDEN.read_bytes()
 
 
-# --- beside the official encoder ----------------------------------------------------------------------------------------
+# --- beside the official encoder --------------------------------------------------------------------------------------
 TEXTS = st.text(max_size=30).filter(lambda text: text.isprintable() or text == "")
 VALUES = st.one_of(
     TEXTS,
@@ -150,7 +150,7 @@ def as_sdk_span(record: SpanRecord, resource: Resource) -> ReadableSpan:
 @given(st.lists(records(), min_size=1, max_size=5), ATTRIBUTES)
 @settings(max_examples=200, deadline=None)
 def test_a_request_is_what_the_official_encoder_makes(given_records: list[SpanRecord], about: dict[str, Any]) -> None:
-    """Whatever is on the spans: parsed, the pieces of our request are the official encoder's message."""
+    """Whatever is on the spans, our request is, once parsed, the message of the official encoder."""
     resource = Resource(about)
     encoder = SpanEncoder(resource.attributes, scope="nightschool")
     ours = b"".join(encoder.wrap([encoder.encode(record) for record in given_records]))

@@ -1,4 +1,4 @@
-"""The rules of a `Stream`, held by SQLite and by a real Apache Kafka alike."""
+"""The rules of a `Stream`, checked on SQLite and on a real Apache Kafka."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOLDEN = {b"": 0x811C9DC5, b"a": 0xE40C292C, b"fo": 0x6222E842, b"foobar": 0xBF9
 
 
 class SqliteHarness:
-    """How the suite deals with SQLite where the protocol has no word for it."""
+    """What the suite needs of SQLite beyond the protocol."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "deep" / "stream.db"
@@ -112,7 +112,7 @@ def test_appended_records_come_back_whole(stream: Stream, topic: str) -> None:
 
 
 def test_a_new_opening_sees_everything_acknowledged(harness: Harness, topic: str) -> None:
-    """Records survive the object that wrote them, and offsets go on where they stopped."""
+    """Records outlive the object that wrote them, and offsets continue where they stopped."""
     with harness.open() as first:
         (one,) = first.append(topic, [Record(b"k", b"1")])
     with harness.open() as second:
@@ -130,7 +130,7 @@ def test_a_reader_follows_a_writer(harness: Harness, stream: Stream, topic: str)
 
 
 def test_order_within_a_key_is_the_order_of_appending(stream: Stream, topic: str) -> None:
-    """Records of one key stand in one partition, in order, within an append and across appends."""
+    """Records of one key are in one partition, in order, within an append and across appends."""
     for round_number in range(3):
         stream.append(topic, [Record(f"key-{n % 5}".encode(), f"{round_number}-{n:03}".encode()) for n in range(50)])
     stored = read_all(stream, topic)
@@ -142,7 +142,7 @@ def test_order_within_a_key_is_the_order_of_appending(stream: Stream, topic: str
 
 
 def test_records_stand_in_the_partition_of_their_key(stream: Stream, topic: str) -> None:
-    """The partition is FNV-1a 32 of the key, signed, absolute, modulo, as the OpenTelemetry Collector's Kafka exporter."""
+    """The partition is that of the OpenTelemetry Collector's Kafka exporter: FNV-1a 32, signed, absolute, modulo."""
     for key, unsigned in GOLDEN.items():
         magnitude = min(unsigned, (1 << 32) - unsigned)
         assert [partition_of(key, n) for n in (1, 4, 12, 97)] == [magnitude % n for n in (1, 4, 12, 97)]
@@ -163,7 +163,7 @@ def test_read_takes_the_range_asked_for(stream: Stream, topic: str) -> None:
 
 
 def test_offsets_of_empty_and_unknown(stream: Stream, topic: str) -> None:
-    """An unknown topic has no partitions, no id and no records; a created one starts and ends at 0 in each partition."""
+    """An unknown topic has no partitions, id or records; a created one starts and ends at 0 in each partition."""
     assert (stream.start_offsets(topic), stream.end_offsets(topic), stream.topic_id(topic)) == ({}, {}, None)
     assert list(stream.read(topic, 0, 0, 10)) == []
     stream.create_topic(topic, partitions=3)
@@ -188,7 +188,7 @@ def test_a_topic_created_again_has_another_id(harness: Harness, topic: str) -> N
 
 
 def test_expired_offsets_are_data_loss(harness: Harness, stream: Stream, topic: str) -> None:
-    """Reading from an offset that is gone raises and names the lost range; the rest is readable and no offset is reused."""
+    """Reading an offset that is gone raises and names the lost range; the rest is readable, no offset is reused."""
     partition = stream.append(topic, [Record(b"k", str(n).encode()) for n in range(10)])[0].partition
     harness.expire(topic, partition, before=4)
     with pytest.raises(DataLossError, match=r"offsets 2 to 3 .* first still held is 4"):
@@ -208,7 +208,7 @@ def test_big_values(stream: Stream, topic: str) -> None:
 
 
 def test_too_big_a_record_is_refused_before_anything_is_written(stream: Stream, topic: str) -> None:
-    """A record that can never be stored raises `RecordError`, which no retry cures, and takes nothing with it."""
+    """A record that can never be stored raises `RecordError`, and nothing of the append is stored."""
     with pytest.raises(RecordError, match=f"at most {MAX_RECORD_BYTES}"):
         stream.append(topic, [Record(b"k", b"small"), Record(b"k", b"x" * (MAX_RECORD_BYTES + 1))])
     assert read_all(stream, topic) == []
@@ -239,14 +239,14 @@ def test_threads_lose_and_duplicate_nothing(stream: Stream, topic: str) -> None:
 
 
 def test_topic_names_are_checked(stream: Stream) -> None:
-    """A name that is no topic name is a mistake of the caller and says what is allowed."""
+    """A name that is not a topic name is an error that says what is allowed."""
     for name in ("", "..", "a b", "a/b", "x" * 250):
         with pytest.raises(ConfigError, match="allowed are"):
             stream.append(name, [Record(b"k", b"v")])
 
 
 def test_unknown_stream_urls_say_what_is_allowed() -> None:
-    """A URL that is no stream names both kinds there are."""
+    """For a URL that is not a stream the error names both kinds."""
     for url in ("", "sqlite:", "redis://x", "kafka:x"):
         with pytest.raises(ConfigError, match=r"sqlite:PATH.*kafka://HOST:PORT"):
             open_stream(url)

@@ -27,7 +27,7 @@ def topic() -> str:
 
 
 def test_offsets_may_have_gaps(kafka_broker: Any, topic: str) -> None:
-    """The marks of transactions and aborted records take offsets but are never read, also when they stand last."""
+    """Marks of transactions and aborted records have offsets but are never read, also when they are last."""
     from kafka import KafkaProducer
 
     with open_stream(f"kafka://{kafka_broker.bootstrap}", partitions=1) as stream:
@@ -138,7 +138,8 @@ def test_a_killed_broker_loses_nothing_acknowledged(
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            for outage_s in (DELIVERY_TIMEOUT_MS / 1000 + 1, 0.0):  # long enough that an append is refused; and a short one
+            # One outage so long that an append is refused, and a short one.
+            for outage_s in (DELIVERY_TIMEOUT_MS / 1000 + 1, 0.0):
                 kafka_broker.kill()
                 assert not recovered.wait(outage_s)
                 kafka_broker.start()
@@ -154,13 +155,13 @@ def test_a_killed_broker_loses_nothing_acknowledged(
         stored = {Offset(p, r.offset): r.value for p in ends for r in reader.read(topic, p, 0, ends[p])}
     assert refused
     assert acknowledged.items() <= stored.items()
-    gc.collect()  # kafka-python leaves the socket of each refused connection to the collector; let it warn here
+    gc.collect()  # kafka-python leaves sockets of refused connections to the garbage collector; it must warn here
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 def test_a_topic_deleted_under_a_writer_comes_back_with_our_settings(kafka_broker: Any, topic: str, fast: bool) -> None:
-    """An append to a topic that is gone is refused, and the next one creates it anew, as planned and not as the broker would."""
+    """An append to a deleted topic is refused, and the next one creates it, as planned and not as the broker would."""
     from kafka import KafkaAdminClient
 
     with KafkaStream([kafka_broker.bootstrap], partitions=3, fast=fast) as stream:

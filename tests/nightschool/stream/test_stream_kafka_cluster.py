@@ -1,4 +1,4 @@
-"""Three real brokers: an acknowledgement means two copies, and a leader may die in the middle of everything."""
+"""Three real brokers: an acknowledgment means two copies, and a leader may die at any time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nightschool.stream.kafka import KafkaStream
 
 def _leader(stream: KafkaStream, topic: str) -> int:
     """Index of the broker that leads partition 0."""
-    return int(stream._describe(topic)["partitions"][0]["leader_id"]) - 1
+    return int(stream._admin.describe(topic)["partitions"][0]["leader_id"]) - 1
 
 
 @pytest.mark.kafka
@@ -27,7 +27,7 @@ def _leader(stream: KafkaStream, topic: str) -> int:
 def test_a_killed_leader_loses_nothing_acknowledged(
     kafka_cluster: list[Any], fast: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When the leader is killed another broker takes over, appends go on without it, and all that was acknowledged is there."""
+    """When the leader is killed another broker takes over, appends continue, and nothing acknowledged is lost."""
     caplog.set_level(logging.CRITICAL, logger="kafka")  # captured log records would hold the connections they are about
     topic = f"ns.test-{uuid.uuid4().hex}"
     acknowledged: dict[Offset, bytes] = {}
@@ -69,4 +69,4 @@ def test_a_killed_leader_loses_nothing_acknowledged(
         end = reader.end_offsets(topic)[0]
         stored = {Offset(0, record.offset): record.value for record in reader.read(topic, 0, 0, end)}
     assert acknowledged.items() <= stored.items()
-    gc.collect()  # kafka-python leaves the socket of each refused connection to the collector; let it warn here
+    gc.collect()  # kafka-python leaves sockets of refused connections to the garbage collector; it must warn here

@@ -1,4 +1,4 @@
-"""What only the fast writer promises: a bounded queue, futures that always end, and a substitute where it is not installed."""
+"""What only the fast writer has: a bounded queue, futures that always end, a substitute where it is missing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.filterwarnings("ignore:unclosed <so
 
 @pytest.fixture(autouse=True)
 def _refused_connections(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """kafka-python leaves the socket of each refused connection to the collector; let it warn here, and no log record hold it."""
+    """kafka-python leaves sockets of refused connections to the garbage collector; it must warn here, not later."""
     caplog.set_level(logging.CRITICAL, logger="kafka")
     yield
     gc.collect()
@@ -37,7 +37,7 @@ def topic() -> str:
 
 
 def test_it_is_used_where_it_is_installed(kafka_broker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without being told, a stream writes through librdkafka, and through kafka-python where confluent-kafka is missing."""
+    """By default a stream writes through librdkafka, and through kafka-python where confluent-kafka is missing."""
     with KafkaStream([kafka_broker.bootstrap], partitions=1) as stream:
         assert isinstance(stream._writer(), FastWriter)
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
@@ -46,7 +46,7 @@ def test_it_is_used_where_it_is_installed(kafka_broker: Any, monkeypatch: pytest
 
 
 def test_a_submitted_append_is_done_when_it_is_durable(kafka_broker: Any, topic: str) -> None:
-    """Futures give the offsets in order; one that is waited for cannot be cancelled, since its records are under way."""
+    """Futures give the offsets in order; one that is waited for cannot be canceled: its records are sent."""
     with KafkaStream([kafka_broker.bootstrap], partitions=1, fast=True) as stream:
         futures = [stream.submit(topic, [Record(b"k", b"%d" % number)] * 2) for number in range(20)]
         assert not futures[-1].cancel()
@@ -63,7 +63,7 @@ def test_what_waits_for_an_absent_broker_is_bounded(
     topic: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While the broker is away a bounded number of bytes waits, more is refused at once; in the end every future says so."""
+    """While the broker is away a bounded number of bytes waits and more is refused; every future ends."""
     monkeypatch.setattr(kafka_fast, "QUEUE_KIB", 2048)
     waiting: list[Future[list[Offset]]] = []
     with start_broker(kafka_jars, tmp_path) as broker, KafkaStream([broker.bootstrap], partitions=1, fast=True) as stream:
@@ -80,7 +80,7 @@ def test_what_waits_for_an_absent_broker_is_bounded(
 def test_closing_fails_what_still_waits(
     kafka_jars: Path, start_broker: Callable[..., AbstractContextManager[Any]], tmp_path: Path, topic: str
 ) -> None:
-    """Nobody waits for ever for a stream that was closed."""
+    """Futures of a stream that was closed end."""
     with start_broker(kafka_jars, tmp_path) as broker:
         stream = KafkaStream([broker.bootstrap], partitions=1, fast=True)
         stream.append(topic, [Record(b"k", b"v")])

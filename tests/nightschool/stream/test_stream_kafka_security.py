@@ -18,12 +18,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from nightschool.config.settings import parse_config
+from nightschool.config.reader import parse_config
 from nightschool.config.stream import open_configured
 from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.stream import Record
 from nightschool.stream.kafka import KafkaStream
-from nightschool.stream.kafka_connection import PASSWORD_VARIABLE, KafkaSecurity
+from nightschool.stream.kafka_connection import PASSWORD_VARIABLE, KafkaConnection, KafkaSecurity
 
 _REFUSED = pytest.mark.filterwarnings("ignore:unclosed <:ResourceWarning")
 PASSWORD = "correct-horse"
@@ -163,7 +163,7 @@ def test_a_client_certificate(broker: SecureBroker, fast: bool) -> None:
 def test_settings_reach_the_broker_and_the_password_reaches_no_text(
     broker: SecureBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """[stream] alone opens the secured cluster, its password from the environment; no repr and no message shows it."""
+    """[stream] alone opens the secured cluster, with the password from the environment, which nothing shows."""
     caplog.set_level(logging.CRITICAL, logger="kafka")  # captured log records would hold the connections they are about
     monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
     text = (
@@ -181,7 +181,7 @@ def test_settings_reach_the_broker_and_the_password_reaches_no_text(
     ):
         stream.end_offsets("ns.unknown")
     assert "wrong-horse" not in str(caught.value)
-    gc.collect()  # kafka-python leaves the sockets of refused connections to the collector; let them warn here
+    gc.collect()  # kafka-python leaves sockets of refused connections to the garbage collector; it must warn here
 
 
 @_REFUSED
@@ -227,3 +227,13 @@ def test_a_missing_password_says_where_it_is_looked_for(tmp_path: Path, monkeypa
         KafkaSecurity(**sasl).for_kafka_python()
     with pytest.raises(ConfigError, match=r"nowhere, named in \[stream\], does not exist or cannot be read"):
         KafkaSecurity(**sasl, password_file=str(tmp_path / "nowhere")).for_librdkafka()
+
+
+def test_an_unavailable_cluster_says_where_to_look() -> None:
+    """The error names the brokers and the reason; over TLS or SASL it also says what is most often wrong there."""
+    plain = KafkaConnection.to(["b1:9092", "b2:9092"])
+    assert str(plain.unavailable("timed out")) == "Kafka at b1:9092,b2:9092 cannot be used now, try again: timed out"
+    secure = KafkaConnection.to(["b1:9092"], KafkaSecurity(protocol="SSL"))
+    assert str(secure.unavailable("timed out")).endswith(
+        "timed out (over SSL: if the brokers are up, check user, password and certificates)"
+    )

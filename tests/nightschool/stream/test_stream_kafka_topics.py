@@ -37,7 +37,7 @@ def topics(folder: Path, url: str, *arguments: str) -> subprocess.CompletedProce
 
 @pytest.mark.kafka
 def test_topics_from_nothing_to_repaired(broker: Any, tmp_path: Path) -> None:
-    """Missing topics are named and created; a setting that would lose records is shown with a command that repairs it."""
+    """Missing topics are named and created; a setting that would lose records is shown with its repair."""
     url = f"kafka://{broker.bootstrap}"
     missing = topics(tmp_path, url, "--check")
     assert (missing.returncode, missing.stderr) == (1, "")
@@ -72,7 +72,7 @@ def test_topics_from_nothing_to_repaired(broker: Any, tmp_path: Path) -> None:
 
 @pytest.mark.kafka
 def test_the_collector_warns_of_short_retention(broker: Any, tmp_path: Path, unused_port: int) -> None:
-    """Before it takes a record the collector says which topic loses records, also when only a longer outcome window makes it short."""
+    """Before it takes a record the collector names topics that lose records, also for a longer outcome window."""
     (tmp_path / "nightschool.toml").write_text(
         f'[stream]\nurl = "kafka://{broker.bootstrap}"\npartitions = 4\n[collector]\nport = {unused_port}\ngrpc_port = 0\n'
         f'[night]\noutcome_window = "60d"\n[tenants.acme]\nkey_sha256 = ["{"a" * 64}"]\n'
@@ -130,7 +130,7 @@ def test_retention_follows_the_outcome_window() -> None:
 
 
 def test_a_sqlite_stream_has_no_topics_to_set_up(tmp_path: Path) -> None:
-    """The command says so and succeeds; nothing expires there, so there is nothing to warn of."""
+    """The command says so and succeeds; no record expires there, so there is no warning."""
     done = topics(tmp_path, "sqlite:stream.db", "--check", "--create")
     assert (done.returncode, done.stderr) == (0, "")
     assert "its topics need no settings" in done.stdout

@@ -74,7 +74,7 @@ def test_a_busy_file_is_unavailable(path: Path) -> None:
 
 
 def test_a_full_disk_is_unavailable(path: Path) -> None:
-    """A disk without room refuses the whole append; what was acknowledged stays, and it goes on when there is room."""
+    """A full disk refuses the whole append; what was acknowledged stays, and appends work again with space."""
     with SqliteStream(path, partitions=2) as stream:
         stream.append(TOPIC, [Record(b"k", b"before")])
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -102,7 +102,7 @@ def test_an_append_is_all_or_nothing(path: Path) -> None:
 
 
 def test_a_file_that_is_no_stream_is_refused(path: Path) -> None:
-    """Some other file is not taken for a stream and not overwritten."""
+    """Another kind of file is not taken for a stream and not overwritten."""
     path.parent.mkdir()
     path.write_bytes(b"precious notes, not a database " * 100)
     with pytest.raises(StreamError, match="not a stream") as caught:
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_stream_is_refused(path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
-    """A path below a file is no place for a stream, and the error says which path."""
+    """A path below a file cannot hold a stream, and the error names the path."""
     (tmp_path / "file").write_text("")
     with pytest.raises(StreamUnavailable, match=r"file/stream\.db"):
         SqliteStream(tmp_path / "file" / "stream.db", partitions=1)

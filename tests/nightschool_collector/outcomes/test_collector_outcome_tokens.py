@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from starlette.testclient import TestClient
 
-from nightschool.config.settings import DEFAULT_OUTCOMES, OutcomeConfig, parse_config
+from nightschool.config.reader import parse_config
+from nightschool.config.settings import DEFAULT_OUTCOMES, OutcomeConfig
 from nightschool.errors import ConfigError, StreamUnavailable
 from nightschool.keys import KeyRing, hash_key
 from nightschool.outcomes.record import Outcome, from_log_record

@@ -13,8 +13,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.testclient import TestClient
 
+from nightschool.config.reader import parse_config
 from nightschool.config.redactors import redactors
-from nightschool.config.settings import parse_config
 from nightschool.errors import ConfigError
 from nightschool.keys import KeyRing, hash_key, subject_of
 from nightschool.outcomes.record import Outcome, from_log_record, to_logs_request

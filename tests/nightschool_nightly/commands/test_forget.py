@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from nightschool import semconv as names
-from nightschool.config.settings import Config, load_config
+from nightschool.config.reader import load_config
+from nightschool.config.settings import Config
 from nightschool.config.stream import open_configured
 from nightschool.erasure import hash_subject, stored_erasures
 from nightschool.errors import NightError

@@ -13,10 +13,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
+from nightschool.otlp.attributes import attributes_of
 from nightschool_nightly.dialects.call import context_of, request_of, tools_of
 from nightschool_nightly.dialects.messages import read_message, read_messages
 from nightschool_nightly.dialects.record import read_spans
-from nightschool_nightly.dialects.values import attributes_of
 
 TOOL = {"type": "function", "name": "lookup", "description": "d", "parameters": {"type": "object"}}
 CHAT_TOOL = {"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {"type": "object"}}}

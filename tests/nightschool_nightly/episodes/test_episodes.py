@@ -95,7 +95,7 @@ class Day:
             "COMPLETION_TOKEN_IDS": [4, 5],
             "COMPLETION_LOGPROBS": [-0.5, -1.5],
         }
-        said = {"SPAN_SIDE": "server", "GEN_AI_RESPONSE_ID": response, "POLICY_VERSION": "f" * 64}
+        said = {"SPAN_SIDE": "server", "GEN_AI_RESPONSE_ID": response, "RELEASE": "f" * 64}
         return self.app(trace, **{**said, **tokens, **options})
 
     def outcome(self, *, received_ns: int = T0 + HOUR, tenant: str | None = "acme", **fields: Any) -> Record:

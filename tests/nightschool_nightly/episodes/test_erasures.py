@@ -205,7 +205,7 @@ def test_no_night_passes_over_an_erasure_it_cannot_read(stream: Stream, built: B
     """The erasure may be that of any user of the night."""
     say(stream, 1, SUBJECT="anna")
     stream.append(names.TOPIC_ERASURE, [Record(b"acme/x", b"?", {})])
-    with pytest.raises(RecordError, match="no erasure"):
+    with pytest.raises(RecordError, match="is not an erasure"):
         built()
 
 
@@ -216,7 +216,7 @@ def test_token_ids_of_a_redacted_call_are_not_used(stream: Stream, built: Built,
     said: dict[str, Any] = {"REDACTION_VERSION": "1"} if redacted else {}
     say(stream, 1, GEN_AI_RESPONSE_ID="r1", **said)
     tokens: dict[str, Any] = {"PROMPT_TOKEN_IDS": TOKENS, "COMPLETION_TOKEN_IDS": TOKENS, "COMPLETION_LOGPROBS": LOGPROBS}
-    say(stream, 1, 2, SPAN_SIDE="server", GEN_AI_RESPONSE_ID="r1", POLICY_VERSION="base", **tokens)
+    say(stream, 1, 2, SPAN_SIDE="server", GEN_AI_RESPONSE_ID="r1", RELEASE="base", **tokens)
     ((item,), dropped) = built()
     (call,) = item.episode.calls
     assert (call.tokens is None, call.release) == (redacted, "base")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nightschool.config.settings import parse_config
+from nightschool.config.reader import parse_config
 from nightschool.episode import Episode, OutcomeHistory
 from nightschool.outcomes.record import Outcome
 from nightschool_nightly.freeze.settling import (

@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 
 from nightschool import semconv as names
-from nightschool.sdk.client import CAPTURE_VARIABLE, Client, is_disabled
+from nightschool.sdk.client import Client, is_disabled
+from nightschool.sdk.content_capture import CAPTURE_VARIABLE
 from nightschool_nightly.dialects.call import context_of
 from nightschool_nightly.dialects.messages import read_messages
 from nightschool_nightly.doctor.ask import ask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from nightschool import semconv as names
-from nightschool.config.settings import load_config
+from nightschool.config.reader import load_config
 from nightschool.errors import ConfigError, NightError, RubricError
 from nightschool.keys import KeyRing, hash_key
 from nightschool_nightly.doctor.findings import BrokenHopError, Passed

@@ -88,7 +88,7 @@ def check_tokens(visit: Visit) -> Passed:
         "prompt token ids": _is_list_of(prompt, int),
         "completion token ids": _is_list_of(ids, int),
         "log-probabilities": _is_list_of(logprobs, (int, float)) and all(map(math.isfinite, logprobs or [])),
-        "release": isinstance(row.attributes.get(names.POLICY_VERSION), str),
+        "release": isinstance(row.attributes.get(names.RELEASE), str),
     }
     if missing := missing_of(arrived):
         raise BrokenHopError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightschool.errors import ConfigError
-from nightschool.sdk.export.delivery import Delivery, parse_endpoint, parse_retry_after, said, wait_before_retry_s
+from nightschool.sdk.export.delivery import Delivery, parse_endpoint, parse_retry_after, refusal_of, wait_before_retry_s
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_back_off_doubles_to_half_a_minute() -> None:
 
 
 def test_hurry_cuts_our_back_off_but_not_the_servers_wish() -> None:
-    """In a flush our own wait is at most 0.5 s; a Retry-After stands."""
+    """In a flush our own wait is at most 0.5 s; a Retry-After is kept."""
     assert wait_before_retry_s(8, retry_after_s=None, hurry=True, jitter=1.0) == 0.5
     assert wait_before_retry_s(8, retry_after_s=7.0, hurry=True, jitter=1.0) == 7.0
 
@@ -54,8 +54,8 @@ def test_a_wrong_endpoint_is_a_clear_error(endpoint: str) -> None:
 
 
 def test_a_refusal_is_told_in_words() -> None:
-    """OTLP refuses in protobuf, a google.rpc.Status; what reaches a log is its message, other bodies as they are."""
+    """OTLP refuses with a google.rpc.Status in protobuf, and the log gets its message; other bodies stay as they are."""
     status = b"\x08\x03" + b"\x12\x60" + b"no tenant has this key; ".ljust(96, b".")
-    assert said(status, "application/x-protobuf") == "no tenant has this key; ".ljust(96, ".")
-    assert said(b"broken \xff", "application/x-protobuf") == "broken \ufffd"
-    assert said(b"<html>", "text/html") == "<html>"
+    assert refusal_of(status, "application/x-protobuf") == "no tenant has this key; ".ljust(96, ".")
+    assert refusal_of(b"broken \xff", "application/x-protobuf") == "broken \ufffd"
+    assert refusal_of(b"<html>", "text/html") == "<html>"

@@ -1,4 +1,4 @@
-"""The export is bounded, never in the app's way, and loses nothing it can still deliver."""
+"""The export is bounded, never holds the app up, and loses nothing that it can still deliver."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_overflow_drops_the_newest_spans_and_counts_them() -> None:
 
 
 def test_an_outcome_takes_the_place_of_spans() -> None:
-    """An outcome is never dropped while there is a waiting span to drop instead."""
+    """An outcome is never dropped while there is a waiting span to drop in its place."""
     port = free_port()
     client = Client(f"http://127.0.0.1:{port}", "acme", api_key="key", max_queue_bytes=60_000)
     for number in range(20):
@@ -159,7 +159,7 @@ def test_a_passing_refusal_is_retried(client: Client, collector: Collector, stat
 
 
 def test_the_apps_random_numbers_stay_its_own(client: Client, collector: Collector) -> None:
-    """An app that seeded `random` draws the same numbers with the tracer as without, also when requests are sent again."""
+    """An app that seeded `random` draws the same numbers with the tracer as without, also after retries."""
     random.seed(7)
     before = random.getstate()
     collector.fail(Failure(503), Failure(0))
@@ -171,7 +171,7 @@ def test_the_apps_random_numbers_stay_its_own(client: Client, collector: Collect
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 def test_a_final_refusal_is_counted_and_not_repeated(client: Client, collector: Collector, status: int) -> None:
-    """Other statuses mean that sending again cannot help: counted as rejected, and what follows goes on."""
+    """After other statuses sending again cannot help: the batch counts as rejected, and the next one is sent."""
     collector.fail(Failure(status, body=b"no"))
     record(client, "a")
     assert client.flush(10)
@@ -206,7 +206,7 @@ def test_partial_success_is_counted(client: Client, collector: Collector) -> Non
 
 
 def test_one_refused_outcome_does_not_take_others_along(client: Client, collector: Collector) -> None:
-    """A batch of outcomes refused with 400 is sent again in halves, so that only the culprit is lost."""
+    """A batch of outcomes refused with 400 is sent again in halves, so that only the bad one is lost."""
     collector.fail(Failure(503), Failure(400), Failure(400), path="/v1/outcomes")
     client.outcome("first", True, trace_id="0" * 31 + "1")
     client.outcome("second", True, trace_id="0" * 31 + "1")
@@ -254,7 +254,7 @@ def test_shutdown_gives_up_in_time_and_counts() -> None:
 
 
 def test_a_collector_that_never_answers_does_not_hold_the_app() -> None:
-    """With a collector that accepts and stays silent, recording, flush and shutdown all come back."""
+    """With a collector that accepts and never answers, recording, flush and shutdown all return."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", "acme", api_key="key")
         record(client, "a")

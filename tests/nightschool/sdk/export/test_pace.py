@@ -9,7 +9,7 @@ from nightschool.sdk.export.pace import WORK_S, Pace
 
 
 class Clock:
-    """Time that passes only in work and sleep, and what was slept."""
+    """A clock that moves only in work and in sleep, and a list of the sleeps."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -40,7 +40,7 @@ def test_half_of_the_time_is_the_apps(clock: Clock) -> None:
 
 
 def test_a_hurry_leaves_no_rest_but_still_offers_the_interpreter(clock: Clock) -> None:
-    """A sleep of nothing lets a waiting thread in without losing time."""
+    """A sleep of 0 lets a waiting thread run without losing time."""
     breathe = Pace(lambda: True)
     for _ in range(3):
         clock.now_s += WORK_S
@@ -49,7 +49,7 @@ def test_a_hurry_leaves_no_rest_but_still_offers_the_interpreter(clock: Clock) -
 
 
 def test_waiting_for_work_is_no_work(clock: Clock) -> None:
-    """The time before a batch is not rested for."""
+    """There is no rest for the time before a batch."""
     breathe = Pace(lambda: False)
     clock.now_s += 100.0
     breathe.start()

@@ -1,4 +1,4 @@
-"""The official `openai` client against a real local server: everything training needs is on the span, the app sees no change."""
+"""The official `openai` client against a real local server: spans hold what training needs, apps see no change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USAGE = {
 
 
 class ChatServer:
-    """Speaks POST /v1/chat/completions as OpenAI and vLLM do; what the last user message says decides what it answers."""
+    """Serves POST /v1/chat/completions as OpenAI and vLLM do; the last user message decides the answer."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
@@ -183,7 +183,7 @@ def check_golden(name: str, span: CapturedSpan, server: ChatServer) -> None:
     assert seen == json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
-# --- golden spans -------------------------------------------------------------------------------------------------------
+# --- golden spans -----------------------------------------------------------------------------------------------------
 def test_a_tool_conversation_is_recorded_whole(collector: Collector, client: openai.OpenAI, server: ChatServer) -> None:
     """Messages with tool calls and results, tool definitions, every parameter as sent, ids, usage and finish reason."""
     asked = {"id": "call-0", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Vilnius"}'}}
@@ -221,7 +221,7 @@ def test_a_stream_is_recorded_whole(collector: Collector, client: openai.OpenAI,
     check_golden("openai_stream", only_span(collector), server)
 
 
-# --- the server's side --------------------------------------------------------------------------------------------------
+# --- the server's side ------------------------------------------------------------------------------------------------
 def test_the_servers_span_can_join_the_trace(collector: Collector, client: openai.OpenAI, server: ChatServer) -> None:
     """The request carries a W3C traceparent that names our span; nothing else of the request changes."""
     with nightschool.request(task="triage") as req:
@@ -241,7 +241,7 @@ def test_the_apps_own_traceparent_is_left_alone(collector: Collector, client: op
     assert server.requests[-1][0]["traceparent"] == own
 
 
-# --- every way to call --------------------------------------------------------------------------------------------------
+# --- every way to call ------------------------------------------------------------------------------------------------
 def test_sync(collector: Collector, client: openai.OpenAI) -> None:
     """A plain call is recorded and its answer is the client's own object."""
     answer = client.chat.completions.create(model="nightschool", messages=[{"role": "user", "content": "hi"}])
@@ -325,7 +325,7 @@ def test_bodies_read_by_hand(collector: Collector, client: openai.OpenAI, how: s
 
 
 def test_a_body_not_read_is_recorded_without_an_answer(collector: Collector, client: openai.OpenAI) -> None:
-    """Where the app leaves a body unread nothing is known of the answer, and nothing is claimed."""
+    """When the app does not read the body, nothing is recorded about the answer."""
     with client.chat.completions.with_streaming_response.create(model="m", messages=QUESTION):
         pass
     attributes = only_span(collector).attributes
@@ -380,7 +380,7 @@ async def test_async(collector: Collector, server: ChatServer) -> None:
     assert nightschool.stats().internal_errors == 0
 
 
-# --- leaving early ------------------------------------------------------------------------------------------------------
+# --- leaving early ----------------------------------------------------------------------------------------------------
 def test_a_stream_closed_early_is_recorded_as_far_as_it_was_read(collector: Collector, client: openai.OpenAI) -> None:
     """Leaving the block ends the span at once, with what was read and without a finish reason."""
     with client.chat.completions.create(model="m", messages=QUESTION, stream=True) as stream:
@@ -403,7 +403,7 @@ def test_the_stream_helper_closed_early(collector: Collector, client: openai.Ope
 
 
 def test_a_stream_dropped_unclosed_is_recorded_when_collected(collector: Collector, client: openai.OpenAI) -> None:
-    """A stream the app forgets is recorded when Python collects it."""
+    """A stream that the app drops is recorded when Python collects it."""
     stream = client.chat.completions.create(model="m", messages=QUESTION, stream=True)
     next(stream)
     next(stream)
@@ -423,7 +423,7 @@ async def test_an_async_stream_closed_early(collector: Collector, server: ChatSe
     assert text_of(span) == "Card "
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 def test_an_error_of_the_server_is_recorded_and_raised(collector: Collector, client: openai.OpenAI) -> None:
     """The app gets the client's own error; the span keeps the request and says which error it was."""
     with pytest.raises(openai.RateLimitError):
@@ -455,7 +455,7 @@ def test_an_error_in_the_middle_of_a_stream_is_recorded(collector: Collector, cl
     assert (span.status, span.attributes["error.type"]) == ("ERROR", "APIError")
 
 
-# --- being a guest ------------------------------------------------------------------------------------------------------
+# --- being a guest ----------------------------------------------------------------------------------------------------
 def test_instrumenting_twice_records_once(collector: Collector, client: openai.OpenAI) -> None:
     """A second `instrument_openai` changes nothing."""
     nightschool.instrument_openai()

@@ -101,7 +101,7 @@ def events(body: dict[str, Any], path: str) -> Iterator[dict[str, Any]]:
 
 
 class Server:
-    """Answers the three endpoints; refuses the first `num_refusals` requests with 500, or hangs up where that is told."""
+    """Answers the three endpoints; refuses the first `num_refusals` requests with 500, or closes the connection."""
 
     def __init__(self) -> None:
         self.headers: list[dict[str, str]] = []
@@ -181,7 +181,7 @@ def content(span: CapturedSpan, which: str) -> Any:
     return json.loads(span.attributes[which])
 
 
-# --- responses ----------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 def test_a_response_is_recorded_like_a_chat(collector: Collector, client: openai.OpenAI) -> None:
     """Items become messages: what the model produced in a row is one, tool calls and results keep their ids."""
     answer = client.responses.create(
@@ -260,17 +260,17 @@ def test_a_streamed_response_left_early(collector: Collector, client: openai.Ope
     [{"previous_response_id": "resp_0"}, {"conversation": "conv_1"}, {"input": [{"type": "item_reference", "id": "msg_0"}]}],
 )
 def test_half_a_context_is_none(collector: Collector, client: openai.OpenAI, kept: dict[str, Any]) -> None:
-    """Where the provider keeps a part of what the model was given, the input is unknown and left out; the answer is there."""
+    """When the provider keeps a part of the model's input, the input is left out; the answer is recorded."""
     client.responses.create(model="m", **{"input": "go on", **kept})
     span = only_span(collector)
     assert "gen_ai.input.messages" not in span.attributes
     assert "gen_ai.output.messages" in span.attributes
 
 
-# --- completions --------------------------------------------------------------------------------------------------------
+# --- completions ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("prompt", ["Once upon", ["Once upon"]])
 def test_a_text_completion(collector: Collector, client: openai.OpenAI, prompt: Any) -> None:
-    """A prompt is a user message, its continuation an assistant's, under the operation of its own."""
+    """A prompt is a user message and the completion an assistant's, under an operation of its own."""
     client.completions.create(model="m", prompt=prompt, max_tokens=3)
     span = only_span(collector)
     assert (span.name, span.attributes["gen_ai.operation.name"]) == ("text_completion m", "text_completion")
@@ -282,7 +282,7 @@ def test_a_text_completion(collector: Collector, client: openai.OpenAI, prompt: 
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], ["one", "two"]])
 def test_a_prompt_without_one_text_is_left_out(collector: Collector, client: openai.OpenAI, prompt: Any) -> None:
-    """Token ids, and several prompts at once, are no message."""
+    """A prompt of token ids, and several prompts at once, give no message."""
     client.completions.create(model="m", prompt=prompt)
     assert "gen_ai.input.messages" not in only_span(collector).attributes
 
@@ -302,7 +302,7 @@ async def test_a_streamed_completion_of_the_async_client(collector: Collector, s
 
 @pytest.mark.parametrize("path", ["completions", "responses"])
 def test_without_content_counts_stay(server: Server, path: str) -> None:
-    """Where texts are not wanted these endpoints keep them out too."""
+    """When texts are not to be recorded, these endpoints leave them out too."""
     with capture(capture_content=False) as collector, openai.OpenAI(base_url=server.url, api_key="k") as client:
         nightschool.instrument_openai()
         try:
@@ -318,12 +318,12 @@ def test_without_content_counts_stay(server: Server, path: str) -> None:
         assert server.headers[-1]["x-nightschool-capture"] == "off"
 
 
-# --- retries ------------------------------------------------------------------------------------------------------------
+# --- retries ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("num_refusals", [0, 1, 2])
 def test_the_clients_own_retries_are_one_call(
     collector: Collector, client: openai.OpenAI, server: Server, num_refusals: int
 ) -> None:
-    """One span however often the client sends, with the number of repetitions; every attempt carries the same traceparent."""
+    """One span however often the client sends, with the number of retries; each attempt has the same traceparent."""
     server.num_refusals = num_refusals
     client.chat.completions.create(model="m", messages=[{"role": "user", "content": "hi"}])
     span = only_span(collector)
