@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Outcomes with nothing but curl. Needs a running collector (nightschool collect) and a tenant's key:
-#   COLLECTOR=http://127.0.0.1:4318 NIGHTSCHOOL_KEY=ns-... examples/outcomes/outcomes.sh
+#   COLLECTOR=http://127.0.0.1:4318 NIGHTSCHOOL_API_KEY=ns-... examples/outcomes/outcomes.sh
 set -euo pipefail
-: "${COLLECTOR:=http://127.0.0.1:4318}" "${NIGHTSCHOOL_KEY:?the API key of the tenant}"
+: "${COLLECTOR:=http://127.0.0.1:4318}" "${NIGHTSCHOOL_API_KEY:?the API key of the tenant}"
 
 send() {
   curl -sS --fail-with-body "$COLLECTOR/v1/outcomes" \
-    -H "Authorization: Bearer $NIGHTSCHOOL_KEY" -H "Content-Type: application/json" "${@:2}" -d "$1"
+    -H "Authorization: Bearer $NIGHTSCHOOL_API_KEY" -H "Content-Type: application/json" "${@:2}" -d "$1"
   echo
 }
 

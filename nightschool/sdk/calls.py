@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nightschool import semconv
-from nightschool.sdk.openai import chat
-from nightschool.sdk.openai.endpoints import CHAT, Endpoint
+from nightschool.sdk.endpoints import chat
+from nightschool.sdk.endpoints.table import CHAT, Endpoint
 from nightschool.sdk.recorder import Recorder
 from nightschool.sdk.request import Request, request_of
 from nightschool.sdk.snapshot import take_snapshot

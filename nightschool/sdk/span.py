@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from opentelemetry.trace import SpanContext
 
-from nightschool.sdk.openai.endpoints import Endpoint
+from nightschool.sdk.endpoints.table import Endpoint
 
 MAX_DESCRIPTION = 500
 """Characters of an error's message that are kept; a message can hold a whole document."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightschool.episode import Message, OtherPart, Part, TextPart, ToolCallPart, ToolResponsePart
-from nightschool.sdk.openai import chat
+from nightschool.sdk.endpoints import chat
 from nightschool_nightly.dialects.values import parsed, structured, text_of
 
 _ROLES = {

@@ -23,9 +23,9 @@ from typing import Any
 
 from nightschool.errors import MissingExtraError
 from nightschool.sdk.calls import ModelCall, start_model_call
-from nightschool.sdk.openai.endpoints import BY_PATH, RESPONSES, Endpoint, StreamedAnswer
+from nightschool.sdk.endpoints.responses import KEPT_ELSEWHERE
+from nightschool.sdk.endpoints.table import BY_PATH, RESPONSES, Endpoint, StreamedAnswer
 from nightschool.sdk.openai.reading import AsyncReading, Reading, StreamedEvents, WholeBody, end_on_close
-from nightschool.sdk.openai.responses import KEPT_ELSEWHERE
 from nightschool.sdk.recorder import Recorder
 
 _RAW_RESPONSE = "x-stainless-raw-response"

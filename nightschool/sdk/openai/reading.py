@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from nightschool.sdk.calls import ModelCall
-from nightschool.sdk.openai.endpoints import StreamedAnswer
+from nightschool.sdk.endpoints.table import StreamedAnswer
 from nightschool.sdk.recorder import Recorder
 
 _MAX_BODY_BYTES = 16 << 20

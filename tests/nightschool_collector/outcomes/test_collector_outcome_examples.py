@@ -42,7 +42,7 @@ def test_the_curl_line_of_the_documentation_does_what_it_prints(collector: Any, 
     (block,) = re.findall(r"^```console\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
     *command, answer = block.removeprefix("$ ").strip().splitlines()
     script = "\n".join(command).replace("http://127.0.0.1:4318", url)
-    environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_KEY": collector.keys["acme"]}
+    environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_API_KEY": collector.keys["acme"]}
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == (answer, "")
     assert len(collector.stored("ns.outcomes")) == 1
@@ -51,7 +51,7 @@ def test_the_curl_line_of_the_documentation_does_what_it_prints(collector: Any, 
 @needs_curl
 def test_the_shell_example_sends_what_it_says(collector: Any, url: str) -> None:
     """All is accepted except the copy, which is a duplicate, and the item without a value, which is rejected."""
-    environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_KEY": collector.keys["acme"], "COLLECTOR": url}
+    environment = {"PATH": "/usr/bin:/bin", "NIGHTSCHOOL_API_KEY": collector.keys["acme"], "COLLECTOR": url}
     script = str(ROOT / "examples" / "outcomes" / "outcomes.sh")
     done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, check=True, timeout=60)
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nightschool import semconv
-from nightschool.sdk.openai import chat
+from nightschool.sdk.endpoints import chat
 from nightschool.sdk.snapshot import fields_of
 
 KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv
-from nightschool.sdk.openai import chat
+from nightschool.sdk.endpoints import chat
 from nightschool.sdk.snapshot import fields_of
 
 REQUEST_FIELDS = chat.REQUEST_FIELDS

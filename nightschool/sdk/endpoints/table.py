@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nightschool.sdk.openai import chat, completions, responses
+from nightschool.sdk.endpoints import chat, completions, responses
 
 
 class StreamedAnswer(Protocol):
