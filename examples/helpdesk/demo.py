@@ -104,7 +104,7 @@ def main() -> None:
         for tenant in tenants:
             release = wait_for_release(tenant, serving_url)
             mornings[tenant.name] = live_morning(tenant, collector_url, release)
-    summary = summarise(tenants, mornings, arguments.seed, time.monotonic() - started)
+    summary = summarize(tenants, mornings, arguments.seed, time.monotonic() - started)
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     write_picture(summary, out / "morning.svg")
     show(summary, out, config)
@@ -204,7 +204,7 @@ def live_morning(tenant: Tenant, collector_url: str, release: str) -> Morning:
 
 
 # --- showing ------------------------------------------------------------------------------------------------------------
-def summarise(tenants: Sequence[Tenant], mornings: dict[str, Morning], seed: int, seconds: float) -> dict[str, object]:
+def summarize(tenants: Sequence[Tenant], mornings: dict[str, Morning], seed: int, seconds: float) -> dict[str, object]:
     """var/demo/summary.json: what the served model did."""
     return {
         "seconds": round(seconds, 1),
