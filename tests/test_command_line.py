@@ -94,6 +94,19 @@ def test_init_writes_a_configuration_that_is_valid_and_knows_its_key(tmp_path: P
     assert config.tenants["acme"].rubrics[0].is_file()
 
 
+def test_a_named_file_is_shown_with_its_own_values(tmp_path: Path) -> None:
+    """`config --config FILE` prints what a night would use: the file's values, and the default beside what differs."""
+    (tmp_path / "strict.toml").write_text("[night]\nconfidence = 0.99\n[tenants.bank.privacy]\ndeny = ['ab']\n")
+    shown = nightschool("config", "--config", "strict.toml", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\nconfidence = 0.99  # default: 0.95\n" in shown.stdout
+    assert shown.stdout.count("# default: ") == 2
+    assert 'privacy = { deny = ["ab"] }' in shown.stdout
+    (tmp_path / "again.toml").write_text(shown.stdout)
+    again = nightschool("config", "--config", "again.toml", cwd=tmp_path)
+    assert again.stdout == shown.stdout
+
+
 def test_check_finds_a_rubric_that_is_not_there(tmp_path: Path) -> None:
     """A configuration whose rubric file is missing is not valid: no night could run."""
     nightschool("init", "--tenant", "acme", cwd=tmp_path)

@@ -53,11 +53,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def find_config() -> str:
+    """The configuration of the current folder, else the demo's; the first name where there is neither."""
+    return next((path for path in _CONFIGS if os.path.isfile(path)), _CONFIGS[0])  # noqa: PTH113 - pathlib starts slower
+
+
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     """Add --config, which is the same in every command that reads nightschool.toml."""
-    found = next((path for path in _CONFIGS if os.path.isfile(path)), _CONFIGS[0])  # noqa: PTH113 - pathlib starts slower
     text = f"the configuration (default: {_CONFIGS[0]}, else the demo's {_CONFIGS[1]})"
-    parser.add_argument("--config", default=found, metavar="FILE", help=text)
+    parser.add_argument("--config", default=find_config(), metavar="FILE", help=text)
 
 
 def command_line(arguments: argparse.Namespace, *names: str) -> list[str]:

@@ -39,7 +39,7 @@ weight = 1.0
 [[items]]
 name = "short"
 kind = "check"
-check = "length"            # exact, regex, json_schema, length, one_of
+check = "length"            # all of them: docs/rubrics.md
 max_chars = 400
 weight = 0.2
 """

@@ -71,8 +71,9 @@ class Reader:
     def __init__(self, folder: Path, collector_port: int, serving_port: int) -> None:
         self.folder = folder
         self._addresses = {"127.0.0.1:4318": f"127.0.0.1:{collector_port}", "127.0.0.1:8000": f"127.0.0.1:{serving_port}"}
+        # The pages' requests set no limit; a short context bounds what a CPU writes for them.
         (folder / "ports").write_text(
-            f'[collector]\nport = {collector_port}\n[serving]\nport = {serving_port}\ncollector = "http://127.0.0.1:{collector_port}"\n'
+            f'[collector]\nport = {collector_port}\n[serving]\nport = {serving_port}\nmax_model_len = 256\ncollector = "http://127.0.0.1:{collector_port}"\n'
         )
         tools = Path(sys.executable).parent
         self._environment = os.environ | {

@@ -9,7 +9,7 @@
     [[items]]
     name = "known-queue"
     kind = "check"
-    check = "one_of"        # exact, one_of, regex, length, json_schema
+    check = "one_of"        # a name in CHECKS of checks.py
     values = ["card", "fraud"]
     weight = 0.2
     hard = true             # an answer that fails it has the reward 0
