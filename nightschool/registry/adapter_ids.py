@@ -50,7 +50,10 @@ def _index(folder: Path) -> int:
     for number in taken:
         if (holder := _holder_of(folder, number)) is not None and not (place := _place_of(folder, holder)).exists():
             place.write_text(str(number), encoding="utf-8")
-    return taken[-1] if taken else _FIRST - 1
+    if not taken:
+        return _FIRST - 1
+    replace_durably(folder / _NEWEST, str(taken[-1]).encode())
+    return taken[-1]
 
 
 def _note(folder: Path, number: int, holder: str) -> None:
