@@ -279,7 +279,7 @@ DAY_MS = 86_400_000
 def test_a_night_waits_until_a_thumb_has_stood_for_its_time(acme: Acme) -> None:
     """Provisional, then final in a later night although nothing new came, once; a later correction is a revision of it."""
     acme.answer(response_id="r-1")
-    acme.client.outcome("thumb", True, response_id="r-1", rater="ann")
+    acme.client.outcome("thumb", "cards", response_id="r-1", rater="ann")
     acme.client.flush()
     now_ms = time.time_ns() // 10**6
     first = acme.freeze(now_ms, thumb=DAY_MS)

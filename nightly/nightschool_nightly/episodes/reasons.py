@@ -141,6 +141,12 @@ class DropReason(StrEnum):
         "no outcome says what the right answer was; that is not counted as a bad answer",
         "send outcomes under the names the rubric reads",
     )
+    OUTCOME_WITHOUT_TEXT = (
+        "outcome-without-text",
+        "the outcome is a thumb, a rating or another value that says how good the answer was, not what the right one is;"
+        " such outcomes cannot be learned from yet",
+        "send what the right answer was under the name the rubric reads: an edit, or a value that is a text",
+    )
     UNSETTLED = (
         "outcome-not-settled",
         "an outcome is younger than [outcomes.NAME] settles_after and may still be corrected",

@@ -29,9 +29,9 @@ class Example:
     answer: str
     """What production answered."""
     references: Mapping[str, str]
-    """What the human finally chose, by outcome name."""
+    """The right answer, by the name of the outcome that says so (`references`)."""
     demonstration: str | None
-    """The human's own final answer, when it is an answer to this prompt."""
+    """The answer that a human wrote, when it is a whole answer to this prompt; what a model or a program said never is."""
     max_tokens: int
     cut_short: bool
     """The night samples fewer tokens than production would, so an answer that was cut off cannot be scored."""

@@ -14,7 +14,7 @@ from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.prompt import ChatTokenizer, has_foreign_tokens, prompt_ids_of
-from nightschool_nightly.examples.references import find_references
+from nightschool_nightly.examples.references import References, find_references
 from nightschool_nightly.examples.split import cap_clusters, split
 from nightschool_nightly.freeze.settling import EpisodeState, SettlingRules, settle
 from nightschool_nightly.rewards.rubric import Rubric
@@ -131,7 +131,7 @@ class _Candidates:
         example = self._example(episode, references, revision=settled.revision if settled else 0)
         return _Examined(episode, example, has_foreign_tokens(call, self.tokenizer_digest))
 
-    def _example(self, episode: Episode, references: Mapping[str, str], *, revision: int) -> Example | DropReason:
+    def _example(self, episode: Episode, references: References, *, revision: int) -> Example | DropReason:
         """The example, if its prompt can be written in tokens and fits."""
         call = episode.calls[-1]
         prompt_ids = prompt_ids_of(call, self.tokenizer, self.tokenizer_digest)
@@ -151,8 +151,8 @@ class _Candidates:
             message=questions[-1] if questions else "",
             prompt_ids=prompt_ids,
             answer=call.answer.text,
-            references=references,
-            demonstration=next(iter(references.values())) if len(references) == 1 else None,
+            references=references.texts,
+            demonstration=references.demonstration,
             max_tokens=max_tokens,
             cut_short=max_tokens < asked,
             temperature=float(call.request.get("temperature", 1.0)),

@@ -20,7 +20,7 @@ class Prompt(Protocol):
 
     @property
     def references(self) -> Mapping[str, str]:
-        """What the human finally chose, by outcome name."""
+        """The right answer, by the name of the outcome that says so."""
 
     @property
     def cut_short(self) -> bool:

@@ -55,6 +55,7 @@ def test_reasons_are_pinned() -> None:
         "completion-without-token-ids",
         "refused-by-chat-template",
         "no-outcome",
+        "outcome-without-text",
         "outcome-not-settled",
         "conflicting-outcomes",
         "prompt-too-long",

@@ -30,7 +30,7 @@ from nightschool.outcomes.record import Outcome
 from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.examples.example import Selection, load_selection
-from nightschool_nightly.examples.references import find_references
+from nightschool_nightly.examples.references import References, find_references
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.examples.split import is_held_out
 from nightschool_nightly.rewards.rubric import Rubric, parse_rubric
@@ -199,32 +199,41 @@ def test_a_rubric_of_checks_needs_no_outcome() -> None:
     assert (example.references, example.demonstration) == ({}, None)
 
 
-# --- what the human chose -----------------------------------------------------------------------------------------------
+# --- what the right answer is ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("histories", "expected"),
     [
-        ([outcome("fraud")], {"queue": "fraud"}),
-        ([outcome(None, final_text="fraud")], {"queue": "fraud"}),
-        ([outcome(True)], {"queue": "card"}),  # approved: the answer itself
-        ([outcome(True, source_id="a"), outcome("card", source_id="b")], {"queue": "card"}),
-        ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], {"queue": "fraud"}),
+        ([outcome("fraud")], References({"queue": "fraud"}, "fraud")),
+        ([outcome(None, final_text="fraud")], References({"queue": "fraud"}, "fraud")),
+        ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], References({"queue": "fraud"}, "fraud")),
         ([outcome("fraud", source_id="a"), outcome("loan", source_id="b")], DropReason.CONFLICT),
-        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], DropReason.CONFLICT),
-        ([outcome(False)], DropReason.NO_OUTCOME),  # wrong, but nobody said what is right
-        ([outcome(1.0)], DropReason.NO_OUTCOME),
+        # A thumb or a rating says nothing about what is right: neither up nor down does, and neither conflicts with a text.
+        ([outcome(True)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(False)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(1.0)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(None)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], References({"queue": "fraud"}, "fraud")),
+        ([outcome(False, source_id="a"), outcome("card", source_id="b")], References({"queue": "card"}, "card")),
+        # What no human wrote is compared with and never imitated.
+        ([outcome("fraud", source_kind="llm")], References({"queue": "fraud"}, None)),
+        ([outcome(None, final_text="fraud", source_kind="code")], References({"queue": "fraud"}, None)),
+        ([outcome("fraud", source_kind="system")], References({"queue": "fraud"}, None)),
+        ([outcome("fraud", source_kind="llm"), outcome("loan", source_kind="code")], DropReason.CONFLICT),
+        ([outcome("fraud", source_kind="llm"), outcome("loan")], References({"queue": "loan"}, "loan")),
         ([outcome("fraud", name="mood")], DropReason.NO_OUTCOME),
         ([], DropReason.NO_OUTCOME),
     ],
 )
-def test_references_are_what_humans_finally_chose(histories: list[OutcomeHistory], expected: Any) -> None:
-    """An edit, a text, or approval of the answer. Two choices are no choice; silence and a plain no are unknown."""
+def test_only_a_text_says_what_is_right_and_only_a_humans_is_imitated(histories: list[OutcomeHistory], expected: Any) -> None:
+    """Approval turns no answer of the model into a human's, a label of a model is no demonstration, two choices are no choice."""
     assert find_references(call(), histories, RUBRIC) == expected
 
 
 def test_the_current_outcome_counts_not_its_history() -> None:
     """A corrected choice replaces the earlier one and does not conflict with it."""
     now = outcome("loan").current
-    assert find_references(call(), [OutcomeHistory(now, (outcome("fraud").current, now))], RUBRIC) == {"queue": "loan"}
+    found = find_references(call(), [OutcomeHistory(now, (outcome("fraud").current, now))], RUBRIC)
+    assert found == References({"queue": "loan"}, "loan")
 
 
 def test_two_references_are_no_demonstration() -> None:
@@ -247,7 +256,8 @@ def test_two_references_are_no_demonstration() -> None:
         (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), DropReason.NOT_TEXT_ANSWER),
         (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), DropReason.NOT_TEXT_PROMPT),
         (episode(1, calls=(call(role="wizard"),)), DropReason.NO_TEMPLATE),
-        (episode(1, outcomes=[outcome(False)]), DropReason.NO_OUTCOME),
+        (episode(1, outcomes=[outcome(name="mood")]), DropReason.NO_OUTCOME),
+        (episode(1, outcomes=[outcome(False)]), DropReason.OUTCOME_WITHOUT_TEXT),
         (episode(1, outcomes=[outcome("a", source_id="a"), outcome("b", source_id="b")]), DropReason.CONFLICT),
         (episode(1, calls=(call(message=TextPart("x" * 2000)),)), DropReason.TOO_LONG),
     ],
