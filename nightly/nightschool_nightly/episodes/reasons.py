@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -157,6 +158,16 @@ class DropReason(StrEnum):
         "two raters chose differently",
         "let one person decide: send the outcome under one rater, or under another name",
     )
+    REQUEST_REFUSED = (
+        "request-parameter-refused",
+        "a parameter of the request (named in brackets) has a value that vLLM refuses, so no night can sample as it says",
+        "look at what the app sends: stop texts may not be empty, temperature is 0 to 2, top_p above 0",
+    )
+    REQUEST_NOT_REPLAYED = (
+        "request-parameter-not-replayed",
+        "the request sets a parameter (named in brackets) that changes what is sampled and that a night does not pass on",
+        "leave the parameter out where learning is wanted",
+    )
     TOO_LONG = (
         "prompt-too-long",
         "prompt and answer do not fit [serving] max_model_len",
@@ -180,6 +191,22 @@ class DropReason(StrEnum):
 
 
 _BY_NAME = {reason.value: reason for reason in DropReason}
+_MAX_NAME = 40  # characters; a longer name is no parameter of an API
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why one thing was left out, and what it was about where the reason alone does not say it."""
+
+    reason: DropReason
+    name: str = ""
+    """The name of what the reason is about, as a client chose it."""
+
+    def __str__(self) -> str:
+        """The name under which it is counted; a name that is not a plain one is counted as one of the others."""
+        if not self.name:
+            return str(self.reason)
+        return f"{self.reason} ({self.name if self.name.isidentifier() and len(self.name) <= _MAX_NAME else 'others'})"
 
 
 def reason_of(name: str) -> DropReason:

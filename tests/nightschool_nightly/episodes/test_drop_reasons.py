@@ -58,6 +58,8 @@ def test_reasons_are_pinned() -> None:
         "outcome-without-text",
         "outcome-not-settled",
         "conflicting-outcomes",
+        "request-parameter-refused",
+        "request-parameter-not-replayed",
         "prompt-too-long",
         "duplicate-prompt",
         "over-share-of-one-user",
