@@ -87,13 +87,32 @@ SAMPLING_PARAMETERS = frozenset(
         "use_beam_search",
     }
 )
+# They change the prompt, and with it what is sampled: recorded by name. Where the server recorded the token ids of the
+# prompt, these hold all that they do.
+PROMPT_PARAMETERS = frozenset(
+    {
+        "add_generation_prompt",
+        "add_special_tokens",
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "reasoning_effort",
+        "truncate_prompt_tokens",
+        "truncation_side",
+    }
+)
 # They do not change what is sampled: never recorded. Any other name that has no place on a span is recorded in
 # REQUEST_PARAMETERS without its value, because nobody can say what it does.
 NEUTRAL_PARAMETERS = frozenset(
     {
         "background",
         "cache_salt",
+        "ec_transfer_params",
         "include",
+        "kv_transfer_params",
+        "length_penalty",  # of beams only
+        "logprob_token_ids",
         "logprobs",
         "max_tool_calls",
         "metadata",
@@ -101,16 +120,19 @@ NEUTRAL_PARAMETERS = frozenset(
         "priority",
         "prompt_cache_key",
         "prompt_cache_retention",
+        "prompt_logprobs",
         "request_id",
         "return_token_ids",
         "return_tokens_as_token_ids",
         "safety_identifier",
         "service_tier",
+        "session_id",
         "store",
         "stream_options",
         "tool_choice",
         "top_logprobs",
         "user",
+        "vllm_xargs",
     }
 )
 

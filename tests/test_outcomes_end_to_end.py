@@ -29,6 +29,7 @@ from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from nightschool_nightly.freeze.settling import settling_rules
 from nightschool_nightly.rewards.rubric import parse_rubric
 
@@ -41,6 +42,9 @@ class Letters:
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> list[int]:
         return [ord(letter) for letter in str(conversation)]
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return [ord(letter) for letter in text]
 
 
 class Acme:
@@ -85,7 +89,7 @@ class Acme:
             settings=NightConfig(max_share_per_user=1.0),
             rubrics={"triage": rubric},
             tokenizer=Letters(),
-            max_model_len=2048,
+            serving=ServingDefaults(2048),
             settling=settling_rules(manifest),
         )
         store.close()

@@ -45,7 +45,7 @@ def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
 
 
 def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters as they were sent, whatever a client sent; what was not sent is absent.
+    """Parameters as they were sent, whatever a client sent; what was not sent is absent.
 
     Whether a sampler accepts them, and a night can sample as they say, is for `examples.sampling` to decide.
     """

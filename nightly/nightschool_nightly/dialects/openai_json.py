@@ -15,8 +15,8 @@ _REQUEST = {
     "top_k": names.GEN_AI_REQUEST_TOP_K,
     "frequency_penalty": names.GEN_AI_REQUEST_FREQUENCY_PENALTY,
     "presence_penalty": names.GEN_AI_REQUEST_PRESENCE_PENALTY,
+    "max_completion_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,  # where both are sent, servers take this one
     "max_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
-    "max_completion_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
     "seed": names.GEN_AI_REQUEST_SEED,
     "stop": names.GEN_AI_REQUEST_STOP_SEQUENCES,
     "messages": names.GEN_AI_INPUT_MESSAGES,

@@ -170,7 +170,7 @@ class DropReason(StrEnum):
     )
     TOO_LONG = (
         "prompt-too-long",
-        "prompt and answer do not fit [serving] max_model_len",
+        "the prompt leaves no room for an answer in [serving] max_model_len",
         "raise max_model_len, or shorten what the app sends",
     )
     DUPLICATE = (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nightschool import semconv as names
 from nightschool.episode import RecordedCall
 from nightschool_nightly.episodes.reasons import DropReason, LeftOut
 
@@ -31,13 +32,18 @@ class RequestSampling:
     """Those of `OTHERS` that were sent, by their names in request bodies."""
 
 
-def sampling_of(call: RecordedCall, *, are_tokens_ours: bool) -> RequestSampling | LeftOut:
+def sampling_of(call: RecordedCall, *, are_tokens_ours: bool, max_model_len: int) -> RequestSampling | LeftOut:
     """The parameters of a call, or why a night cannot sample by them.
 
     `are_tokens_ours` says that our own server recorded the call under this base model's tokenizer. Only then do token
-    ids in a parameter mean what they say.
+    ids in a parameter mean what they say, and then the ids of the prompt hold all that shaped it.
     """
-    sent = {name: value for name, value in call.request.items() if name not in _NOT_PASSED_ON}
+    unneeded = _NOT_PASSED_ON | (names.PROMPT_PARAMETERS if are_tokens_ours else set())
+    sent = {
+        name: value
+        for name, value in call.request.items()
+        if name not in unneeded and not (name in _DOES_NOTHING and value == _DOES_NOTHING[name])
+    }
     for name, value in sorted(sent.items()):
         check = _CHECKS.get(name)
         if check is None or (name in _BY_TOKEN_ID and not are_tokens_ours):
@@ -47,13 +53,34 @@ def sampling_of(call: RecordedCall, *, are_tokens_ours: bool) -> RequestSampling
     least, most = int(sent.get("min_tokens", 0)), sent.get("max_tokens")
     if most is not None and least > most:
         return LeftOut(DropReason.REQUEST_REFUSED, "min_tokens")
+    if most is not None and most > max_model_len:  # more than fits beside the prompt is cut down, this is refused
+        return LeftOut(DropReason.REQUEST_REFUSED, "max_tokens")
     stop = sent.get("stop_sequences", ())
     return RequestSampling(
         max_tokens=None if most is None else int(most),
         temperature=_float(sent.get("temperature")),
         top_p=_float(sent.get("top_p")),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        others={name: sent[name] for name in sorted(OTHERS & sent.keys()) if sent[name] != _DOES_NOTHING.get(name)},
+        others={name: int(sent[name]) if name in _WHOLE else sent[name] for name in sorted(OTHERS & sent.keys())},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSampling:
+    """What production really samples with."""
+
+    temperature: float
+    top_p: float
+    others: Mapping[str, Any]
+
+
+def as_served(asked: RequestSampling, defaults: Mapping[str, float]) -> ServedSampling:
+    """What was asked for, then the model's own `defaults`, then those of the API, as vLLM fills them in."""
+    others = {name: value for name, value in defaults.items() if name not in _OF_THEIR_OWN} | dict(asked.others)
+    return ServedSampling(
+        temperature=asked.temperature if asked.temperature is not None else float(defaults.get("temperature", 1.0)),
+        top_p=asked.top_p if asked.top_p is not None else float(defaults.get("top_p", 1.0)),
+        others=dict(sorted(others.items())),
     )
 
 
@@ -104,10 +131,22 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "logit_bias": _is_logit_bias,
     "response_format": _is_response_format,
 }
-OTHERS = frozenset(_CHECKS) - {"temperature", "top_p", "max_tokens", "stop_sequences"}
+_OF_THEIR_OWN = {"temperature", "top_p", "max_tokens", "stop_sequences"}
+OTHERS = frozenset(_CHECKS) - _OF_THEIR_OWN
 """The parameters that `RequestSampling.others` may hold."""
 _BY_TOKEN_ID = {"logit_bias"}
+_WHOLE = {"top_k", "min_tokens"}
 # A night draws with seeds of its own.
 _NOT_PASSED_ON = {"seed"}
 # Values that say the same as no value.
-_DOES_NOTHING: Mapping[str, Any] = {"response_format": {"type": "text"}, "logit_bias": {}}
+_DOES_NOTHING: Mapping[str, Any] = {
+    "allowed_token_ids": [],
+    "bad_words": [],
+    "ignore_eos": False,
+    "include_stop_str_in_output": False,
+    "logit_bias": {},
+    "response_format": {"type": "text"},
+    "skip_special_tokens": True,
+    "stop_token_ids": [],
+    "use_beam_search": False,
+}

@@ -32,6 +32,8 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], int | float]]] = {
 REQUEST_FIELDS = frozenset({"model", "stop", "stream", *_REQUEST})
 """The parameters of a request that become attributes, beside its content."""
 CONTENT_FIELDS = frozenset({"messages", "tools", *semconv.SAMPLING_PARAMETERS})
+SET = "(set)"
+"""Stands for the value of a parameter that is recorded by its name alone."""
 _MESSAGE_FIELDS = frozenset(
     {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id"}
 )
@@ -77,7 +79,11 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
 
 def other_parameters(params: Mapping[str, Any], known: frozenset[str]) -> dict[str, Attribute]:
     """What a request sets beside the `known` parameters, as one attribute; nothing when it sets nothing else."""
-    others = {name: value for name, value in params.items() if name not in known and name not in semconv.NEUTRAL_PARAMETERS}
+    others = {
+        name: value if name in semconv.SAMPLING_PARAMETERS else None
+        for name, value in params.items()
+        if value is not None and name not in known and name not in semconv.NEUTRAL_PARAMETERS
+    }
     return {semconv.REQUEST_PARAMETERS: dump(others)} if others else {}
 
 
