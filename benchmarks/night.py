@@ -83,10 +83,11 @@ def run_ours() -> dict[str, Any]:
             references,
             ticket["queue"],
             MAX_TOKENS,
-            False,
+            MAX_TOKENS,
             1.0,
             1.0,
             (),
+            {},
         )
 
     examples = [example(ticket, prompt) for ticket, prompt in zip(tickets, prompts, strict=True)]

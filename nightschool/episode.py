@@ -84,7 +84,8 @@ class RecordedCall:
     response_id: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
     request: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling parameters: temperature, top_p, max_tokens, seed, stop_sequences; what was not sent is absent."""
+    """Parameters of the request that may change what is sampled, as they were sent, by their names in request bodies
+    (`temperature`, `top_k`, `max_tokens`, ...; the stop texts are `stop_sequences`). What was not sent is absent."""
     finish_reason: str | None = None
     model: str | None = None
     """The name of the model that answered, as the server gave it, else the name that was requested."""

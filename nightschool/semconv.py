@@ -63,10 +63,78 @@ SPAN_SIDE = "nightschool.side"  # "app" or "server": which of the two recorded t
 PROMPT_TOKEN_IDS = "nightschool.prompt.token_ids"
 COMPLETION_TOKEN_IDS = "nightschool.completion.token_ids"
 COMPLETION_LOGPROBS = "nightschool.completion.logprobs"
+REQUEST_PARAMETERS = "nightschool.request.parameters"  # JSON: the parameters of a request that have no GenAI name
 REDACTION_VERSION = "nightschool.redaction.version"  # only on what redaction changed: by which version of the rules
 REDACTION_COUNTS = "nightschool.redaction.counts"  # and what it found, as JSON: kind -> number
 TOKENIZER = "nightschool.tokenizer"  # SHA-256 of the tokenizer.json that the token ids are of
 CONTENT_CAPTURE = "nightschool.content.capture"  # false where the app asked that no texts or token ids are recorded
+
+# --- parameters of a request, by their names in the bodies of OpenAI's API and of vLLM's ---------------------------------
+# They change what is sampled and have no GenAI name: recorded with their values in REQUEST_PARAMETERS.
+SAMPLING_PARAMETERS = frozenset(
+    {
+        "allowed_token_ids",
+        "bad_words",
+        "ignore_eos",
+        "include_stop_str_in_output",
+        "logit_bias",
+        "min_p",
+        "min_tokens",
+        "repetition_penalty",
+        "response_format",
+        "skip_special_tokens",
+        "stop_token_ids",
+        "use_beam_search",
+    }
+)
+# They change the prompt, and with it what is sampled: recorded by name. Where the server recorded the token ids of the
+# prompt, these hold all that they do.
+PROMPT_PARAMETERS = frozenset(
+    {
+        "add_generation_prompt",
+        "add_special_tokens",
+        "chat_template",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "documents",
+        "reasoning_effort",
+        "truncate_prompt_tokens",
+        "truncation_side",
+    }
+)
+# They do not change what is sampled: never recorded. Any other name that has no place on a span is recorded in
+# REQUEST_PARAMETERS without its value, because nobody can say what it does.
+NEUTRAL_PARAMETERS = frozenset(
+    {
+        "background",
+        "cache_salt",
+        "ec_transfer_params",
+        "include",
+        "kv_transfer_params",
+        "length_penalty",  # of beams only
+        "logprob_token_ids",
+        "logprobs",
+        "max_tool_calls",
+        "metadata",
+        "parallel_tool_calls",
+        "priority",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prompt_logprobs",
+        "request_id",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "safety_identifier",
+        "service_tier",
+        "session_id",
+        "store",
+        "stream_options",
+        "tool_choice",
+        "top_logprobs",
+        "user",
+        "vllm_xargs",
+    }
+)
 
 # --- ours, on outcome log records -------------------------------------------------------------------------------------
 OUTCOME_ID = "nightschool.outcome.id"

@@ -29,6 +29,7 @@ from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from nightschool_nightly.freeze.settling import settling_rules
 from nightschool_nightly.rewards.rubric import parse_rubric
 
@@ -41,6 +42,9 @@ class Letters:
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> list[int]:
         return [ord(letter) for letter in str(conversation)]
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        return [ord(letter) for letter in text]
 
 
 class Acme:
@@ -85,7 +89,7 @@ class Acme:
             settings=NightConfig(max_share_per_user=1.0),
             rubrics={"triage": rubric},
             tokenizer=Letters(),
-            max_model_len=2048,
+            serving=ServingDefaults(2048),
             settling=settling_rules(manifest),
         )
         store.close()
@@ -279,7 +283,7 @@ DAY_MS = 86_400_000
 def test_a_night_waits_until_a_thumb_has_stood_for_its_time(acme: Acme) -> None:
     """Provisional, then final in a later night although nothing new came, once; a later correction is a revision of it."""
     acme.answer(response_id="r-1")
-    acme.client.outcome("thumb", True, response_id="r-1", rater="ann")
+    acme.client.outcome("thumb", "cards", response_id="r-1", rater="ann")
     acme.client.flush()
     now_ms = time.time_ns() // 10**6
     first = acme.freeze(now_ms, thumb=DAY_MS)

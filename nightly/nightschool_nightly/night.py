@@ -39,6 +39,7 @@ from nightschool_nightly.examples.forgotten import refuse_forgotten
 from nightschool_nightly.folder import EVALUATION, FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.serving_defaults import serving_defaults
 from nightschool_nightly.freeze.settling import settling_of
 from nightschool_nightly.gate.drift import GENERAL_PROMPTS, Drift, sample_base_answers
 from nightschool_nightly.gate.evaluate import answer_holdout
@@ -182,6 +183,7 @@ def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightM
         ("the base model", manifest.base_model, describe_base_model(inputs.model)),
         ("[privacy]", manifest.redaction, redaction_of(inputs.config, inputs.tenant)),
         ("[night]", manifest.settings, settings),
+        ("[serving]", manifest.serving, serving_defaults(inputs.config.serving, inputs.model).to_json()),
     ):
         if frozen != now:
             raise NightError(f"{name} changed since night {manifest.digest[:12]} was frozen; start a new night without --resume")
@@ -344,7 +346,8 @@ def _decide(night: FrozenNight, selection: Selection, evaluation: Evaluation) ->
     for c in comparisons:
         night.progress.note(
             f"against {c.against}: {c.before:.3f} -> {c.after:.3f}, difference {c.difference:+.3f}, "
-            f"lower bound {c.lower_bound:+.3f} ({c.num_prompts} prompts, {c.num_users} users)"
+            f"lower bound {c.lower_bound:+.3f} ({c.num_prompts} prompts, {c.num_users} users; "
+            f"unscored: {c.against} {c.unscored_before}, candidate {c.unscored_after})"
         )
     return decide(comparisons, min_holdout=settings.min_holdout, kl=evaluation.kl, kl_budget=settings.kl_budget)
 

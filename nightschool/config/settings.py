@@ -157,6 +157,9 @@ class ServingConfig:
     max_cpu_loras: int = _setting(16, "adapters kept in memory (vLLM max_cpu_loras)", ge=1, le=4096)
     max_lora_rank: int = _setting(16, "largest adapter rank served", one_of=(8, 16, 32, 64, 128, 256, 320, 512))
     max_model_len: int = _setting(2048, "longest prompt plus answer, in tokens", ge=16)
+    default_max_tokens: int = _setting(
+        0, "longest answer to a chat request that names no limit, in tokens; 0: whatever max_model_len leaves", ge=0, le=1 << 20
+    )
     kv_cache_gib: int = _setting(1, "memory for the KV cache on CPUs, in GiB", ge=1)
 
 
@@ -172,7 +175,12 @@ class NightConfig:
     temperature: float = _setting(
         1.0, "sampling temperature of rollouts; the trainer's log-probabilities use the same", ge=0.1, le=2.0
     )
-    max_tokens: int = _setting(64, "longest rollout; a request's own max_tokens is used where it is smaller", ge=1, le=65_536)
+    max_tokens: int = _setting(
+        0,
+        "longest rollout in tokens, never above serving's own limit; 0: twice the night's longest known answer, at least 64",
+        ge=0,
+        le=1 << 20,
+    )
     learning_rate: float = _setting(5e-4, "AdamW learning rate of the LoRA matrices", ge=1e-8, le=1e-1)
     warmup_steps: int = _setting(3, "steps of linear warm-up", ge=0, le=10_000)
     lora_rank: int = _setting(16, "rank of a new adapter; an existing one keeps its own", one_of=(8, 16, 32, 64, 128))

@@ -2,7 +2,7 @@
 
     <root>/<tenant>/<digest>/{adapter_model.safetensors, adapter_config.json, report.html, manifest.json}
     <root>/<tenant>/pointer.json        {epoch, stable, canary, weight, frozen}, replaced by compare-and-swap on epoch
-    <root>/engine_ids/<n>               who holds adapter id n inside vLLM
+    <root>/engine_ids/<n>               who holds adapter id n inside vLLM (`adapter_ids`)
 
 A release folder appears complete, by one rename, or not at all. Readers trust only folders with a manifest. Writers of
 one tenant take turns by a file lock; readers never wait. What a writer reports as done is on disk.
@@ -10,23 +10,20 @@ one tenant take turns by a file lock; readers never wait. What a writer reports 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nightschool.errors import ConfigError, PointerConflict, RegistryError, ReleaseRejected, shown
+from nightschool.registry import adapter_ids
+from nightschool.registry.durable import replace_durably, sync_folder, write_durably, writing
 from nightschool.registry.release import MANIFEST, WEIGHTS, ReleaseManifest, check_digest, describe_file, verify_release
 from nightschool.tenants import check_tenant
 
-# vLLM counts static --lora-modules from 1, and keeps adapter ids in an int32.
-_FIRST_ENGINE_ID = 1000
-_LAST_ENGINE_ID = 2**31 - 1
 _ENGINE_IDS = "engine_ids"  # with an underscore it is no tenant's name
 
 
@@ -107,18 +104,8 @@ class Registry:
         vLLM takes an id that it knows as already loaded, so an id is never used for other weights.
         """
         check_tenant(tenant)
-        with self._writing(self.root / _ENGINE_IDS, "reserve an adapter id") as folder:
-            owner = f"{tenant} {describe_file(weights).sha256}\n"
-            taken = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()}
-            for number, path in sorted(taken.items()):
-                if path.read_text(encoding="utf-8") == owner:
-                    return number
-            number = max(taken, default=_FIRST_ENGINE_ID - 1) + 1
-            if number > _LAST_ENGINE_ID:
-                raise RegistryError(f"adapter ids up to {_LAST_ENGINE_ID} are all taken in {folder}")
-            # It is on disk before it is used: an id that a crash loses would be given out again, for other weights.
-            _replace_durably(folder / str(number), owner.encode())
-            return number
+        with writing(self.root / _ENGINE_IDS, "reserve an adapter id") as folder:
+            return adapter_ids.reserve(folder, f"{tenant} {describe_file(weights).sha256}")
 
     def add(self, source: Path, describe: Callable[[int], ReleaseManifest]) -> str:
         """File the adapter in `source` as a release and return its digest; the pointer does not change.
@@ -129,7 +116,7 @@ class Registry:
         """
         tenant = describe(0).tenant
         manifest = describe(self.reserve_engine_id(tenant, source / WEIGHTS))
-        with self._writing(self._tenant_folder(tenant), "file the release") as folder:
+        with writing(self._tenant_folder(tenant), "file the release") as folder:
             target = folder / manifest.digest
             if (target / MANIFEST).exists():
                 return manifest.digest
@@ -139,13 +126,13 @@ class Registry:
                 draft.mkdir()
                 for entry in manifest.files:
                     _copy_durably(source, draft, entry.name)
-                _write_durably(draft / MANIFEST, manifest.to_bytes())
+                write_durably(draft / MANIFEST, manifest.to_bytes())
                 verify_release(
                     draft, tenant=tenant, digest=manifest.digest, base_model=manifest.base_model, max_rank=manifest.rank
                 )
-                _sync_folder(draft)
+                sync_folder(draft)
                 draft.rename(target)
-                _sync_folder(folder)
+                sync_folder(folder)
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
@@ -153,7 +140,7 @@ class Registry:
 
     def move_pointer(self, tenant: str, expected: Pointer, **changes: object) -> Pointer:
         """Replace the pointer by `expected` with `changes`; `PointerConflict` when it is no longer `expected`."""
-        with self._writing(self._tenant_folder(tenant), "move the pointer") as folder:
+        with writing(self._tenant_folder(tenant), "move the pointer") as folder:
             if (found := self.pointer(tenant)) != expected:
                 raise PointerConflict(
                     f"pointer of {tenant!r} is at epoch {found.epoch}, expected {expected.epoch}: read it again and decide anew"
@@ -162,27 +149,12 @@ class Registry:
             for digest in (moved.stable, moved.canary):
                 if digest is not None:
                     self.manifest(tenant, digest)
-            _replace_durably(folder / "pointer.json", json.dumps(asdict(moved), sort_keys=True).encode())
+            replace_durably(folder / "pointer.json", json.dumps(asdict(moved), sort_keys=True).encode())
             return moved
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _tenant_folder(self, tenant: str) -> Path:
         return self.root / check_tenant(tenant)
-
-    @contextmanager
-    def _writing(self, folder: Path, action: str) -> Iterator[Path]:
-        """Create `folder` if need be and keep other writers out; an error of the disk becomes a `RegistryError`."""
-        try:
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                _sync_folder(folder.parent)
-            with (folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield folder
-        except RegistryError:
-            raise
-        except OSError as error:
-            raise RegistryError(f"cannot {action} in {folder}: {error}; the registry is as it was") from error
 
 
 def _copy_durably(source: Path, target: Path, name: str) -> None:
@@ -193,30 +165,3 @@ def _copy_durably(source: Path, target: Path, name: str) -> None:
         shutil.copyfileobj(old, new, 1 << 20)
         new.flush()
         os.fsync(new.fileno())
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace_durably(path: Path, data: bytes) -> None:
-    """Replace `path`: readers see the old content or the new one, and when this returns, the new one is on disk."""
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        _write_durably(draft, data)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

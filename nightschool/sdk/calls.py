@@ -164,6 +164,9 @@ def start_model_call(
         try:
             fields = endpoint.fields_and_content if captures else endpoint.fields
             taken = {name: value for name, value in params.items() if name in fields}
+            if captures and (unknown := params.keys() - fields - semconv.NEUTRAL_PARAMETERS):
+                # What they do is not known; that they were set is, and a night must not sample without them.
+                taken |= {name: chat.SET for name in sorted(unknown) if params[name] is not None}
             snapshot = take_snapshot(taken)
             kept = endpoint.request_attributes(taken) if snapshot is None else snapshot
             stamps = request.stamps if request is not None else client.stamps(captures_content=captures)

@@ -25,7 +25,7 @@ from nightschool.semconv import CAPTURE_REQUEST_HEADER
 from nightschool_serving.guard import RequestContext
 from nightschool_serving.recorder import current_recording
 from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
-from nightschool_serving.spans import SENT_FIELDS, ServedRequest, TraceParent
+from nightschool_serving.spans import ServedRequest, TraceParent, sent_fields
 from nightschool_serving.state import Serving
 from nightschool_serving.telemetry import Telemetry
 
@@ -74,7 +74,7 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
         return _error(404, "NotFoundError", str(error), param="model")
     except ReleaseUnavailable as error:
         return _error(503, "ServiceUnavailable", str(error))
-    sent = request.model_dump(include=request.model_fields_set & SENT_FIELDS)
+    sent = sent_fields(request)
     overwrite(request, target)
     context.release = target.release
     # From here to the handler there is no await, so what is checked here is still true when the handler uses it.

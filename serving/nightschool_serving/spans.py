@@ -6,6 +6,7 @@ app's own span has them, and both spans have the response id.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -23,14 +24,30 @@ _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})(
 _SENT_ATTRIBUTES = {
     "temperature": semconv.GEN_AI_REQUEST_TEMPERATURE,
     "top_p": semconv.GEN_AI_REQUEST_TOP_P,
+    "top_k": semconv.GEN_AI_REQUEST_TOP_K,
+    "frequency_penalty": semconv.GEN_AI_REQUEST_FREQUENCY_PENALTY,
+    "presence_penalty": semconv.GEN_AI_REQUEST_PRESENCE_PENALTY,
     "max_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
     "max_completion_tokens": semconv.GEN_AI_REQUEST_MAX_TOKENS,
     "seed": semconv.GEN_AI_REQUEST_SEED,
     "stop": semconv.GEN_AI_REQUEST_STOP_SEQUENCES,
     "stream": semconv.GEN_AI_REQUEST_STREAM,
 }
-SENT_FIELDS = set(_SENT_ATTRIBUTES)
-"""The fields of a request body that a span reports, when the client set them."""
+WITH_VALUE = _SENT_ATTRIBUTES.keys() | semconv.SAMPLING_PARAMETERS
+"""The fields of a request body that a span reports with their values, when the client set them."""
+NOT_REPORTED = {"model", "messages", "prompt", "tools", "n"} | semconv.NEUTRAL_PARAMETERS
+"""What is asked, which the app's own span has, and what changes no answer."""
+
+
+def sent_fields(request: Any) -> dict[str, Any]:
+    """What the client set in a request body of vLLM's: parameters with their values, those not known here with None.
+
+    Names that vLLM does not know are no parameters: it ignores them.
+    """
+    found = request.model_fields_set & type(request).model_fields.keys()
+    unknown = {name for name in found - WITH_VALUE - NOT_REPORTED if getattr(request, name) is not None}
+    values = request.model_dump(include=found & WITH_VALUE, by_alias=True)
+    return {name: value for name, value in values.items() if value is not None} | dict.fromkeys(sorted(unknown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +83,7 @@ class ServedRequest:
     captures_content: bool
     """False when the client asked not to record token ids."""
     sent: Mapping[str, Any]
-    """Those of `SENT_FIELDS` that the client set, with their values."""
+    """What the client set (`sent_fields`)."""
     recording: Recording = field(default_factory=Recording)
     ended_ns: int = 0
     status: int | None = None
@@ -121,6 +138,9 @@ def _about_request(request: ServedRequest) -> dict[str, Any]:
     stop = sent.get(semconv.GEN_AI_REQUEST_STOP_SEQUENCES)
     if isinstance(stop, str):
         sent[semconv.GEN_AI_REQUEST_STOP_SEQUENCES] = [stop]
+    others = {name: value for name, value in request.sent.items() if name not in _SENT_ATTRIBUTES}
+    if others and request.captures_content:  # a schema or a word that must not be said is content
+        sent[semconv.REQUEST_PARAMETERS] = json.dumps(others, default=str)
     return {
         semconv.SPAN_SIDE: "server",
         semconv.GEN_AI_OPERATION_NAME: request.operation,

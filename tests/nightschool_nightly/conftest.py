@@ -69,10 +69,11 @@ def make_example() -> Callable[..., Example]:
             "references": {"queue": "fraud"},
             "demonstration": "fraud",
             "max_tokens": 4,
-            "cut_short": False,
+            "rollout_tokens": changes.get("max_tokens", 4),
             "temperature": 1.0,
             "top_p": 1.0,
             "stop": (),
+            "others": {},
         }
         return Example(**{**plain, **changes})  # type: ignore[arg-type]
 

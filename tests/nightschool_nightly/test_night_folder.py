@@ -90,7 +90,9 @@ def test_each_step_finds_what_it_left(folder: NightFolder) -> None:
     assert folder.selection() is None and folder.evaluation() is None
     selection = Selection((), (), {"no-outcome": 3}, 3)
     folder.write(SELECTION, selection.to_json())
-    evaluation = Evaluation((metrics(0),), 0.25, Answers(Contender.BASE, (), ()), None, Answers(Contender.CANDIDATE, (), ()))
+    evaluation = Evaluation(
+        (metrics(0),), 0.25, Answers(Contender.BASE, (), (), ()), None, Answers(Contender.CANDIDATE, (), (), ())
+    )
     folder.write(EVALUATION, evaluation.to_json())
     assert folder.selection() == selection and folder.evaluation() == evaluation
 

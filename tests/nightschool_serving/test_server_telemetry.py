@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -80,6 +81,15 @@ def test_a_client_may_keep_content_out() -> None:
 def test_a_stream_has_its_time_to_the_first_chunk() -> None:
     """In seconds from the arrival of the request."""
     assert attributes(served(sent={"stream": True}))["gen_ai.response.time_to_first_chunk"] == 0.5
+
+
+def test_parameters_without_a_name_of_their_own_are_on_the_span_as_json() -> None:
+    """A night must sample as production did, and the server knows best what arrived; a schema is content."""
+    sent = {"temperature": 0.5, "top_k": 3, "min_p": 0.1, "chat_template_kwargs": None}
+    found = attributes(served(sent=sent))
+    assert found["gen_ai.request.top_k"] == 3
+    assert json.loads(found["nightschool.request.parameters"]) == {"min_p": 0.1, "chat_template_kwargs": None}
+    assert "nightschool.request.parameters" not in attributes(served(sent=sent, captures_content=False))
 
 
 def test_a_span_joins_the_clients_trace() -> None:

@@ -20,7 +20,7 @@ from nightschool.config.stream import open_configured
 from nightschool.errors import MissingExtraError, NightschoolError
 from nightschool.registry.base_model import base_model_folder
 from nightschool.registry.folder import Registry
-from nightschool_nightly.episodes.reasons import DropReason, reason_of
+from nightschool_nightly.episodes.reasons import DropReason, LeftOut, reason_of
 
 if TYPE_CHECKING:
     from nightschool.episode import Episode, OutcomeHistory
@@ -80,9 +80,9 @@ def preview(config: Config, tenant: str, *, limit: int, now_ms: int) -> Preview:
     from nightschool_nightly.rewards.load import load_rubrics
 
     rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)
-    found: list[tuple[Episode, Example | DropReason]] = []
+    found: list[tuple[Episode, Example | DropReason | LeftOut]] = []
 
-    def watch(episode: Episode, result: Example | DropReason) -> None:
+    def watch(episode: Episode, result: Example | DropReason | LeftOut) -> None:
         if len(found) < limit:
             found.append((episode, result))
 
@@ -91,9 +91,9 @@ def preview(config: Config, tenant: str, *, limit: int, now_ms: int) -> Preview:
         selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch)
     fates = {example.id: TRAINS for example in selection.train} | {example.id: HELD_OUT for example in selection.holdout}
 
-    def fate_of(result: Example | DropReason) -> str:
+    def fate_of(result: Example | DropReason | LeftOut) -> str:
         # An example that is not in the selection was over the share of its user: nothing else happens after `watch`.
-        return str(result if isinstance(result, DropReason) else fates.get(result.id, DropReason.USER_SHARE))
+        return str(result if isinstance(result, DropReason | LeftOut) else fates.get(result.id, DropReason.USER_SHARE))
 
     return Preview(
         tenant=tenant,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nightschool import semconv as names
 from nightschool.episode import Message, ToolRun
 from nightschool_nightly.dialects.messages import read_messages, read_part
-from nightschool_nightly.dialects.values import first_text, is_number, is_whole, parsed, structured
+from nightschool_nightly.dialects.values import first_text, is_whole, parsed, structured
 
-# Attribute -> our name for it, and whether a sampler accepts a value: a client may have sent anything.
-_REQUEST: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    names.GEN_AI_REQUEST_TEMPERATURE: ("temperature", lambda value: is_number(value) and value >= 0),
-    names.GEN_AI_REQUEST_TOP_P: ("top_p", lambda value: is_number(value) and 0 < value <= 1),
-    names.GEN_AI_REQUEST_MAX_TOKENS: ("max_tokens", lambda value: is_whole(value) and value > 0),
-    names.GEN_AI_REQUEST_SEED: ("seed", is_whole),
-    names.GEN_AI_REQUEST_STOP_SEQUENCES: (
-        "stop_sequences",
-        lambda value: isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)),
-    ),
+# The names of vLLM's and OpenAI's request bodies, but for the stop texts, which have several there.
+_REQUEST = {
+    names.GEN_AI_REQUEST_TEMPERATURE: "temperature",
+    names.GEN_AI_REQUEST_TOP_P: "top_p",
+    names.GEN_AI_REQUEST_TOP_K: "top_k",
+    names.GEN_AI_REQUEST_FREQUENCY_PENALTY: "frequency_penalty",
+    names.GEN_AI_REQUEST_PRESENCE_PENALTY: "presence_penalty",
+    names.GEN_AI_REQUEST_MAX_TOKENS: "max_tokens",
+    names.GEN_AI_REQUEST_SEED: "seed",
+    names.GEN_AI_REQUEST_STOP_SEQUENCES: "stop_sequences",
 }
 _USAGE = {
     names.GEN_AI_USAGE_INPUT_TOKENS: "input_tokens",
@@ -45,8 +45,15 @@ def context_of(attributes: Mapping[str, Any]) -> tuple[Message, ...] | None:
 
 
 def request_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters as sent; what was not sent, or what no sampler accepts, is absent."""
-    return {short: attributes[name] for name, (short, fits) in _REQUEST.items() if name in attributes and fits(attributes[name])}
+    """Parameters as they were sent, whatever a client sent; what was not sent is absent.
+
+    Whether a sampler accepts them, and a night can sample as they say, is for `examples.sampling` to decide.
+    """
+    others = structured(attributes.get(names.REQUEST_PARAMETERS))
+    if not isinstance(others, dict):
+        others = {} if names.REQUEST_PARAMETERS not in attributes else {names.REQUEST_PARAMETERS: None}
+    named = {short: attributes[name] for name, short in _REQUEST.items() if attributes.get(name) is not None}
+    return {**others, **named}
 
 
 def finish_reason_of(attributes: Mapping[str, Any]) -> str | None:

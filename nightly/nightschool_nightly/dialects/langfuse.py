@@ -13,6 +13,8 @@ from nightschool_nightly.dialects.values import called_with, first_text, present
 
 _PREFIX = "langfuse.observation."
 _KIND = _PREFIX + "type"
+# Langfuse's OpenAI integration writes these where the app sent nothing; no limit is infinity, as a number or a text.
+_FILLED_IN = {"max_tokens": (float("inf"), "Infinity"), "frequency_penalty": (0,), "presence_penalty": (0,)}
 
 
 def _read(span: RawSpan) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def _read(span: RawSpan) -> dict[str, Any]:
 def _generation(attributes: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {names.GEN_AI_OPERATION_NAME: "chat"}
     parameters = structured(attributes.get(_PREFIX + "model.parameters"))
-    found |= read_chat_request(parameters) if isinstance(parameters, dict) else {}
+    if isinstance(parameters, dict):
+        found |= read_chat_request({name: value for name, value in parameters.items() if value not in _FILLED_IN.get(name, ())})
     found |= read_usage(structured(attributes.get(_PREFIX + "usage_details")))
     if model := first_text(attributes.get(_PREFIX + "model.name")):
         found[names.GEN_AI_RESPONSE_MODEL] = model

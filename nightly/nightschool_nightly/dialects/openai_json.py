@@ -12,8 +12,11 @@ _REQUEST = {
     "model": names.GEN_AI_REQUEST_MODEL,
     "temperature": names.GEN_AI_REQUEST_TEMPERATURE,
     "top_p": names.GEN_AI_REQUEST_TOP_P,
+    "top_k": names.GEN_AI_REQUEST_TOP_K,
+    "frequency_penalty": names.GEN_AI_REQUEST_FREQUENCY_PENALTY,
+    "presence_penalty": names.GEN_AI_REQUEST_PRESENCE_PENALTY,
+    "max_completion_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,  # where both are sent, servers take this one
     "max_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
-    "max_completion_tokens": names.GEN_AI_REQUEST_MAX_TOKENS,
     "seed": names.GEN_AI_REQUEST_SEED,
     "stop": names.GEN_AI_REQUEST_STOP_SEQUENCES,
     "messages": names.GEN_AI_INPUT_MESSAGES,
@@ -32,7 +35,8 @@ _USAGE = {
 
 def read_chat_request(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What the body of a chat request says, or the part of it that a dialect records."""
-    return renamed(parameters, _REQUEST)
+    others = {name: parameters[name] for name in names.SAMPLING_PARAMETERS & parameters.keys() if parameters[name] is not None}
+    return renamed(parameters, _REQUEST) | ({names.REQUEST_PARAMETERS: others} if others else {})
 
 
 def read_usage(counts: Any) -> dict[str, Any]:

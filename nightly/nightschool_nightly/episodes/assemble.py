@@ -191,7 +191,7 @@ class Assembler:
             answer=answers[0],
             response_id=row.response,
             tools=tools_of(attributes),
-            request=request_of(attributes),
+            request=request_of(attributes) | request_of(server),  # where both say it, the server saw what arrived
             finish_reason=finish_reason_of(attributes),
             model=model_of(attributes),
             usage=usage_of(attributes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
@@ -141,6 +142,12 @@ class DropReason(StrEnum):
         "no outcome says what the right answer was; that is not counted as a bad answer",
         "send outcomes under the names the rubric reads",
     )
+    OUTCOME_WITHOUT_TEXT = (
+        "outcome-without-text",
+        "the outcome is a thumb, a rating or another value that says how good the answer was, not what the right one is;"
+        " such outcomes cannot be learned from yet",
+        "send what the right answer was under the name the rubric reads: an edit, or a value that is a text",
+    )
     UNSETTLED = (
         "outcome-not-settled",
         "an outcome is younger than [outcomes.NAME] settles_after and may still be corrected",
@@ -151,9 +158,19 @@ class DropReason(StrEnum):
         "two raters chose differently",
         "let one person decide: send the outcome under one rater, or under another name",
     )
+    REQUEST_REFUSED = (
+        "request-parameter-refused",
+        "a parameter of the request (named in brackets) has a value that vLLM refuses, so no night can sample as it says",
+        "look at what the app sends: stop texts may not be empty, temperature is 0 to 2, top_p above 0",
+    )
+    REQUEST_NOT_REPLAYED = (
+        "request-parameter-not-replayed",
+        "the request sets a parameter (named in brackets) that changes what is sampled and that a night does not pass on",
+        "leave the parameter out where learning is wanted",
+    )
     TOO_LONG = (
         "prompt-too-long",
-        "prompt and answer do not fit [serving] max_model_len",
+        "the prompt leaves no room for an answer in [serving] max_model_len",
         "raise max_model_len, or shorten what the app sends",
     )
     DUPLICATE = (
@@ -174,6 +191,22 @@ class DropReason(StrEnum):
 
 
 _BY_NAME = {reason.value: reason for reason in DropReason}
+_MAX_NAME = 40  # characters; a longer name is no parameter of an API
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why one thing was left out, and what it was about where the reason alone does not say it."""
+
+    reason: DropReason
+    name: str = ""
+    """The name of what the reason is about, as a client chose it."""
+
+    def __str__(self) -> str:
+        """The name under which it is counted; a name that is not a plain one is counted as one of the others."""
+        if not self.name:
+            return str(self.reason)
+        return f"{self.reason} ({self.name if self.name.isidentifier() and len(self.name) <= _MAX_NAME else 'others'})"
 
 
 def reason_of(name: str) -> DropReason:

@@ -18,6 +18,7 @@ from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.select import Watch, select_examples
 from nightschool_nightly.freeze.freeze import check_unchanged
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from nightschool_nightly.freeze.settling import settling_rules
 from nightschool_nightly.rewards.rubric import Rubric
 
@@ -50,7 +51,7 @@ def choose_examples(
             settings=config.night,
             rubrics=rubrics,
             tokenizer=AutoTokenizer.from_pretrained(model),
-            max_model_len=config.serving.max_model_len,
+            serving=ServingDefaults(**manifest.serving),
             tokenizer_digest=manifest.base_model.tokenizer,
             settling=settling_rules(manifest),
             watch=watch,

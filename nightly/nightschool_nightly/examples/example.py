@@ -29,15 +29,19 @@ class Example:
     answer: str
     """What production answered."""
     references: Mapping[str, str]
-    """What the human finally chose, by outcome name."""
+    """The right answer, by the name of the outcome that says so (`references`)."""
     demonstration: str | None
-    """The human's own final answer, when it is an answer to this prompt."""
+    """The answer that a human wrote, when it is a whole answer to this prompt; what a model or a program said never is."""
     max_tokens: int
-    cut_short: bool
-    """The night samples fewer tokens than production would, so an answer that was cut off cannot be scored."""
+    """Where production cuts an answer, in tokens: the request's own limit, else serving's, else what the model has room for."""
+    rollout_tokens: int
+    """Where training cuts a rollout, at most `max_tokens`. What is cut below that cannot be scored."""
     temperature: float
+    """As production samples it, and so `top_p` and `others`: what the app asked for, else the default of serving."""
     top_p: float
     stop: tuple[str, ...]
+    others: Mapping[str, Any]
+    """More parameters of the request that change what is sampled, by their names in request bodies."""
     revision: int = 0
     """How many outcomes came after the episode was final: an earlier night may have learned from another answer."""
 

@@ -15,6 +15,8 @@ class ChatTokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+
 
 def has_foreign_tokens(call: RecordedCall, tokenizer_digest: str | None) -> bool:
     """Whether a call has recorded token ids that are of another tokenizer than the one with this digest."""

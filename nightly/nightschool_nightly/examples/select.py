@@ -11,15 +11,18 @@ from nightschool import semconv as names
 from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode, TextPart
 from nightschool_nightly.episodes.assemble import BuiltEpisode
-from nightschool_nightly.episodes.reasons import DropReason
+from nightschool_nightly.episodes.reasons import DropReason, LeftOut
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.prompt import ChatTokenizer, has_foreign_tokens, prompt_ids_of
-from nightschool_nightly.examples.references import find_references
+from nightschool_nightly.examples.references import References, find_references
+from nightschool_nightly.examples.rollout_limit import limit_rollouts
+from nightschool_nightly.examples.sampling import as_served, sampling_of
 from nightschool_nightly.examples.split import cap_clusters, split
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from nightschool_nightly.freeze.settling import EpisodeState, SettlingRules, settle
 from nightschool_nightly.rewards.rubric import Rubric
 
-Watch = Callable[[Episode, Example | DropReason], None]
+Watch = Callable[[Episode, Example | DropReason | LeftOut], None]
 """Sees every new episode, and the example that it gave or why it gave none."""
 
 
@@ -30,7 +33,7 @@ def select_examples(
     settings: NightConfig,
     rubrics: Mapping[str, Rubric],
     tokenizer: ChatTokenizer,
-    max_model_len: int,
+    serving: ServingDefaults,
     tokenizer_digest: str | None = None,
     settling: SettlingRules | None = None,
     watch: Watch | None = None,
@@ -41,7 +44,7 @@ def select_examples(
     tokenizer.json. `watch` sees what becomes of each new episode before the share of one user is capped: an example
     that it saw and that is not in the selection was over that share.
     """
-    candidates = _Candidates(settings, rubrics, tokenizer, max_model_len, tokenizer_digest, settling)
+    candidates = _Candidates(settings, rubrics, tokenizer, serving, tokenizer_digest, settling)
     num_new, dropped = 0, Counter[str]()
     examples: list[Example] = []
     # One episode at a time goes through the stages: a day's episodes do not fit in memory, its examples do.
@@ -51,14 +54,15 @@ def select_examples(
             watch(found.episode, found.result)
         if found.has_foreign_tokens:
             dropped[DropReason.OTHER_TOKENIZER] += 1
-        if isinstance(found.result, DropReason):
-            dropped[found.result] += 1
+        if isinstance(found.result, DropReason | LeftOut):
+            dropped[str(found.result)] += 1
         else:
             examples.append(found.result)
     sides = split(examples, tenant=tenant, holdout_share=settings.holdout_share)
     train, holdout = (cap_clusters(side, settings.max_share_per_user) for side in sides)
     if num_over := len(examples) - len(train) - len(holdout):
         dropped[DropReason.USER_SHARE] = num_over
+    train = limit_rollouts(train, tokenizer, max_tokens=settings.max_tokens)
     return Selection(tuple(train), tuple(holdout), dict(sorted(dropped.items())), num_new)
 
 
@@ -68,7 +72,7 @@ class _Examined:
     """An episode, and the example that its last call gives or why it gives none."""
 
     episode: Episode
-    result: Example | DropReason
+    result: Example | DropReason | LeftOut
     has_foreign_tokens: bool = False
     """It has recorded token ids that are not of this base model's tokenizer, so they were not used."""
 
@@ -86,7 +90,7 @@ def _deduplicated(examined: Iterable[_Examined]) -> Iterator[_Examined]:
     """The same with each prompt of a task only once, the first time: copies could be on both sides of the split."""
     seen: set[tuple[str, tuple[int, ...]]] = set()
     for found in examined:
-        if isinstance(found.result, DropReason):
+        if isinstance(found.result, DropReason | LeftOut):
             yield found
         elif (key := (found.result.task, found.result.prompt_ids)) in seen:
             yield replace(found, result=DropReason.DUPLICATE)
@@ -102,7 +106,7 @@ class _Candidates:
     settings: NightConfig
     rubrics: Mapping[str, Rubric]
     tokenizer: ChatTokenizer
-    max_model_len: int
+    serving: ServingDefaults
     tokenizer_digest: str | None
     settling: SettlingRules | None
 
@@ -131,18 +135,21 @@ class _Candidates:
         example = self._example(episode, references, revision=settled.revision if settled else 0)
         return _Examined(episode, example, has_foreign_tokens(call, self.tokenizer_digest))
 
-    def _example(self, episode: Episode, references: Mapping[str, str], *, revision: int) -> Example | DropReason:
-        """The example, if its prompt can be written in tokens and fits."""
+    def _example(self, episode: Episode, references: References, *, revision: int) -> Example | DropReason | LeftOut:
+        """The example, if a night can sample as the request says, and its prompt can be written in tokens and fits."""
         call = episode.calls[-1]
+        are_tokens_ours = call.tokens is not None and not has_foreign_tokens(call, self.tokenizer_digest)
+        asked = sampling_of(call, are_tokens_ours=are_tokens_ours, max_model_len=self.serving.max_model_len)
+        if isinstance(asked, LeftOut):
+            return asked
         prompt_ids = prompt_ids_of(call, self.tokenizer, self.tokenizer_digest)
         if isinstance(prompt_ids, DropReason):
             return prompt_ids
-        asked = int(call.request.get("max_tokens") or self.settings.max_tokens)
-        max_tokens = min(asked, self.settings.max_tokens)
-        if len(prompt_ids) + max_tokens > self.max_model_len:
+        max_tokens = self.serving.answer_limit(asked.max_tokens, prompt_tokens=len(prompt_ids), is_chat=call.is_chat)
+        if max_tokens < 1:
             return DropReason.TOO_LONG
+        sampling = as_served(asked, self.serving.sampling)
         questions = [message.text for message in call.messages if message.role == "user"]
-        stop = call.request.get("stop_sequences") or ()
         return Example(
             id=hashlib.sha256(f"{episode.trace_id}/{call.span_id}".encode()).hexdigest()[:16],
             trace_id=episode.trace_id,
@@ -151,12 +158,13 @@ class _Candidates:
             message=questions[-1] if questions else "",
             prompt_ids=prompt_ids,
             answer=call.answer.text,
-            references=references,
-            demonstration=next(iter(references.values())) if len(references) == 1 else None,
+            references=references.texts,
+            demonstration=references.demonstration,
             max_tokens=max_tokens,
-            cut_short=max_tokens < asked,
-            temperature=float(call.request.get("temperature", 1.0)),
-            top_p=float(call.request.get("top_p", 1.0)),
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            rollout_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=asked.stop,
+            others=sampling.others,
             revision=revision,
         )

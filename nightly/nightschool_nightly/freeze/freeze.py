@@ -17,6 +17,7 @@ from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import NIGHT, BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults, serving_defaults
 from nightschool_nightly.freeze.settling import HOUR_MS, settling_of
 from nightschool_nightly.rewards.rubric import Rubric
 
@@ -55,6 +56,7 @@ def freeze_tenant(
         now_ms=now_ms,
         settles_after_ms=settling_of(config, rubrics),
         redaction=redaction_of(config, tenant),
+        serving=serving_defaults(config.serving, model),
     )
 
 
@@ -71,6 +73,7 @@ def freeze_night(
     now_ms: int,
     settles_after_ms: Mapping[str, int] | None = None,
     redaction: str = "",
+    serving: ServingDefaults | None = None,
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
@@ -106,6 +109,7 @@ def freeze_night(
         pointer=pointer,
         frozen_at_ms=now_ms,
         redaction=redaction,
+        serving=serving.to_json() if serving else {},
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,

@@ -19,7 +19,7 @@ from nightschool.registry.release import BaseModel
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
 # In the digest only where they are set: without them a night has the digest that it had before there were such fields.
-_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction"}
+_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,8 @@ class NightManifest:
     """The same of the last published night: what has settled since then is new to this one."""
     redaction: str = ""
     """Digest of the rules and secret by which records of other collectors are redacted when read; empty for none."""
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    """What serving fills in where a request says nothing (`ServingDefaults`): its limits, the model's own defaults."""
     learnt_from: tuple[str, ...] = ()
     """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
     tested_with: tuple[str, ...] = ()

@@ -20,10 +20,11 @@ def answer_holdout(
     *,
     night: str,
 ) -> Answers:
-    """Answer each held-out prompt once, with production's own sampling settings and a seed that all policies share.
+    """Answer each held-out prompt once as serving would, with a seed that all policies share.
 
-    `save` writes the policy's adapter, None for the base model; `night` is the manifest's digest. With the same seed
-    two policies that agree on a token draw the same one, which makes their difference less noisy.
+    The limit is production's too: an answer that it cuts off is scored as the user would have got it. `save` writes
+    the policy's adapter, None for the base model; `night` is the manifest's digest. With the same seed two policies
+    that agree on a token draw the same one, which makes their difference less noisy.
     """
     sampler.use_adapter(save)
     requests = [
@@ -35,12 +36,14 @@ def answer_holdout(
             seed=seed_of(night, "holdout", example.id),
             top_p=example.top_p,
             stop=example.stop,
+            others=example.others,
         )
         for example in examples
     ]
     rollouts = [answers[0] for answers in sampler.sample(requests)]
     rewards = tuple(
-        rubrics[example.task].score(example, Answer(rollout.text, finished=rollout.finished)).reward
+        rubrics[example.task].score(example, Answer(rollout.text)).reward
         for example, rollout in zip(examples, rollouts, strict=True)
     )
-    return Answers(policy, tuple(rollout.text for rollout in rollouts), rewards)
+    cut = tuple(not rollout.finished for rollout in rollouts)
+    return Answers(policy, tuple(rollout.text for rollout in rollouts), rewards, cut)

@@ -35,6 +35,13 @@ class Answers:
     texts: tuple[str, ...]
     rewards: tuple[float | None, ...]
     """From 0 to 1; None is unscored."""
+    cut: tuple[bool, ...]
+    """Whether production's limit cut the answer off; it is scored as it is."""
+
+    @property
+    def num_unscored(self) -> int:
+        """Prompts whose answer has no score."""
+        return self.rewards.count(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,11 @@ class Evaluation:
         return any(step.groups[GroupFate.KEPT] for step in self.metrics)
 
     def to_json(self) -> str:
-        answers = {a.policy: {"texts": a.texts, "rewards": a.rewards} for a in (self.base, self.release, self.candidate) if a}
+        answers = {
+            a.policy: {"texts": a.texts, "rewards": a.rewards, "cut": a.cut}
+            for a in (self.base, self.release, self.candidate)
+            if a
+        }
         return json.dumps({"kl": self.kl, "metrics": [step.to_json() for step in self.metrics], "answers": answers})
 
     @classmethod
@@ -70,7 +81,7 @@ class Evaluation:
             raw = json.loads(text)
             answers: Mapping[str, Any] = raw["answers"]
             found = {
-                policy: Answers(policy, tuple(answers[policy]["texts"]), tuple(answers[policy]["rewards"]))
+                policy: Answers(policy, *(tuple(answers[policy][name]) for name in ("texts", "rewards", "cut")))
                 for policy in Contender
                 if policy in answers
             }

@@ -1,8 +1,9 @@
 """Step 7 of a night: is the candidate better, on held-out prompts, than what serves now and than the base model?
 
 Paired by prompt and clustered by user: the bootstrap draws users and not prompts, because one user's prompts are not
-independent (Miller 2024, arXiv 2411.00640). A prompt that either policy's answer leaves unscored is left out of their
-comparison, and counted.
+independent (Miller 2024, arXiv 2411.00640). A prompt that either policy's answer leaves unscored is left out of the
+means, and counted. A candidate must not win by what is left out: in the bound that decides, a prompt whose answer by the
+candidate alone is unscored counts as if it had got no reward, and with too many unscored ones nothing is decided.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from nightschool_nightly.gate.evaluation import Contender
 _RESAMPLES = 10_000
 # With three users all of them are better by chance one time in eight, and no resample of them says otherwise.
 _MIN_USERS = 5
+# Answers are not unscored by chance. One in ten can move a mean by a tenth, and a night's gain is often no more.
+_MAX_UNSCORED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class Comparison:
     """One-sided bootstrap bound at the configured confidence."""
     interval95: tuple[float, float]
     """Two-sided bootstrap interval, for the report; nothing is decided by it."""
+    unscored_before: int = 0
+    """Prompts with an unscored answer of the other policy."""
+    unscored_after: int = 0
+    """Prompts with an unscored answer of the candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +86,47 @@ def compare(
     `confidence` is that of the one-sided lower bound. Without a single pair the bound is minus infinity: nothing is
     shown.
     """
-    pairs = [(a, b, user) for a, b, user in zip(before, after, users, strict=True) if a is not None and b is not None]
-    unscored = len(users) - len(pairs)
+    rows = list(zip(before, after, users, strict=True))
+    pairs = [(a, b, user) for a, b, user in rows if a is not None and b is not None]
+    # The worst that the candidate's unknown answers may have been. The other's do not depend on the candidate.
+    lost = [(a, 0.0, user) for a, b, user in rows if a is not None and b is None]
+    unscored_before, unscored_after = sum(a is None for a in before), sum(b is None for b in after)
     if not pairs:
-        return Comparison(against, 0, 0, unscored, 0.0, 0.0, 0.0, float("-inf"), (float("-inf"), float("inf")))
-    names = sorted({user for *_, user in pairs})
-    place = {user: number for number, user in enumerate(names)}
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for a, b, user in pairs:
-        sums[place[user]] += b - a
-        counts[place[user]] += 1
-    means = _bootstrap_means(sums, counts, seed)
-    tail, bound_tail = _tail(0.025, len(names)), _tail(1 - confidence, len(names))
-    low, high, bound = np.quantile(means, [tail, 1 - tail, bound_tail])
+        nothing = (0, 0, len(rows), 0.0, 0.0, 0.0, float("-inf"), (float("-inf"), float("inf")))
+        return Comparison(against, *nothing, unscored_before, unscored_after)
+    differences = _by_user(pairs)
+    [low, high] = _bounds(differences, [0.025, 0.975], seed)
+    [bound] = _bounds(_by_user(pairs + lost), [1 - confidence], seed)
     return Comparison(
         against=against,
         num_prompts=len(pairs),
-        num_users=len(names),
-        num_unscored=unscored,
+        num_users=len(differences[0]),
+        num_unscored=len(rows) - len(pairs),
         before=float(np.mean([a for a, *_ in pairs])),
         after=float(np.mean([b for _, b, _ in pairs])),
-        difference=float(sums.sum() / counts.sum()),
-        lower_bound=float(bound),
-        interval95=(float(low), float(high)),
+        difference=float(differences[0].sum() / differences[1].sum()),
+        lower_bound=bound,
+        interval95=(low, high),
+        unscored_before=unscored_before,
+        unscored_after=unscored_after,
     )
+
+
+def _by_user(pairs: Sequence[tuple[float, float, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Each user's sum of differences and number of prompts, in the order of their names."""
+    place = {user: number for number, user in enumerate(sorted({user for *_, user in pairs}))}
+    sums, counts = np.zeros(len(place)), np.zeros(len(place))
+    for a, b, user in pairs:
+        sums[place[user]] += b - a
+        counts[place[user]] += 1
+    return sums, counts
+
+
+def _bounds(differences: tuple[np.ndarray, np.ndarray], chances: Sequence[float], seed: int) -> list[float]:
+    """Bootstrap quantiles of the mean difference, each with its tail widened for the number of users."""
+    num_users = len(differences[0])
+    tails = [_tail(chance, num_users) if chance <= 0.5 else 1 - _tail(1 - chance, num_users) for chance in chances]
+    return [float(bound) for bound in np.quantile(_bootstrap_means(*differences, seed), tails)]
 
 
 def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
@@ -136,6 +160,13 @@ def decide(comparisons: Sequence[Comparison], *, min_holdout: int, kl: float, kl
     """Accept if the lower bound against every other policy is above zero and no limit is broken. NaN never passes."""
     reasons = [] if comparisons else ["compared with no other policy"]
     for comparison in comparisons:
+        total = comparison.num_prompts + comparison.num_unscored
+        if comparison.num_unscored > _MAX_UNSCORED * total:
+            reasons.append(
+                f"not enough evidence against {comparison.against}: {comparison.num_unscored} of {total} held-out prompts have an "
+                f"unscored answer ({comparison.against} {comparison.unscored_before}, candidate {comparison.unscored_after}); "
+                f"at most {_MAX_UNSCORED:.0%} may"
+            )
         if comparison.num_prompts < min_holdout:
             reasons.append(
                 f"{comparison.num_prompts} scored held-out prompts against {comparison.against}, at least {min_holdout} are needed"

@@ -20,11 +20,7 @@ class Prompt(Protocol):
 
     @property
     def references(self) -> Mapping[str, str]:
-        """What the human finally chose, by outcome name."""
-
-    @property
-    def cut_short(self) -> bool:
-        """True when the night samples fewer tokens than production would have."""
+        """The right answer, by the name of the outcome that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +28,8 @@ class Answer:
     """One answer to a prompt: sampled by a policy, or written by a human."""
 
     text: str
-    finished: bool = True
-    """False when sampling stopped at the token limit and not at an end of turn or a stop text."""
+    is_whole: bool = True
+    """False when it was cut off where production would have gone on; cut off where production cuts, it is all there is."""
 
 
 class Criterion(Protocol):

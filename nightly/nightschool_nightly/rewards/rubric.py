@@ -15,8 +15,8 @@
     hard = true             # an answer that fails it has the reward 0
 
 reward = (sum of the weights of passed items) / (sum of all weights), or 0 when a hard item fails. An item that cannot
-decide (there is no outcome of its name) leaves the answer unscored, and so does a limit that cut the answer short:
-unknown is not zero.
+decide (there is no outcome of its name) leaves the answer unscored, and so does a limit that is below production's own
+and cut the answer short: unknown is not zero.
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ class Rubric:
 
     def score(self, prompt: Prompt, answer: Answer) -> Score:
         """Score one answer to a prompt."""
-        if prompt.cut_short and not answer.finished:
-            # Production would have gone on where the night stopped: nobody knows what the whole answer would have been.
+        if not answer.is_whole:  # nobody knows what the whole answer would have been
             return Score(None, dict.fromkeys(item.name for item in self.items))
         passed = {item.name: item.criterion.passes(prompt, answer) for item in self.items}
         if any(verdict is None for verdict in passed.values()):

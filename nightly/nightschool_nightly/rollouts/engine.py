@@ -78,9 +78,11 @@ class RolloutEngine:
 
 
 def _sampling_parameters(request: SampleRequest) -> Any:
+    """What vLLM's own endpoint makes of such a request; a test compares the two."""
     from vllm import SamplingParams
 
-    return SamplingParams(
+    others = {name: value for name, value in request.others.items() if name != "response_format"}
+    return SamplingParams.from_optional(
         n=request.num_samples,
         temperature=request.temperature,
         top_p=request.top_p,
@@ -88,7 +90,20 @@ def _sampling_parameters(request: SampleRequest) -> Any:
         seed=request.seed,
         stop=list(request.stop) or None,
         logprobs=0,  # of the sampled token alone, no alternatives
+        structured_outputs=_structured_outputs(request.others.get("response_format")),
+        **others,
     )
+
+
+def _structured_outputs(response_format: Mapping[str, Any] | None) -> Any:
+    """vLLM's form of a response format, for which it has no parameter of that name below its endpoints."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if response_format is None or response_format["type"] == "text":
+        return None
+    if response_format["type"] == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(json=response_format["json_schema"]["schema"])
 
 
 def _rollout(completion: Any) -> Rollout:

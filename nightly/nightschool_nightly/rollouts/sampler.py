@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 SaveAdapter = Callable[[Path], None]
 """Writes an adapter into a folder, which it makes."""
@@ -28,6 +28,8 @@ class SampleRequest:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     """Texts that end an answer, beside the end of turn."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """More parameters that change what is sampled, by their names in request bodies: those that serving accepts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ def score_group(
     """
     members = []
     for rollout in rollouts:
-        reward = rubric.score(example, Answer(rollout.text, finished=rollout.finished)).reward
+        is_whole = rollout.finished or example.rollout_tokens == example.max_tokens
+        reward = rubric.score(example, Answer(rollout.text, is_whole=is_whole)).reward
         members.append(Member(rollout.token_ids, rollout.text, reward, rollout.logprobs))
     if demonstration_ids is not None and example.demonstration is not None:
         reward = rubric.score(example, Answer(example.demonstration)).reward

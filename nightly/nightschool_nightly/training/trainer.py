@@ -84,11 +84,14 @@ class Trainer:
         return self.sampler.sample([self.request(number, example) for example in examples])
 
     def request(self, number: int, example: Example) -> SampleRequest:
-        """What is sampled for a prompt in step `number`. Not with production's top_p: it would bias the weights."""
+        """What is sampled for a prompt in step `number`.
+
+        Not with production's top_p or any other of its parameters that bend the distribution: they would bias the weights.
+        """
         return SampleRequest(
             prompt_ids=example.prompt_ids,
             num_samples=self.settings.group_size,
-            max_tokens=example.max_tokens,
+            max_tokens=example.rollout_tokens,
             temperature=self.settings.temperature,
             seed=seed_of(self._night, "rollout", str(number), example.id),
             stop=example.stop,

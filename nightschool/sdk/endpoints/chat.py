@@ -31,7 +31,9 @@ _REQUEST: dict[str, tuple[str, Callable[[Any], int | float]]] = {
 
 REQUEST_FIELDS = frozenset({"model", "stop", "stream", *_REQUEST})
 """The parameters of a request that become attributes, beside its content."""
-CONTENT_FIELDS = frozenset({"messages", "tools"})
+CONTENT_FIELDS = frozenset({"messages", "tools", *semconv.SAMPLING_PARAMETERS})
+SET = "(set)"
+"""Stands for the value of a parameter that is recorded by its name alone."""
 _MESSAGE_FIELDS = frozenset(
     {"role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls", "name", "tool_call_id"}
 )
@@ -72,7 +74,17 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:
         attributes[semconv.GEN_AI_INPUT_MESSAGES] = dump([message(one) for one in params["messages"] or ()])
     if tools := params.get("tools"):
         attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = dump([tool_definition(tool) for tool in tools])
-    return attributes
+    return attributes | other_parameters(params, REQUEST_FIELDS | {"messages", "tools"})
+
+
+def other_parameters(params: Mapping[str, Any], known: frozenset[str]) -> dict[str, Attribute]:
+    """What a request sets beside the `known` parameters, as one attribute; nothing when it sets nothing else."""
+    others = {
+        name: value if name in semconv.SAMPLING_PARAMETERS else None
+        for name, value in params.items()
+        if value is not None and name not in known and name not in semconv.NEUTRAL_PARAMETERS
+    }
+    return {semconv.REQUEST_PARAMETERS: dump(others)} if others else {}
 
 
 def sampling_attributes(params: Mapping[str, Any]) -> dict[str, Attribute]:

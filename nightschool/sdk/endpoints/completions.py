@@ -15,7 +15,7 @@ from nightschool.sdk.endpoints import chat
 from nightschool.sdk.snapshot import fields_of
 
 REQUEST_FIELDS = chat.REQUEST_FIELDS
-CONTENT_FIELDS = frozenset({"prompt"})
+CONTENT_FIELDS = frozenset({"prompt", *semconv.SAMPLING_PARAMETERS})
 
 
 def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
@@ -26,7 +26,7 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
         prompt = prompt[0]
     if isinstance(prompt, str):
         attributes[semconv.GEN_AI_INPUT_MESSAGES] = chat.dump([chat.message({"role": "user", "content": prompt})])
-    return attributes
+    return attributes | chat.other_parameters(params, REQUEST_FIELDS | {"prompt"})
 
 
 def picked(response: Any, *, content: bool) -> dict[str, Any]:

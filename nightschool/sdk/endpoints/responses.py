@@ -37,7 +37,7 @@ def request_attributes(params: Mapping[str, Any]) -> dict[str, chat.Attribute]:
         attributes[semconv.GEN_AI_TOOL_DEFINITIONS] = chat.dump(
             list(tools)
         )  # not nested under "function", as the conventions have them
-    return attributes
+    return attributes | chat.other_parameters(params, REQUEST_FIELDS | CONTENT_FIELDS)
 
 
 def _is_partial(params: Mapping[str, Any], items: Iterable[Any]) -> bool:

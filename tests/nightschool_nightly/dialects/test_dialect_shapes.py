@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from nightschool import semconv as names
 from nightschool.episode import Message, OtherPart, TextPart, ToolCallPart, ToolResponsePart
 from nightschool.errors import RecordError
-from nightschool_nightly.dialects.call import context_of, tools_of
+from nightschool_nightly.dialects.call import context_of, request_of, tools_of
 from nightschool_nightly.dialects.messages import read_message, read_messages
 from nightschool_nightly.dialects.record import SpanRow, read_events, read_spans, with_events
 from nightschool_nightly.dialects.span import unflatten
@@ -197,6 +197,14 @@ def test_a_failed_call_is_no_call_in_any_dialect() -> None:
     assert row(generation).is_model_call
     assert not row(generation, failed=True).is_model_call
     assert not row({**generation, "langfuse.observation.level": "ERROR"}).is_model_call
+
+
+@pytest.mark.parametrize("endless", ['"Infinity"', "Infinity"])
+def test_what_langfuse_fills_in_was_not_sent(endless: str) -> None:
+    """Its OpenAI integration writes penalties of 0 and an endless limit for an app that sent nothing of the kind."""
+    filled = f'{{"temperature": 0.2, "max_tokens": {endless}, "frequency_penalty": 0, "presence_penalty": 0.5}}'
+    found = row({"langfuse.observation.type": "generation", "langfuse.observation.model.parameters": filled})
+    assert request_of(found.attributes) == {"temperature": 0.2, "presence_penalty": 0.5}
 
 
 @pytest.mark.parametrize(

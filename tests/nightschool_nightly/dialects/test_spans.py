@@ -156,23 +156,29 @@ def test_tools_are_nested_for_chat_templates() -> None:
 
 
 def test_sampling_parameters_are_as_sent_or_absent() -> None:
-    """What was not sent is absent, and so is what no sampler could have taken."""
+    """What was not sent is absent; what no sampler accepts stays as it was sent, for a night to leave out by name."""
     sent = {
         names.GEN_AI_REQUEST_TEMPERATURE: 0.0,
         names.GEN_AI_REQUEST_TOP_P: 1,
+        names.GEN_AI_REQUEST_TOP_K: 20,
         names.GEN_AI_REQUEST_MAX_TOKENS: 16,
         names.GEN_AI_REQUEST_SEED: 3,
         names.GEN_AI_REQUEST_STOP_SEQUENCES: ["\n"],
+        names.REQUEST_PARAMETERS: '{"min_p": 0.1, "new_thing": null}',
     }
-    assert request_of(sent) == {"temperature": 0.0, "top_p": 1, "max_tokens": 16, "seed": 3, "stop_sequences": ["\n"]}
-    odd = {
-        names.GEN_AI_REQUEST_TEMPERATURE: "hot",
-        names.GEN_AI_REQUEST_TOP_P: float("nan"),
-        names.GEN_AI_REQUEST_MAX_TOKENS: -4,
-        names.GEN_AI_REQUEST_SEED: True,
-        names.GEN_AI_REQUEST_STOP_SEQUENCES: [3],
+    assert request_of(sent) == {
+        "temperature": 0.0,
+        "top_p": 1,
+        "top_k": 20,
+        "max_tokens": 16,
+        "seed": 3,
+        "stop_sequences": ["\n"],
+        "min_p": 0.1,
+        "new_thing": None,
     }
-    assert request_of(odd) == {}
+    odd = {names.GEN_AI_REQUEST_TEMPERATURE: "hot", names.GEN_AI_REQUEST_STOP_SEQUENCES: [""]}
+    assert request_of(odd) == {"temperature": "hot", "stop_sequences": [""]}
+    assert request_of({names.REQUEST_PARAMETERS: "not JSON"}) == {names.REQUEST_PARAMETERS: None}
     assert request_of({names.GEN_AI_REQUEST_MAX_TOKENS: None}) == {}
 
 
@@ -186,6 +192,7 @@ def test_no_attribute_value_is_an_error(value: Any) -> None:
         names.GEN_AI_SYSTEM_INSTRUCTIONS,
         names.GEN_AI_TOOL_DEFINITIONS,
         names.GEN_AI_REQUEST_MAX_TOKENS,
+        names.REQUEST_PARAMETERS,
     ):
         attributes = {names.GEN_AI_INPUT_MESSAGES: [{"role": "user", "parts": []}], name: value}
         context_of(attributes), tools_of(attributes), request_of(attributes)

@@ -170,8 +170,9 @@ def selection(*users: str) -> Selection:
             "references": {},
             "demonstration": None,
         }
-        sampling: dict[str, Any] = {"max_tokens": 1, "cut_short": False, "temperature": 1.0, "top_p": 1.0, "stop": ()}
-        return Example(id=user, trace_id=user, cluster=user, **plain, **sampling)
+        limits = {"max_tokens": 1, "rollout_tokens": 1}
+        sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "stop": (), "others": {}}
+        return Example(id=user, trace_id=user, cluster=user, **plain, **limits, **sampling)
 
     train, holdout = users[::2], users[1::2]
     return Selection(tuple(map(example, train)), tuple(map(example, holdout)), {}, len(users))

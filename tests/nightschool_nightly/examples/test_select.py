@@ -28,11 +28,12 @@ from nightschool.episode import (
 from nightschool.errors import NightError
 from nightschool.outcomes.record import Outcome
 from nightschool_nightly.episodes.assemble import BuiltEpisode
-from nightschool_nightly.episodes.reasons import DropReason
+from nightschool_nightly.episodes.reasons import DropReason, reason_of
 from nightschool_nightly.examples.example import Selection, load_selection
-from nightschool_nightly.examples.references import find_references
+from nightschool_nightly.examples.references import References, find_references
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.examples.split import is_held_out
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from nightschool_nightly.rewards.rubric import Rubric, parse_rubric
 
 RUBRIC = parse_rubric('task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"')
@@ -48,6 +49,10 @@ class Letters:
         if any(message["role"] not in ("user", "assistant", "system") for message in conversation):
             raise TemplateError("unknown role")
         return [ord(letter) for letter in json.dumps([conversation, options["tools"]])]
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        assert not options["add_special_tokens"]
+        return [ord(letter) for letter in text]
 
 
 def outcome(value: Any = "fraud", **fields: Any) -> OutcomeHistory:
@@ -81,10 +86,20 @@ def episode(number: int, *, new: bool = True, outcomes: Sequence[OutcomeHistory]
 
 
 def select(
-    built: Sequence[BuiltEpisode], *, settings: NightConfig = WHOLE, rubric: Rubric = RUBRIC, max_model_len: int = 2048
+    built: Sequence[BuiltEpisode],
+    *,
+    settings: NightConfig = WHOLE,
+    rubric: Rubric = RUBRIC,
+    max_model_len: int = 2048,
+    **serving: Any,
 ) -> Selection:
     return select_examples(
-        built, tenant="acme", settings=settings, rubrics={"triage": rubric}, tokenizer=Letters(), max_model_len=max_model_len
+        built,
+        tenant="acme",
+        settings=settings,
+        rubrics={"triage": rubric},
+        tokenizer=Letters(),
+        serving=ServingDefaults(max_model_len, **serving),
     )
 
 
@@ -134,18 +149,13 @@ def test_one_user_has_at_most_a_share() -> None:
 # --- what an example holds ----------------------------------------------------------------------------------------------
 def test_an_example_is_the_last_call_of_its_trace() -> None:
     """Prompt, production's answer, what the human chose, and production's sampling settings."""
-    request = {"max_tokens": 5, "temperature": 0.25, "top_p": 0.5, "stop_sequences": ["\n"]}
+    request = {"max_tokens": 5, "temperature": 0.25, "top_p": 0.5, "stop_sequences": ["\n"], "top_k": 3}
     calls = (call(1), call(2, request=request, tokens=SampledTokens((7, 8), (9,), (-0.1,))))
     (example,) = everything(select([episode(1, calls=calls)]))
     assert (example.prompt_ids, example.message, example.answer) == ((7, 8), "message 2", "card")
     assert (example.references, example.demonstration) == ({"queue": "fraud"}, "fraud")
-    assert (example.max_tokens, example.cut_short, example.temperature, example.top_p, example.stop) == (
-        5,
-        False,
-        0.25,
-        0.5,
-        ("\n",),
-    )
+    assert (example.max_tokens, example.temperature, example.top_p, example.stop) == (5, 0.25, 0.5, ("\n",))
+    assert example.others == {"top_k": 3}
 
 
 @pytest.mark.parametrize("tokenizer", ["b" * 64, None])
@@ -159,7 +169,7 @@ def test_tokens_of_another_tokenizer_are_not_trusted(tokenizer: str | None) -> N
             settings=WHOLE,
             rubrics={"triage": RUBRIC},
             tokenizer=Letters(),
-            max_model_len=2048,
+            serving=ServingDefaults(2048),
             tokenizer_digest="a" * 64,
         )
         for digest in tokens.values()
@@ -183,13 +193,48 @@ def test_without_the_servers_tokens_the_chat_template_renders_the_prompt() -> No
     tool = {"type": "function", "function": {"name": "lookup"}}
     (example,) = everything(select([episode(1, calls=(call(1, tools=(tool,)),))]))
     assert "".join(map(chr, example.prompt_ids)) == json.dumps([[{"role": "user", "content": "message 1"}], [tool]])
-    assert (example.max_tokens, example.temperature, example.top_p, example.stop) == (64, 1.0, 1.0, ())
+    assert (example.temperature, example.top_p, example.stop, example.others) == (1.0, 1.0, (), {})
+    (example,) = everything(select([episode(1)], sampling={"temperature": 0.5, "top_k": 20}))
+    assert (example.temperature, example.others) == (0.5, {"top_k": 20})
 
 
-def test_an_answer_shorter_than_productions_is_marked() -> None:
-    """When the night samples fewer tokens than production did, the example says so."""
-    (example,) = everything(select([episode(1, calls=(call(1, request={"max_tokens": 500}),))]))
-    assert (example.max_tokens, example.cut_short) == (64, True)
+def test_without_a_limit_of_its_own_production_cuts_where_serving_does() -> None:
+    """The request's limit, else the configured one, else the model's, else what is left of its window; 16 for completions."""
+
+    def limit(request: dict[str, Any], *, is_chat: bool = True, **serving: Any) -> int:
+        tokens = SampledTokens(tuple(range(90)), (1,), (-0.1,))
+        built = [episode(1, calls=(call(1, request=request, tokens=tokens, is_chat=is_chat),))]
+        (example,) = everything(select(built, max_model_len=600, **serving))
+        return int(example.max_tokens)
+
+    assert limit({}) == 510
+    assert limit({}, model_max_tokens=100) == 100
+    assert limit({}, model_max_tokens=100, default_max_tokens=200) == 200
+    assert limit({"max_tokens": 7}, default_max_tokens=200) == 7
+    assert limit({"max_tokens": 599}) == 510
+    assert limit({}, is_chat=False, default_max_tokens=200) == 16
+
+
+def test_rollouts_may_be_twice_the_longest_known_answer() -> None:
+    """And never longer than production's, nor shorter than 64 tokens: brevity must not be taught by a limit."""
+    learns = [f"u{n}" for n in range(99) if not is_held_out("acme", f"u{n}", 0.25)]
+    held = next(f"u{n}" for n in range(99) if is_held_out("acme", f"u{n}", 0.25))
+
+    def limits(*answers: str, tested: str = "x", settings: NightConfig = WHOLE, **request: Any) -> set[int]:
+        built = [
+            episode(n, subject=user, calls=(call(n, answer=TextPart(text), request=request),))
+            for n, (user, text) in enumerate([*zip(learns, answers, strict=False), (held, tested)], start=1)
+        ]
+        return {example.rollout_tokens for example in select(built, settings=settings).train}
+
+    assert limits("ok", "fine") == {64}
+    assert limits("ok", "a" * 99) == {200}  # an end of turn is one of its tokens
+    assert limits("ok", tested="a" * 99) == {64}  # nobody looks at what only tests
+    assert limits("a" * 99, max_tokens=150) == {150}
+    assert limits("a" * 99, settings=replace(WHOLE, max_tokens=10)) == {10}
+    human = outcome("b" * 99)
+    (train,) = select([episode(1, subject=learns[0], outcomes=[human])]).train
+    assert train.rollout_tokens == 200
 
 
 def test_a_rubric_of_checks_needs_no_outcome() -> None:
@@ -199,32 +244,41 @@ def test_a_rubric_of_checks_needs_no_outcome() -> None:
     assert (example.references, example.demonstration) == ({}, None)
 
 
-# --- what the human chose -----------------------------------------------------------------------------------------------
+# --- what the right answer is ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("histories", "expected"),
     [
-        ([outcome("fraud")], {"queue": "fraud"}),
-        ([outcome(None, final_text="fraud")], {"queue": "fraud"}),
-        ([outcome(True)], {"queue": "card"}),  # approved: the answer itself
-        ([outcome(True, source_id="a"), outcome("card", source_id="b")], {"queue": "card"}),
-        ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], {"queue": "fraud"}),
+        ([outcome("fraud")], References({"queue": "fraud"}, "fraud")),
+        ([outcome(None, final_text="fraud")], References({"queue": "fraud"}, "fraud")),
+        ([outcome("fraud", source_id="a"), outcome("fraud", source_id="b")], References({"queue": "fraud"}, "fraud")),
         ([outcome("fraud", source_id="a"), outcome("loan", source_id="b")], DropReason.CONFLICT),
-        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], DropReason.CONFLICT),
-        ([outcome(False)], DropReason.NO_OUTCOME),  # wrong, but nobody said what is right
-        ([outcome(1.0)], DropReason.NO_OUTCOME),
+        # A thumb or a rating says nothing about what is right: neither up nor down does, and neither conflicts with a text.
+        ([outcome(True)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(False)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(1.0)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(None)], DropReason.OUTCOME_WITHOUT_TEXT),
+        ([outcome(True, source_id="a"), outcome("fraud", source_id="b")], References({"queue": "fraud"}, "fraud")),
+        ([outcome(False, source_id="a"), outcome("card", source_id="b")], References({"queue": "card"}, "card")),
+        # What no human wrote is compared with and never imitated.
+        ([outcome("fraud", source_kind="llm")], References({"queue": "fraud"}, None)),
+        ([outcome(None, final_text="fraud", source_kind="code")], References({"queue": "fraud"}, None)),
+        ([outcome("fraud", source_kind="system")], References({"queue": "fraud"}, None)),
+        ([outcome("fraud", source_kind="llm"), outcome("loan", source_kind="code")], DropReason.CONFLICT),
+        ([outcome("fraud", source_kind="llm"), outcome("loan")], References({"queue": "loan"}, "loan")),
         ([outcome("fraud", name="mood")], DropReason.NO_OUTCOME),
         ([], DropReason.NO_OUTCOME),
     ],
 )
-def test_references_are_what_humans_finally_chose(histories: list[OutcomeHistory], expected: Any) -> None:
-    """An edit, a text, or approval of the answer. Two choices are no choice; silence and a plain no are unknown."""
+def test_only_a_text_says_what_is_right_and_only_a_humans_is_imitated(histories: list[OutcomeHistory], expected: Any) -> None:
+    """Approval turns no answer of the model into a human's, a label of a model is no demonstration, two choices are no choice."""
     assert find_references(call(), histories, RUBRIC) == expected
 
 
 def test_the_current_outcome_counts_not_its_history() -> None:
     """A corrected choice replaces the earlier one and does not conflict with it."""
     now = outcome("loan").current
-    assert find_references(call(), [OutcomeHistory(now, (outcome("fraud").current, now))], RUBRIC) == {"queue": "loan"}
+    found = find_references(call(), [OutcomeHistory(now, (outcome("fraud").current, now))], RUBRIC)
+    assert found == References({"queue": "loan"}, "loan")
 
 
 def test_two_references_are_no_demonstration() -> None:
@@ -247,9 +301,10 @@ def test_two_references_are_no_demonstration() -> None:
         (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), DropReason.NOT_TEXT_ANSWER),
         (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), DropReason.NOT_TEXT_PROMPT),
         (episode(1, calls=(call(role="wizard"),)), DropReason.NO_TEMPLATE),
-        (episode(1, outcomes=[outcome(False)]), DropReason.NO_OUTCOME),
+        (episode(1, outcomes=[outcome(name="mood")]), DropReason.NO_OUTCOME),
+        (episode(1, outcomes=[outcome(False)]), DropReason.OUTCOME_WITHOUT_TEXT),
         (episode(1, outcomes=[outcome("a", source_id="a"), outcome("b", source_id="b")]), DropReason.CONFLICT),
-        (episode(1, calls=(call(message=TextPart("x" * 2000)),)), DropReason.TOO_LONG),
+        (episode(1, calls=(call(message=TextPart("x" * 2048)),)), DropReason.TOO_LONG),
     ],
 )
 def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: DropReason) -> None:
@@ -261,12 +316,20 @@ def test_every_drop_has_a_name_and_a_count(built: BuiltEpisode, reason: DropReas
     assert selection.num_new_episodes == 1 + built.is_new
 
 
-def test_a_prompt_fits_with_its_answer_or_is_too_long() -> None:
-    """Prompt and answer together may fill the model's window, and not one token more."""
+def test_a_prompt_leaves_room_for_an_answer_or_is_too_long() -> None:
+    """What does not fit beside the prompt is cut down by serving, so it is here; without room for a token it is left out."""
     tokens = SampledTokens(tuple(range(90)), (1,), (-0.1,))
     built = [episode(1, calls=(call(1, request={"max_tokens": 10}, tokens=tokens),))]
-    assert select(built, max_model_len=100).dropped == {}
-    assert select(built, max_model_len=99).dropped == {DropReason.TOO_LONG: 1}
+    assert [example.max_tokens for example in everything(select(built, max_model_len=91))] == [1]
+    assert select(built, max_model_len=90).dropped == {DropReason.TOO_LONG: 1}
+
+
+def test_a_request_that_vllm_would_refuse_is_left_out_by_name() -> None:
+    """It would stop the night, and every night after it; what it was about is in the count's name."""
+    selection = select([episode(1, calls=(call(1, request={"stop_sequences": [""]}),)), episode(2)])
+    assert selection.dropped == {"request-parameter-refused (stop_sequences)": 1}
+    assert reason_of(*selection.dropped) is DropReason.REQUEST_REFUSED
+    assert len(everything(selection)) == 1
 
 
 def test_the_same_prompt_is_taken_once() -> None:
@@ -313,7 +376,7 @@ def test_what_the_doctor_sends_is_never_learned_from() -> None:
         settings=WHOLE,
         rubrics={names.DOCTOR_TASK: rubric},
         tokenizer=Letters(),
-        max_model_len=2048,
+        serving=ServingDefaults(2048),
     )
     assert everything(selection) == [] and selection.dropped == {DropReason.DOCTOR: 1}
 
@@ -327,7 +390,7 @@ def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
         settings=WHOLE,
         rubrics={"triage": RUBRIC},
         tokenizer=Letters(),
-        max_model_len=2048,
+        serving=ServingDefaults(2048),
         watch=lambda found, fate: seen.update({found.trace_id: fate}),
     )
     assert seen == {f"{1:032x}": everything(selection)[0], f"{2:032x}": DropReason.NO_RUBRIC}

@@ -43,16 +43,19 @@ def test_answers_are_scored_in_order(make_example: Callable[..., Example]) -> No
     assert (found.policy, found.texts, found.rewards) == ("base", ("fraud",) * 3, (1.0, 0.0, None))
 
 
-def test_an_answer_cut_below_productions_limit_is_unscored(make_example: Callable[..., Example]) -> None:
-    """The night stopped it where production would have gone on: it says nothing; cut where production cuts, it does."""
-    examples = [make_example("a", cut_short=True), make_example("b", cut_short=False), make_example("c", cut_short=True)]
-    script = Script(said("fraud", finished=False), said("fraud", finished=False), said("fraud"))
-    assert answer_holdout(Contender.BASE, script, None, examples, RUBRICS, night="n").rewards == (None, 1.0, 1.0)
+def test_an_answer_cut_where_production_cuts_is_scored_as_users_got_it(make_example: Callable[..., Example]) -> None:
+    """The gate's limit is production's, whatever that of training: a candidate that rambles does not get its prompt left out."""
+    examples = [make_example("a", max_tokens=90, rollout_tokens=3), make_example("b")]
+    script = Script(said("fraud, because", finished=False), said("fraud", finished=False))
+    found = answer_holdout(Contender.CANDIDATE, script, None, examples, RUBRICS, night="n")
+    assert (found.rewards, found.texts, found.cut) == ((0.0, 1.0), ("fraud, because", "fraud"), (True, True))
+    assert [request.max_tokens for request in script.asked] == [90, 4]
 
 
 def test_every_policy_is_asked_the_same(make_example: Callable[..., Example]) -> None:
     """One answer a prompt with production's own settings, and a seed of the night and the prompt for all policies."""
-    examples = [make_example("a", temperature=0.0, top_p=0.5, stop=("\n",), max_tokens=7), make_example("b")]
+    said_so = {"temperature": 0.0, "top_p": 0.5, "stop": ("\n",), "max_tokens": 7, "others": {"top_k": 3}}
+    examples = [make_example("a", **said_so), make_example("b")]
     base, candidate, tomorrow = (Script(said("x"), said("y")) for _ in range(3))
 
     def save(folder: Path) -> None: ...
@@ -63,4 +66,5 @@ def test_every_policy_is_asked_the_same(make_example: Callable[..., Example]) ->
     assert base.asked == candidate.asked and base.used == [None] and candidate.used == [save]
     first, second = base.asked
     assert (first.num_samples, first.max_tokens, first.temperature, first.top_p, first.stop) == (1, 7, 0.0, 0.5, ("\n",))
+    assert (first.others, second.others) == ({"top_k": 3}, {})
     assert first.seed != second.seed != tomorrow.asked[1].seed

@@ -14,9 +14,9 @@ from nightschool_nightly.training.advantage import GroupFate
 from nightschool_nightly.training.metrics import StepMetrics
 
 STEP = StepMetrics(0, 0.5, None, 8, 1, 2, {"kept": 1, "uniform": 3}, 0.1, None, 0, 0, 10, 40, None, 0.25)
-BASE = Answers(Contender.BASE, ("loan", "card"), (0.0, None))
-RELEASE = Answers(Contender.RELEASE, ("card", "card"), (0.5, 1.0))
-CANDIDATE = Answers(Contender.CANDIDATE, ("fraud", "card"), (1.0, 1.0))
+BASE = Answers(Contender.BASE, ("loan", "card"), (0.0, None), (False, True))
+RELEASE = Answers(Contender.RELEASE, ("card", "card"), (0.5, 1.0), (False, False))
+CANDIDATE = Answers(Contender.CANDIDATE, ("fraud", "card"), (1.0, 1.0), (True, False))
 
 
 @pytest.mark.parametrize("release", [None, RELEASE])

@@ -39,6 +39,7 @@ def test_means_are_over_pairs() -> None:
     """Before, after and their difference are plain means over the prompts that both policies have a score for."""
     found = compare("base", [0.0, 1.0, None, 0.5], [1.0, 1.0, 1.0, None], ["a", "b", "c", "d"], confidence=0.95, seed=0)
     assert (found.num_prompts, found.num_users, found.num_unscored) == (2, 2, 2)
+    assert (found.unscored_before, found.unscored_after) == (1, 1)
     assert (found.before, found.after, found.difference) == (0.5, 1.0, 0.5)
 
 
@@ -95,6 +96,42 @@ def test_lists_that_do_not_fit_are_an_error() -> None:
     """Rewards are paired by place: a missing one must never shift the others."""
     with pytest.raises(ValueError, match="zip"):
         compare("base", [1.0], [1.0, 0.0], ["a", "b"], confidence=0.95, seed=0)
+
+
+# --- what is left out ---------------------------------------------------------------------------------------------------
+def test_leaving_out_never_favors_the_candidate() -> None:
+    """In the bound that decides, an answer of the candidate's that nobody could score counts as no reward at all."""
+    users = [f"u{n}" for n in range(40)]
+    before, after = [0.0] * 20 + [1.0] * 20, [0.0] * 20 + [1.0] * 20
+    honest = compare("base", before, after, users, confidence=0.95, seed=0)
+    better: list[float | None] = [1.0] * 4 + after[4:]
+    for silent in range(4):
+        better[-1 - silent] = None
+        found = compare("base", before, better, users, confidence=0.95, seed=0)
+        worst = compare("base", before, [value or 0.0 for value in better], users, confidence=0.95, seed=0)
+        assert found.lower_bound == worst.lower_bound
+        assert (found.num_prompts, found.num_unscored, found.unscored_after) == (39 - silent, 1 + silent, 1 + silent)
+    assert honest.lower_bound == 0.0 > found.lower_bound
+    assert found.difference > 0  # the means are of what is known
+
+
+def test_the_others_unscored_answers_are_neither_won_nor_lost() -> None:
+    """What is unknown of the policy that serves does not depend on the candidate: it is left out and counted."""
+    users = [f"u{n}" for n in range(10)]
+    found = compare("base", [None, *[0.0] * 9], [1.0] * 10, users, confidence=0.95, seed=0)
+    assert (found.difference, found.lower_bound, found.unscored_before, found.unscored_after) == (1.0, 1.0, 1, 0)
+
+
+@pytest.mark.parametrize(("unscored", "enough"), [(5, True), (6, False)])
+def test_with_too_many_unscored_answers_nothing_is_decided(unscored: int, enough: bool) -> None:
+    """At most a tenth of the prompts may be left out, whoever left them unscored; both sides are named."""
+    found = decision(comparison(num_prompts=55 - unscored, num_unscored=unscored, unscored_before=1, unscored_after=unscored))
+    assert found.accepted is enough
+    if not enough:
+        assert found.reasons == (
+            "not enough evidence against base: 6 of 55 held-out prompts have an unscored answer "
+            "(base 1, candidate 6); at most 10% may",
+        )
 
 
 # --- in the long run ----------------------------------------------------------------------------------------------------

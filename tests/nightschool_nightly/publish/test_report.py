@@ -39,10 +39,21 @@ def metrics(step: int, reward: float | None) -> StepMetrics:
 
 
 def answers(policy: str, texts: Sequence[str], rewards: Sequence[float | None]) -> Answers:
-    return Answers(Contender(policy), tuple(texts), tuple(rewards))
+    return Answers(Contender(policy), tuple(texts), tuple(rewards), tuple(text.endswith("-") for text in texts))
 
 
 Render = Callable[..., str]
+
+
+def test_what_was_left_out_and_cut_is_shown_for_every_policy(render: Render) -> None:
+    """A reader sees whether one side owes its mean to answers that nobody could score, or rambled to the limit."""
+    html = render(text="card-", release=answers("release", ["loan"], [None]))
+    for row in (
+        "base</td><td>1</td><td>0</td><td>0",
+        "release</td><td>1</td><td>1</td><td>0",
+        "candidate</td><td>1</td><td>0</td><td>1",
+    ):
+        assert f"<tr><td>{row}</td></tr>" in html
 
 
 @pytest.fixture

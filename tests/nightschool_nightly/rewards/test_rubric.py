@@ -39,7 +39,6 @@ class Asked:
     """What a rubric sees of a prompt."""
 
     references: Mapping[str, str] = field(default_factory=dict)
-    cut_short: bool = False
     message: str = "a message"
 
 
@@ -75,10 +74,10 @@ def test_an_unknown_outcome_leaves_the_answer_unscored() -> None:
     assert found.items == {"right-queue": None, "short": False, "known-queue": False}
 
 
-@pytest.mark.parametrize(("cut_short", "finished", "scored"), [(True, False, False), (True, True, True), (False, False, True)])
-def test_an_answer_that_the_night_cut_short_is_unscored(cut_short: bool, finished: bool, scored: bool) -> None:
-    """Stopped where production would have gone on, no item can decide; stopped where production stops, it counts."""
-    found = parse_rubric(RUBRIC).score(Asked({"queue": "fraud"}, cut_short), Answer("fraud", finished=finished))
+@pytest.mark.parametrize(("is_whole", "scored"), [(False, False), (True, True)])
+def test_an_answer_that_the_night_cut_short_is_unscored(is_whole: bool, scored: bool) -> None:
+    """Stopped where production would have gone on, no item can decide."""
+    found = parse_rubric(RUBRIC).score(Asked({"queue": "fraud"}), Answer("fraud", is_whole=is_whole))
     assert found.reward == (1.0 if scored else None)
     assert found.items == dict.fromkeys(("right-queue", "short", "known-queue"), True if scored else None)
 

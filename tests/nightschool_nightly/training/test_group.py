@@ -32,5 +32,6 @@ def test_without_demonstration_the_group_is_the_rollouts(make_example: Callable[
 
 def test_an_answer_cut_below_productions_limit_is_unscored(make_example: Callable[..., Example]) -> None:
     """Cut where production would have gone on, an answer says nothing; cut where production cuts too, it is scored."""
-    assert [m.reward for m in score_group(make_example(cut_short=True), [CUT, RIGHT], RUBRIC, None).members] == [None, 1.0]
-    assert [m.reward for m in score_group(make_example(cut_short=False), [CUT], RUBRIC, None).members] == [1.0]
+    below, same = (make_example(max_tokens=limit, rollout_tokens=8) for limit in (9, 8))
+    assert [member.reward for member in score_group(below, [CUT, RIGHT], RUBRIC, None).members] == [None, 1.0]
+    assert [member.reward for member in score_group(same, [CUT], RUBRIC, None).members] == [1.0]

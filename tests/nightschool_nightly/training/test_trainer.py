@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,22 @@ def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: St
     asked = [request for step in sampler.asked for request in step]
     assert len({request.seed for request in asked}) == len(asked) == 3 * len(PROMPTS)
     assert {(r.num_samples, r.max_tokens, r.temperature, r.stop, r.top_p) for r in asked} == {(8, 1, 0.5, ("\n",), 1.0)}
+
+
+def test_rollouts_have_the_nights_limit_and_no_bent_distribution(start: Start, examples: Examples) -> None:
+    """Training cuts at its own limit, and what production does to the distribution would bias the weights."""
+    trainer = start()
+    bent = {"max_tokens": 90, "rollout_tokens": 3, "top_p": 0.5, "temperature": 0.1, "others": {"top_k": 3}}
+    (asked,) = {(r.max_tokens, r.temperature, r.top_p, *r.others) for r in map(partial(trainer.request, 0), examples(**bent))}
+    assert asked == (3, 1.0, 1.0)
+
+
+def test_a_human_may_write_as_much_as_production_would(start: Start, examples: Examples) -> None:
+    """The limit of rollouts is no limit of what a human wrote: it is never sampled."""
+    text = " ".join([str(X)] * 5)
+    for limit, joins in ((5, True), (4, False)):
+        metrics = start().step(0, examples(demonstration=text, max_tokens=limit, rollout_tokens=1))
+        assert bool(metrics.num_demonstrations) is joins
 
 
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, examples: Examples) -> None:

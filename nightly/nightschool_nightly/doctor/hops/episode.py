@@ -18,13 +18,14 @@ from nightschool_nightly.doctor.findings import BrokenHopError, Passed
 from nightschool_nightly.doctor.hops.shared import missing_of
 from nightschool_nightly.doctor.visit import QUESTION, USER, Visit
 from nightschool_nightly.episodes.assemble import BuiltEpisode
-from nightschool_nightly.episodes.reasons import DropReason, reason_of
+from nightschool_nightly.episodes.reasons import DropReason, LeftOut, reason_of
 from nightschool_nightly.episodes.redacted_stream import redacted_for
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.freeze.freeze import NO_MODEL
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.serving_defaults import serving_defaults
 from nightschool_nightly.freeze.settling import HOUR_MS, settling_of, settling_rules
 
 _ERASED = {DropReason.ERASED_SPAN, DropReason.ERASED_EVENT, DropReason.ERASED_OUTCOME}
@@ -135,20 +136,20 @@ def check_selection(visit: Visit) -> Passed:
     model = visit.config.model.path
     digest = describe_file(base_model_folder(model) / "tokenizer.json").sha256
     for task in sorted(visit.rubrics):
-        fates: list[Example | DropReason] = []
+        fates: list[Example | DropReason | LeftOut] = []
         select_examples(
             [BuiltEpisode(replace(visit.episode, task=task), is_new=True)],
             tenant=visit.tenant,
             settings=visit.config.night,
             rubrics=visit.rubrics,
             tokenizer=_Tokenizer(model),
-            max_model_len=visit.config.serving.max_model_len,
+            serving=serving_defaults(visit.config.serving, base_model_folder(model)),
             tokenizer_digest=digest,
             settling=settling_rules(visit.manifest),
             watch=lambda _, fate, fates=fates: fates.append(fate),  # type: ignore[misc]
         )
-        if isinstance(fates[0], DropReason):
-            reason = reason_of(fates[0])
+        if isinstance(fates[0], DropReason | LeftOut):
+            reason = reason_of(str(fates[0]))
             raise BrokenHopError(
                 f"as an episode of task {task} it would be left out: {fates[0]}, {reason.meaning}", reason.remedy
             )
@@ -165,3 +166,7 @@ class _Tokenizer:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(base_model_folder(self._model)).apply_chat_template(conversation, **options)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Nothing: how long rollouts may be is no question of the doctor's."""
+        return []

@@ -249,6 +249,24 @@ def test_sync(collector: Collector, client: openai.OpenAI) -> None:
     assert text_of(only_span(collector)) == answer.choices[0].message.content == "answer to hi"
 
 
+def test_every_other_parameter_of_a_request_is_known(collector: Collector, client: openai.OpenAI) -> None:
+    """What changes the answer is recorded with its value, what nobody knows by its name; null and the harmless are not."""
+    known = {"min_p": 0.1, "repetition_penalty": 1.1, "logit_bias": {"7": 1}, "response_format": {"type": "json_object"}}
+    harmless = {"user": "u", "logprobs": True, "metadata": {"a": "b"}, "min_tokens": None}
+    client.chat.completions.create(
+        model="m", messages=QUESTION, extra_body={**known, **harmless, "chat_template_kwargs": {"a": 1}, "new_one": "secret"}
+    )
+    found = json.loads(only_span(collector).attributes["nightschool.request.parameters"])
+    assert found == {**known, "chat_template_kwargs": None, "new_one": None}
+
+
+def test_parameters_are_content_where_content_is_not_captured(collector: Collector, client: openai.OpenAI) -> None:
+    """A schema or a bias may say as much as a message."""
+    with nightschool.request(task="triage", capture_content=False):
+        client.chat.completions.create(model="m", messages=QUESTION, extra_body={"min_p": 0.1, "new_one": "secret"})
+    assert "nightschool.request.parameters" not in only_span(collector).attributes
+
+
 def test_several_choices(collector: Collector, client: openai.OpenAI) -> None:
     """With n answers, each is a message and has a finish reason."""
     client.chat.completions.create(model="nightschool", messages=QUESTION, n=3)
