@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
 
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from starlette.responses import Response
 
-from nightschool.errors import RecordError
-from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.refusal import UNSUPPORTED, RefusedError
 
-M = TypeVar("M", bound=Message)
 # The google.rpc.Code for each HTTP status that we answer with.
 _CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}
 
@@ -34,17 +30,6 @@ def format_of(content_type: str | None) -> Format:
         raise RefusedError(
             UNSUPPORTED, f"Content-Type is {content_type or 'missing'}; allowed are {' and '.join(Format)}"
         ) from None
-
-
-def decode(body: bytes, message: M, form: Format) -> M:
-    """Fill `message` from a request's body; `RecordError` if it is malformed."""
-    if form is Format.JSON:
-        return parse_json(body, message)
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RecordError(f"the body is not a valid protobuf {message.DESCRIPTOR.name}: {error}") from None
-    return message
 
 
 def answer(message: Message, form: Format) -> Response:
