@@ -9,6 +9,9 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from starlette.responses import Response
 
+from nightschool_collector.request.body_count import BodyCount
+from nightschool_collector.request.json_count import JsonCount
+from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import UNSUPPORTED, RefusedError
 
 # The google.rpc.Code for each HTTP status that we answer with.
@@ -30,6 +33,11 @@ def format_of(content_type: str | None) -> Format:
         raise RefusedError(
             UNSUPPORTED, f"Content-Type is {content_type or 'missing'}; allowed are {' and '.join(Format)}"
         ) from None
+
+
+def count_of(content_type: str | None) -> BodyCount:
+    """A count of what a body of this Content-Type holds; `RefusedError` (415) if OTLP/HTTP has none such."""
+    return JsonCount() if format_of(content_type) is Format.JSON else ProtobufCount()
 
 
 def answer(message: Message, form: Format) -> Response:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from threading import Lock
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from nightschool.errors import RecordError
@@ -37,9 +36,8 @@ def check(request: bytes, kind: type[Message]) -> None:
 
     Its frames must have been counted (`ProtobufCount`).
     """
-    small = min(len(request.translate(None, _NOT_LENGTHS)), len(request) // 2)
-    # The other messages have 34 bytes and more, tag and length counted.
-    if small + len(request) // 34 > MAX_PARTS and count_parts(request, kind) > MAX_PARTS:
+    # The messages that are not small have 34 bytes and more, tag and length counted.
+    if _most_small(request) + len(request) // 34 > MAX_PARTS and count_parts(request, kind) > MAX_PARTS:
         raise too_many("attributes, values, events and links", MAX_PARTS)
     for depth, start, end in _pieces(request, 0, len(request), 0):
         piece = in_frames(request[start:end], depth)
@@ -70,12 +68,18 @@ def _pieces(data: bytes, start: int, end: int, depth: int) -> Iterator[tuple[int
         yield depth, first, end
 
 
-def count_parts(request: bytes, kind: type[Message], *, enough: int = MAX_PARTS) -> int:
-    """How many messages `request`, a message of `kind`, holds at every depth; counting ends past `enough`.
+def _most_small(request: bytes) -> int:
+    """No fewer than the messages of less than 32 bytes (but see `_NOT_LENGTHS`), found by what could be their length."""
+    pieces = (request[at : at + _PIECE_BYTES] for at in range(0, len(request), _PIECE_BYTES))
+    return min(sum(len(piece.translate(None, _NOT_LENGTHS)) for piece in pieces), len(request) // 2)
+
+
+def count_parts(request: bytes, of: type[Message], *, enough: int = MAX_PARTS) -> int:
+    """How many messages `request`, a message of the kind `of`, holds at every depth; counting ends past `enough`.
 
     `RecordError` for what is nested too deep; other faults are left to the parser.
     """
-    num_parts, at, end, kinds = 0, 0, len(request), _children_of(kind.DESCRIPTOR)
+    num_parts, at, end, kinds = 0, 0, len(request), _children_of(of.DESCRIPTOR)
     around: list[tuple[int, Children]] = []
     while at < end:
         tag = request[at]
@@ -102,8 +106,8 @@ def count_parts(request: bytes, kind: type[Message], *, enough: int = MAX_PARTS)
     return num_parts
 
 
-def _children_of(kind: Descriptor, known: dict[str, Children] | None = None) -> Children:
-    """The fields of `kind` that hold messages; a kind inside itself is the same object again."""
+def _children_of(kind: Any, known: dict[str, Children] | None = None) -> Children:
+    """The fields of `kind`, a descriptor, that hold messages; a kind inside itself is the same object again."""
     known = {} if known is None else known
     if kind.full_name not in known:
         known[kind.full_name] = found = {}

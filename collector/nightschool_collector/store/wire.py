@@ -125,5 +125,3 @@ def in_frames(content: bytes, depth: int) -> bytes:
     for tag in (_ITEM, _FRAME)[2 - depth :]:
         content = b"".join((tag, encode_varint(len(content)), content))
     return content
-
-

@@ -27,6 +27,7 @@ from nightschool_collector.request.admission import Hold
 from nightschool_collector.request.body_count import ITEM_BYTES
 from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.otlp_json import parse_json
+from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
 from nightschool_collector.store.checking import check
 from nightschool_collector.store.cleaning import CleanFrames, Cleaning
@@ -110,6 +111,9 @@ class RecordWriter:
         """What `split` makes of a request, and the request as protobuf."""
         if form is Format.JSON:
             raw = parse_json(raw, signal.request()).SerializeToString()
+            count = ProtobufCount()  # in its text only names and values were counted, not items
+            count.add(raw)
+            count.finish()
         else:
             check(raw, signal.request)
         try:
