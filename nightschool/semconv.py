@@ -158,6 +158,7 @@ HEADER_DLQ_REASON = "ns-dlq-reason"  # on a dead letter: why it is one
 HEADER_DLQ_TOPIC = "ns-dlq-topic"  # on a dead letter: the topic it was in, or was meant for
 HEADER_DLQ_PLACE = "ns-dlq-place"  # on a dead letter that a night found: partition and offset there, as 3/1704
 HEADER_DLQ_PART = "ns-dlq-part"  # on a dead letter split over several records: part 2 of 3, as 2/3
+HEADER_DLQ_COUNT = "ns-dlq-count"  # on a dead letter of a collector: how many items of a request it stands for
 TOPIC_SPANS = "ns.otlp_spans"
 TOPIC_LOGS = "ns.otlp_logs"
 TOPIC_OUTCOMES = "ns.outcomes"

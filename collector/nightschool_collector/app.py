@@ -28,6 +28,7 @@ from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import otlp
 from nightschool_collector.request.admission import Admission, Budgets, Hold, Traffic
 from nightschool_collector.request.incoming import HttpRequest
+from nightschool_collector.request.json_count import JsonCount
 from nightschool_collector.request.refusal import RefusedError
 from nightschool_collector.store.writer import RecordWriter, Write
 
@@ -90,7 +91,8 @@ class Routes:
             body = bodies.parse_outcomes(raw, request.headers.get("idempotency-key"))
             return bodies.answer(body, self._outcomes.write(tenant, body.items))
 
-        incoming = HttpRequest(request, "outcomes", Traffic.OUTCOMES, limit=self._receiver.max_body_bytes)
+        limit = self._receiver.max_body_bytes
+        incoming = HttpRequest(request, "outcomes", Traffic.OUTCOMES, limit=limit, count=lambda: JsonCount(bodies.MAX_PARTS))
         try:
             return await self._receiver.receive(incoming, store)
         except RefusedError as error:
@@ -122,7 +124,8 @@ class Routes:
             form = otlp.format_of(content_type)
             return otlp.answer(write(tenant, raw, form, hold), form)
 
-        incoming = HttpRequest(request, signal, Traffic.SPANS, limit=self._receiver.max_body_bytes)
+        limit = self._receiver.max_body_bytes
+        incoming = HttpRequest(request, signal, Traffic.SPANS, limit=limit, count=lambda: otlp.count_of(content_type))
         try:
             return await self._receiver.receive(incoming, store)
         except RefusedError as error:

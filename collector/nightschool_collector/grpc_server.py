@@ -20,8 +20,10 @@ from nightschool.errors import ConfigError
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import refusal
 from nightschool_collector.request.admission import Hold, Traffic
+from nightschool_collector.request.body_count import BodyCount
 from nightschool_collector.request.incoming import Incoming, receive_timeout
 from nightschool_collector.request.otlp import Format
+from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import BAD_REQUEST, RefusedError
 from nightschool_collector.store.writer import RecordWriter, Write
 
@@ -118,6 +120,9 @@ class _ExportCall(Incoming):
     def encoding(self, body: bytes) -> str | None:
         """gRPC does not say whether a message is compressed; its first bytes do."""
         return "gzip" if body.startswith(_GZIP_MAGIC) else None
+
+    def count(self) -> BodyCount:
+        return ProtobufCount()
 
 
 async def _refuse(context: Any, error: RefusedError) -> NoReturn:

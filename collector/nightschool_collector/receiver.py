@@ -64,7 +64,8 @@ class Receiver:
                 body = await request.read(reservation.hold)
 
                 def work() -> T:
-                    raw = decompress(body, request.encoding(body), limit=request.limit, hold=reservation.hold)
+                    hold, count = reservation.hold, request.count()
+                    raw = decompress(body, request.encoding(body), limit=request.limit, hold=hold, count=count)
                     return store(tenant, raw, reservation.hold)
 
                 return await self.in_thread(request.traffic, work)

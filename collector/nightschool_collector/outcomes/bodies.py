@@ -18,6 +18,7 @@ ACCEPTED, CONFLICT = 202, 409
 STATUS = {"accepted": ACCEPTED, "duplicate": ACCEPTED, "conflict": CONFLICT, "rejected": BAD_REQUEST}
 """The HTTP status of each verdict."""
 MAX_OUTCOMES = 1000  # one request occupies a thread until all of its outcomes are stored
+MAX_PARTS = 65_536  # names and values of one request: 65 for each of so many outcomes; one has fifteen
 MAX_KEY_CHARS = 256  # a key is an id, not a text
 _CONTENT_TYPES = ("application/json", "text/plain")  # a browser's sendBeacon sends text/plain, which needs no preflight
 

@@ -28,6 +28,7 @@ from nightschool_collector.outcomes.token_scope import outcome_of
 from nightschool_collector.outcomes.write_limits import WRITES_PER_TOKEN, WriteLimits
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Hold, Traffic
+from nightschool_collector.request.body_count import NoCount
 from nightschool_collector.request.incoming import HttpRequest
 from nightschool_collector.request.refusal import BAD_REQUEST, RefusedError
 
@@ -170,7 +171,7 @@ class _PageRequest(HttpRequest):
     needs_key = False
 
     def __init__(self, request: Request, check_rate: Callable[[Request], None]) -> None:
-        super().__init__(request, "outcomes", Traffic.OUTCOMES, limit=MAX_BODY_BYTES)
+        super().__init__(request, "outcomes", Traffic.OUTCOMES, limit=MAX_BODY_BYTES, count=NoCount)
         self._check_rate = check_rate
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ import zlib
 import zstandard
 
 from nightschool_collector.request.admission import Hold
+from nightschool_collector.request.body_count import BodyCount
 from nightschool_collector.request.refusal import BAD_REQUEST, UNSUPPORTED, RefusedError, too_large
 
 ENCODINGS = ("gzip", "zstd", "identity")
@@ -14,14 +15,22 @@ _STEP_BYTES = 1 << 20  # by how much a body is expanded before more memory is re
 _ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659: what every decoder of Content-Encoding zstd must support, and need not exceed
 
 
-def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> bytes:
-    """`body` without its Content-Encoding; `RefusedError` if it expands past `limit` or `hold` refuses its length."""
+def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold, count: BodyCount) -> bytes:
+    """`body` without its Content-Encoding; what it holds is counted on the way.
+
+    `RefusedError` if it expands past `limit`, if `count` finds too much in it, or if `hold` refuses the memory that it
+    and what it holds will take. No more is expanded then.
+    """
     match (encoding or "identity").strip().lower():
         case "gzip":
-            return _gunzip(body, limit, hold)
+            return _gunzip(body, _Expanded("gzip", limit, hold, count))
         case "zstd":
-            return _unzstd(body, limit, hold)
+            return _unzstd(body, _Expanded("zstd", limit, hold, count))
         case "identity" | "":
+            for start in range(0, len(body), _STEP_BYTES):
+                count.add(body[start : start + _STEP_BYTES])
+                hold(len(body) + count.num_bytes)
+            count.finish()
             return body
         case other:
             raise RefusedError(
@@ -31,9 +40,8 @@ def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold) -> 
             )
 
 
-def _gunzip(body: bytes, limit: int, hold: Hold) -> bytes:
+def _gunzip(body: bytes, expanded: _Expanded) -> bytes:
     """All members of a gzip file, as RFC 1952 allows several."""
-    expanded = _Expanded("gzip", limit, hold)
     while body:
         member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
         while not member.eof:
@@ -49,9 +57,8 @@ def _gunzip(body: bytes, limit: int, hold: Hold) -> bytes:
     return expanded.whole()
 
 
-def _unzstd(body: bytes, limit: int, hold: Hold) -> bytes:
+def _unzstd(body: bytes, expanded: _Expanded) -> bytes:
     """All frames of a zstd body, as RFC 8878 allows several."""
-    expanded = _Expanded("zstd", limit, hold)
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
     try:
         with decompressor.stream_reader(body, read_size=_STEP_BYTES, read_across_frames=True) as reader:
@@ -85,8 +92,8 @@ def _zstd_is_complete(body: bytes) -> bool:
 class _Expanded:
     """The expanded part of a body, within its limit."""
 
-    def __init__(self, encoding: str, limit: int, hold: Hold) -> None:
-        self._encoding, self._limit, self._hold = encoding, limit, hold
+    def __init__(self, encoding: str, limit: int, hold: Hold, count: BodyCount) -> None:
+        self._encoding, self._limit, self._hold, self._count = encoding, limit, hold, count
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -94,10 +101,12 @@ class _Expanded:
         self._size += len(part)
         if self._size > self._limit:
             raise too_large(f"more than {self._limit} bytes when decompressed", self._limit)
-        self._hold(self._size)
+        self._count.add(part)
+        self._hold(self._size + self._count.num_bytes)
         self._parts.append(part)
 
     def whole(self) -> bytes:
+        self._count.finish()
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def broken(self, why: str) -> RefusedError:

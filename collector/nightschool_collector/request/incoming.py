@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
 from nightschool_collector.request.admission import Hold, Traffic
+from nightschool_collector.request.body_count import BodyCount
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAVAILABLE, RefusedError, too_large
 
 RECEIVE_TIMEOUT_S = 30.0  # three times as long as the official exporters wait for an answer
@@ -40,13 +41,17 @@ class Incoming(ABC):
     def encoding(self, body: bytes) -> str | None:
         """The Content-Encoding of `body`; None if it is not compressed."""
 
+    @abstractmethod
+    def count(self) -> BodyCount:
+        """A new count of what the body holds."""
+
 
 class HttpRequest(Incoming):
     """A request over HTTP/1.1."""
 
-    def __init__(self, request: Request, signal: str, traffic: Traffic, *, limit: int) -> None:
+    def __init__(self, request: Request, signal: str, traffic: Traffic, *, limit: int, count: Callable[[], BodyCount]) -> None:
         super().__init__(signal, traffic, request.headers.get("authorization"), limit=limit)
-        self._request = request
+        self._request, self._count = request, count
 
     def expected_bytes(self) -> int:
         """The length that the client announces, 0 if it does not; one over the limit is refused."""
@@ -64,6 +69,9 @@ class HttpRequest(Incoming):
 
     def encoding(self, body: bytes) -> str | None:
         return self._request.headers.get("content-encoding")
+
+    def count(self) -> BodyCount:
+        return self._count()
 
     async def _read_chunks(self, hold: Hold) -> bytes:
         chunks, size = [], 0

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
 
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
 from starlette.responses import Response
 
-from nightschool.errors import RecordError
-from nightschool_collector.request.otlp_json import parse_json
+from nightschool_collector.request.body_count import BodyCount
+from nightschool_collector.request.json_count import JsonCount
+from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import UNSUPPORTED, RefusedError
 
-M = TypeVar("M", bound=Message)
 # The google.rpc.Code for each HTTP status that we answer with.
 _CODES = {400: 3, 401: 16, 413: 3, 415: 3, 503: 14}
 
@@ -36,15 +35,9 @@ def format_of(content_type: str | None) -> Format:
         ) from None
 
 
-def decode(body: bytes, message: M, form: Format) -> M:
-    """Fill `message` from a request's body; `RecordError` if it is malformed."""
-    if form is Format.JSON:
-        return parse_json(body, message)
-    try:
-        message.ParseFromString(body)
-    except DecodeError as error:
-        raise RecordError(f"the body is not a valid protobuf {message.DESCRIPTOR.name}: {error}") from None
-    return message
+def count_of(content_type: str | None) -> BodyCount:
+    """A count of what a body of this Content-Type holds; `RefusedError` (415) if OTLP/HTTP has none such."""
+    return JsonCount() if format_of(content_type) is Format.JSON else ProtobufCount()
 
 
 def answer(message: Message, form: Format) -> Response:

@@ -12,7 +12,7 @@ _REASONS = {
     UNSUPPORTED: "unsupported",
     UNAVAILABLE: "stream",
 }
-REASONS = (*_REASONS.values(), "pressure", "slow", "draining", "other")
+REASONS = (*_REASONS.values(), "too_many", "pressure", "slow", "draining", "other")
 MAX_RETRY_AFTER_S = 3  # an exporter drops the batch at once when it is told to wait longer than its own deadline
 
 

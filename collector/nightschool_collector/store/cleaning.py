@@ -1,63 +1,102 @@
-"""Redaction of a request of spans, span by span: a span with nothing to redact is neither decoded nor encoded again."""
+"""Redaction of a request item by item: an item with nothing to redact is neither decoded nor encoded again."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
 
-from nightschool.redaction.otlp import redact_traces, suspicious_places
+from nightschool.redaction.otlp import suspicious_places
 from nightschool.redaction.redactor import Redactor
+from nightschool_collector.store.checking import MESSAGE_BYTES, count_parts
+from nightschool_collector.store.signals import Signal
 from nightschool_collector.store.wire import Shared, frame_one, scopes
 
 _NOTHING = Shared(b"", b"")
+_ANYWHERE = (0, 1 << 61)
 _NOWHERE = (1 << 62, 1 << 62)  # a place behind the end of every request
+_SMALL_BYTES = 64 << 10  # the parts of what is smaller are not counted: as messages it has 3 MB at most
+_REMEMBERED = 1024  # a tenant has a few resources and scopes for each app and version
+
+
+class CleanFrames:
+    """Which resources and scopes of a tenant hold nothing to redact: the same come with every request.
+
+    Each is remembered by a hash of 16 bytes, because it may have any size. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._marks: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, mark: bytes) -> bool:
+        with self._lock:
+            if mark in self._marks:
+                self._marks.move_to_end(mark)
+                return True
+            return False
+
+    def add(self, mark: bytes) -> None:
+        with self._lock:
+            self._marks[mark] = None
+            if len(self._marks) > _REMEMBERED:
+                self._marks.popitem(last=False)
 
 
 class Cleaning:
-    """The redaction of one request by a tenant's rules; the spans must be given in their order in the request."""
+    """The redaction of one request by a tenant's rules; the items must be given in their order in the request."""
 
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-        self._places: list[tuple[int, int]] = []
+    def __init__(
+        self,
+        redactor: Redactor,
+        signal: Signal,
+        request: bytes,
+        *,
+        known: CleanFrames | None = None,
+        room: Callable[[int], None] = lambda num_bytes: None,
+    ) -> None:
+        """`known` is shared by the requests of a tenant; `room` reserves memory beside that of the request itself."""
+        self._redactor, self._signal, self._room = redactor, signal, room
+        self._known = CleanFrames() if known is None else known
+        places = suspicious_places(redactor, request)
+        self._places = [*([_ANYWHERE] if places is None else places), _NOWHERE]
         self._at = 0
-        self.next_place = _NOWHERE[0]
+        self.next_place = self._places[0][0]
         """Where the next place begins that may hold something to redact, in bytes from the start of the request."""
         self.has_changed = False
         """Whether anything was redacted."""
 
-    def start(self, request: bytes) -> bytes:
-        """Find the suspicious places; if that takes decoding everything, redact the whole request at once."""
-        places = suspicious_places(self._redactor, request)
-        if places is None:
-            return redact_traces(self._redactor, request, subjects=True)
-        self._places = [*places, _NOWHERE]
-        self.next_place = self._places[0][0]
-        return request
-
     def frame(self, shared: Shared) -> Shared:
-        """What spans share, redacted. The same resource comes with every request, so clean ones are remembered."""
-        if _is_clean(self._redactor, shared):
+        """What items share, redacted."""
+        mark = hashlib.blake2b(b"%d %b%b" % (len(shared.resource), *shared), digest_size=16).digest()
+        if mark in self._known:
             return shared
-        ((clean, _),) = scopes(redact_traces(self._redactor, frame_one(shared, b""), subjects=True))
+        request = frame_one(shared, b"")
+        if suspicious_places(self._redactor, request) == [] or (redacted := self._redacted(request)) is request:
+            self._known.add(mark)
+            return shared
+        ((clean, _),) = scopes(redacted)
         self.has_changed = True
         return clean
 
-    def item(self, span: bytes, start: int, end: int) -> bytes:
-        """The span (a field on the wire), at bytes `start` to `end` of the request, redacted."""
-        while self._places[self._at][1] <= start:  # the place is in what spans share, or in an earlier span
+    def item(self, item: bytes, start: int, end: int) -> bytes:
+        """The item (a field on the wire), at bytes `start` to `end` of the request, redacted."""
+        while self._places[self._at][1] <= start:  # the place is in what items share, or in an earlier item
             self._at += 1
         self.next_place = self._places[self._at][0]
         if self.next_place >= end:
-            return span
-        request = frame_one(_NOTHING, span)
-        redacted = redact_traces(self._redactor, request, subjects=True)
+            return item
+        request = frame_one(_NOTHING, item)
+        redacted = self._redacted(request)
         if redacted is request:
-            return span
+            return item
         self.has_changed = True
         ((_, ((tag, _, stop),)),) = scopes(redacted)
         return redacted[tag:stop]
 
-
-@lru_cache(4096)  # a process sees a few resources and scopes for each app and version
-def _is_clean(redactor: Redactor, shared: Shared) -> bool:
-    request = frame_one(shared, b"")
-    return suspicious_places(redactor, request) == [] or redact_traces(redactor, request, subjects=True) is request
+    def _redacted(self, request: bytes) -> bytes:
+        """`request` redacted, which takes as much memory as its messages."""
+        if len(request) > _SMALL_BYTES:
+            self._room(3 * len(request) + MESSAGE_BYTES * count_parts(request, self._signal.request))
+        return self._signal.redact(self._redactor, request, subjects=True)

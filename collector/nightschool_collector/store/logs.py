@@ -10,9 +10,15 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from nightschool import semconv
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, from_log_record
-from nightschool_collector.store.spans import NO_TRACE, reject
-from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SplitRequest, Splitter
-from nightschool_collector.store.wire import scopes
+from nightschool_collector.store.checking import count_parts
+from nightschool_collector.store.cleaning import Cleaning
+from nightschool_collector.store.spans import NO_TRACE, key_of
+from nightschool_collector.store.splitting import MAX_ITEM_BYTES, Splitter
+from nightschool_collector.store.wire import content_of, fields, scopes
+
+_TRACE_ID, _EVENT_NAME = 9, 12  # fields of a log record
+_EVALUATION = semconv.GEN_AI_EVALUATION_RESULT.encode()
+_MAX_OUTCOME_PARTS = 4096  # an outcome has about ten attributes; its texts may be long, but are one part each
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,35 +26,56 @@ class SplitLogs:
     """What became of a request of log records."""
 
     outcomes: list[Outcome]
-    other: SplitRequest
+    other: Splitter
 
 
-def split_logs(request: bytes) -> SplitLogs:
-    """`gen_ai.evaluation.result` events parsed as outcomes; every other log record kept as it is."""
+def split_logs(request: bytes, cleaning: Cleaning | None = None) -> SplitLogs:
+    """`gen_ai.evaluation.result` events parsed as outcomes; every other log record kept as it is, but redacted."""
     outcomes: list[Outcome] = []
-    splitter, rejected, num_others = Splitter(), [], 0
+    splitter = Splitter(keyless=_content_key)
     for shared, items in scopes(request):
+        if cleaning is not None:
+            shared = cleaning.frame(shared)
         for tag, start, end in items:
-            log, fault = LogRecord.FromString(request[start:end]), ""
-            if log.event_name == semconv.GEN_AI_EVALUATION_RESULT:
+            trace_id, event_name = _about(request, start, end)
+            log = request[tag:end]
+            if event_name == _EVALUATION:
                 try:
-                    outcomes.append(from_log_record(log))
+                    outcomes.append(_outcome(log))
                 except RecordError as error:
-                    fault = str(error)
-            elif splitter.add(_trace_key(log), shared, request[tag:end]):
-                num_others += 1
-            else:
+                    splitter.reject(str(error), str(error), key_of(trace_id), shared, log)
+                continue
+            if cleaning is not None and cleaning.next_place < end:
+                log = cleaning.item(log, tag, end)
+            if not splitter.add(_trace_key(trace_id), shared, log):
                 fault = f"a log record has more than {MAX_ITEM_BYTES} bytes: shorten it"
-            if fault:
-                rejected.append(reject(fault, log.trace_id, shared, request[tag:end]))
-    records = [(key or _content_key(value), value) for key, value in splitter.records()]
-    return SplitLogs(outcomes, SplitRequest(records, num_others, rejected))
+                splitter.reject("size", fault, key_of(trace_id), shared, log)
+    return SplitLogs(outcomes, splitter)
 
 
-def _trace_key(log: LogRecord) -> bytes:
+def _about(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+    """Trace id and event name of a log record; of a repeated field the last counts."""
+    trace_id = event_name = b""
+    for number, at, stop in fields(request, start, end):
+        if number == _TRACE_ID:
+            trace_id = request[at:stop]
+        elif number == _EVENT_NAME:
+            event_name = request[at:stop]
+    return trace_id, event_name
+
+
+def _outcome(log: bytes) -> Outcome:
+    """The outcome in a log record (a field on the wire)."""
+    content = content_of(log)
+    if count_parts(content, LogRecord, enough=_MAX_OUTCOME_PARTS) > _MAX_OUTCOME_PARTS:
+        raise RecordError(f"an outcome has more than {_MAX_OUTCOME_PARTS} attributes and values; it needs about ten")
+    return from_log_record(LogRecord.FromString(content))
+
+
+def _trace_key(trace_id: bytes) -> bytes:
     """The trace id in hex; empty for a log record outside any trace, which is allowed."""
-    known = len(log.trace_id) == len(NO_TRACE) and log.trace_id != NO_TRACE
-    return log.trace_id.hex().encode() if known else b""
+    known = len(trace_id) == len(NO_TRACE) and trace_id != NO_TRACE
+    return trace_id.hex().encode() if known else b""
 
 
 def _content_key(value: bytes) -> bytes:

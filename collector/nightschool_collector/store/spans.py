@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from nightschool_collector.store.cleaning import Cleaning
-from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Rejected, SplitRequest, Splitter
-from nightschool_collector.store.wire import Shared, fields, frame_one, scopes
+from nightschool_collector.store.splitting import MAX_ITEM_BYTES, SPLIT_BYTES, Splitter
+from nightschool_collector.store.wire import Shared, fields, scopes
 
 NO_TRACE, NO_SPAN = bytes(16), bytes(8)
 _TRACE_ID, _SPAN_ID = 1, 2  # fields of a span
 
 
-def split_spans(request: bytes, cleaning: Cleaning | None = None) -> SplitRequest:
+def split_spans(request: bytes, cleaning: Cleaning | None = None) -> Splitter:
     """The records of a checked protobuf request; the request itself if it has one trace and nothing to redact."""
-    if cleaning is not None:
-        request = cleaning.start(request)
-    splitter, rejected, num_spans = Splitter(), [], 0
+    splitter = Splitter()
     for shared, spans in scopes(request):
         if cleaning is not None:
             shared = cleaning.frame(shared)
@@ -27,22 +25,30 @@ def split_spans(request: bytes, cleaning: Cleaning | None = None) -> SplitReques
             span = request[tag:end]
             if cleaning is not None and cleaning.next_place < end:
                 span = cleaning.item(span, tag, end)
-            num_spans += 1
-            fault = _fault(trace_id, span_id)
-            if not fault and not splitter.add(trace_id.hex().encode(), shared, span):
-                fault = f"span {span_id.hex()} has more than {MAX_ITEM_BYTES} bytes: shorten its attributes"
-            if fault:
-                rejected.append(reject(fault, trace_id, shared, span))
+            _put(splitter, trace_id, span_id, shared, span)
     keys = splitter.keys
     unchanged = cleaning is None or not cleaning.has_changed
-    if len(keys) == 1 and not rejected and unchanged and len(request) <= SPLIT_BYTES:
-        return SplitRequest([(keys[0], request)], num_spans)
-    return SplitRequest(list(splitter.records()), num_spans - len(rejected), rejected)
+    if len(keys) == 1 and not splitter.rejected and unchanged and len(request) <= SPLIT_BYTES:
+        splitter.whole = request
+    return splitter
 
 
-def reject(reason: str, trace_id: bytes, shared: Shared, item: bytes) -> Rejected:
-    """The item, kept for the dead letters under its trace id as far as it has one."""
-    return Rejected(reason, trace_id[: len(NO_TRACE)].hex().encode(), frame_one(shared, item))
+def key_of(trace_id: bytes) -> bytes:
+    """The key of what is rejected: its trace id as far as it has one."""
+    return trace_id[: len(NO_TRACE)].hex().encode()
+
+
+def _put(splitter: Splitter, trace_id: bytes, span_id: bytes, shared: Shared, span: bytes) -> None:
+    """Add a span to the records, or reject it if it can never be used."""
+    if len(trace_id) != len(NO_TRACE) or trace_id == NO_TRACE:
+        kind, reason = "trace id", f"trace id {trace_id[:32].hex()!r} is not 16 bytes, or all zero"
+    elif len(span_id) != len(NO_SPAN) or span_id == NO_SPAN:
+        kind, reason = "span id", f"span id {span_id[:32].hex()!r} is not 8 bytes, or all zero"
+    elif splitter.add(trace_id.hex().encode(), shared, span):
+        return
+    else:
+        kind, reason = "size", f"span {span_id.hex()} has more than {MAX_ITEM_BYTES} bytes: shorten its attributes"
+    splitter.reject(kind, reason, key_of(trace_id), shared, span)
 
 
 def _ids(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
@@ -54,12 +60,3 @@ def _ids(request: bytes, start: int, end: int) -> tuple[bytes, bytes]:
         elif number == _SPAN_ID:
             span_id = request[at:stop]
     return trace_id, span_id
-
-
-def _fault(trace_id: bytes, span_id: bytes) -> str:
-    """Why a span of these ids can never be used; empty if it can."""
-    if len(trace_id) != len(NO_TRACE) or trace_id == NO_TRACE:
-        return f"trace id {trace_id[:32].hex()!r} is not 16 bytes, or all zero"
-    if len(span_id) != len(NO_SPAN) or span_id == NO_SPAN:
-        return f"span id {span_id[:32].hex()!r} is not 8 bytes, or all zero"
-    return ""

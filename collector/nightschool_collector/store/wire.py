@@ -115,6 +115,13 @@ def frame(groups: Iterable[tuple[Shared, list[bytes]]]) -> bytes:
     return b"".join(frame_one(shared, b"".join(items)) for shared, items in groups)
 
 
-def item_field(content: bytes) -> bytes:
-    """An item with its tag, from its content."""
-    return b"".join((_ITEM, encode_varint(len(content)), content))
+def content_of(item: bytes) -> bytes:
+    """An item without its tag and length."""
+    return item[varint(item, varint(item, 0)[1])[1] :]
+
+
+def in_frames(content: bytes, depth: int) -> bytes:
+    """A request out of fields that were at that depth in one: 0 for its own, 1 for those of resource_x, 2 of scope_x."""
+    for tag in (_ITEM, _FRAME)[2 - depth :]:
+        content = b"".join((tag, encode_varint(len(content)), content))
+    return content

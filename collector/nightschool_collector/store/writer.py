@@ -8,27 +8,33 @@ answer calls it rejected.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
 from google.protobuf.message import Message
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from nightschool import semconv
+from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, to_logs_request
-from nightschool.redaction.otlp import redact_logs
 from nightschool.redaction.redactor import Redactor
 from nightschool.stream import MAX_RECORD_BYTES, Record, Stream
 from nightschool_collector.counters import Counters
 from nightschool_collector.request.admission import Hold
-from nightschool_collector.request.otlp import Format, decode
-from nightschool_collector.store.cleaning import Cleaning
-from nightschool_collector.store.logs import SplitLogs, split_logs
+from nightschool_collector.request.body_count import ITEM_BYTES
+from nightschool_collector.request.otlp import Format
+from nightschool_collector.request.otlp_json import parse_json
+from nightschool_collector.request.protobuf_count import ProtobufCount
+from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
+from nightschool_collector.store.checking import check
+from nightschool_collector.store.cleaning import CleanFrames, Cleaning
+from nightschool_collector.store.logs import split_logs
+from nightschool_collector.store.signals import LOGS, TRACES, Signal
 from nightschool_collector.store.spans import split_spans
-from nightschool_collector.store.splitting import Rejected, SplitRequest
+from nightschool_collector.store.splitting import Rejected, Splitter
 from nightschool_collector.store.wire import GroupError
 
 S = TypeVar("S")
@@ -36,6 +42,11 @@ Write = Callable[[str, bytes, Format, Hold], Message]
 """What stores a tenant's OTLP request and returns the answer: `RecordWriter.traces` or `.logs`."""
 
 _DEAD_PART_BYTES = MAX_RECORD_BYTES - 65_536  # of one part of an item too large for a record; the rest is for headers
+_APPEND_BYTES = 16 << 20  # of records that are in memory at once: a larger request is appended in several goes
+# A resource stands beside every trace of its spans, so a request grows when it is split: the smaller its spans, the
+# more. So large it may become at least, or so many times its own size, which no request of real spans comes near.
+_STORED_BYTES, _MAX_GROWTH = 256 << 20, 4
+_GROUP_REQUEST_BYTES = 256 << 10  # a larger request with groups where they matter is refused: it would be parsed whole
 
 
 class RecordWriter:
@@ -52,40 +63,31 @@ class RecordWriter:
         """What comes from a tenant without a redactor is stored as it comes."""
         self.stream = stream
         self._counters, self._redactors, self._clock_ns = counters, redactors, clock_ns
+        self._clean_frames = {name: CleanFrames() for name in redactors}
         for name, redactor in redactors.items():
             redactor.watch(partial(counters.redacted, name))
 
     def traces(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportTraceServiceResponse:
-        """Store a request of spans (decompressed) and say which were rejected; `hold` reserves what splitting adds."""
-        redactor = self._redactors.get(tenant)
-
-        def split(request: bytes) -> SplitRequest:
-            return split_spans(request, Cleaning(redactor) if redactor else None)
-
-        found = _split(raw, ExportTraceServiceRequest(), form, split)
-        hold(found.num_bytes)
-        self._store(semconv.TOPIC_SPANS, tenant, "traces", found, len(raw))
+        """Store a request of spans (decompressed and counted) and say which were rejected."""
+        room = _Room(hold, len(raw))
+        found, raw = self._split(tenant, raw, form, TRACES, room, split_spans)
+        self._store(TRACES, tenant, found, len(raw), room)
         response = ExportTraceServiceResponse()
-        if found.rejected:
-            response.partial_success.rejected_spans = len(found.rejected)
-            response.partial_success.error_message = found.rejected[0].reason
+        if found.num_rejected:
+            response.partial_success.rejected_spans = found.num_rejected
+            response.partial_success.error_message = _why(found)
         return response
 
     def logs(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportLogsServiceResponse:
-        """Store a request of log records (decompressed), outcomes among them, and say which were rejected."""
-        redactor = self._redactors.get(tenant)
-
-        def split(request: bytes) -> SplitLogs:
-            return split_logs(redact_logs(redactor, request, subjects=True) if redactor else request)
-
-        found = _split(raw, ExportLogsServiceRequest(), form, split)
-        hold(found.other.num_bytes)
+        """Store a request of log records (decompressed and counted), outcomes among them; say which were rejected."""
+        room = _Room(hold, len(raw))
+        found, raw = self._split(tenant, raw, form, LOGS, room, split_logs)
         self.append_outcomes(tenant, [self.redact_outcome(tenant, outcome) for outcome in found.outcomes])
-        self._store(semconv.TOPIC_LOGS, tenant, "logs", found.other, len(raw))
+        self._store(LOGS, tenant, found.other, len(raw), room)
         response = ExportLogsServiceResponse()
-        if rejected := found.other.rejected:
-            response.partial_success.rejected_log_records = len(rejected)
-            response.partial_success.error_message = rejected[0].reason
+        if found.other.num_rejected:
+            response.partial_success.rejected_log_records = found.other.num_rejected
+            response.partial_success.error_message = _why(found.other)
         return response
 
     def redact_outcome(self, tenant: str, outcome: Outcome) -> Outcome:
@@ -103,11 +105,44 @@ class RecordWriter:
             size = sum(len(value) for _, value in records)
             self._counters.accepted(tenant, "outcomes", items=len(records), rejected=0, num_bytes=size)
 
-    def _store(self, topic: str, tenant: str, signal: str, found: SplitRequest, num_bytes: int) -> None:
+    def _split(
+        self, tenant: str, raw: bytes, form: Format, signal: Signal, room: _Room, split: Callable[[bytes, Cleaning | None], S]
+    ) -> tuple[S, bytes]:
+        """What `split` makes of a request, and the request as protobuf."""
+        if form is Format.JSON:
+            raw = parse_json(raw, signal.request()).SerializeToString()
+            count = ProtobufCount()  # in its text only names and values were counted, not items
+            count.add(raw)
+            count.finish()
+        else:
+            check(raw, signal.request)
+        try:
+            return split(raw, self._cleaning(tenant, signal, raw, room)), raw
+        except GroupError:
+            # Groups are unknown fields in every OTLP message, so the request is stored without its unknown fields.
+            if len(raw) > _GROUP_REQUEST_BYTES:
+                raise RecordError("the body holds a group, which OTLP never has: leave it out") from None
+            message = signal.request.FromString(raw)
+            message.DiscardUnknownFields()
+            raw = message.SerializeToString()
+            return split(raw, self._cleaning(tenant, signal, raw, room)), raw
+
+    def _cleaning(self, tenant: str, signal: Signal, raw: bytes, room: _Room) -> Cleaning | None:
+        if tenant not in self._redactors:
+            return None
+        return Cleaning(self._redactors[tenant], signal, raw, known=self._clean_frames[tenant], room=room.hold_beside)
+
+    def _store(self, signal: Signal, tenant: str, found: Splitter, num_bytes: int, room: _Room) -> None:
         """Make records durable, write what was rejected to the dead letters, and count both."""
-        self._append(topic, tenant, found.records)
-        self._write_dead_letters(topic, tenant, found.rejected)
-        self._counters.accepted(tenant, signal, items=found.num_items, rejected=len(found.rejected), num_bytes=num_bytes)
+        enough = max(_STORED_BYTES, _MAX_GROWTH * num_bytes)
+        if (stored := found.num_bytes(enough)) > enough:
+            message = f"with its resource beside every trace the request has {stored} bytes; at most {enough} are allowed"
+            raise RefusedError(TOO_LARGE, f"{message}: send smaller resources, or smaller batches", reason="too_many")
+        room.hold_beside(min(stored, _APPEND_BYTES) + found.num_items * ITEM_BYTES)
+        for records in _in_goes(found.records()):
+            self._append(signal.topic, tenant, records)
+        self._write_dead_letters(signal.topic, tenant, found.rejected.values())
+        self._counters.accepted(tenant, signal.name, items=found.num_items, rejected=found.num_rejected, num_bytes=num_bytes)
 
     def _append(self, topic: str, tenant: str, records: Iterable[tuple[bytes, bytes]]) -> None:
         """Make records (key and value) durable with the headers that every record carries."""
@@ -123,27 +158,49 @@ class RecordWriter:
             semconv.HEADER_CONTENT_TYPE: Format.PROTOBUF.encode(),
         }
 
-    def _write_dead_letters(self, topic: str, tenant: str, rejected: Sequence[Rejected]) -> None:
-        """Store the bytes (in parts if one record cannot hold them), the reason and the intended topic."""
+    def _write_dead_letters(self, topic: str, tenant: str, rejected: Iterable[Rejected]) -> None:
+        """Store for each reason one item's bytes (in parts if one record cannot hold them) and how many there were."""
         letters = []
-        for reason, key, value in rejected:
-            about = {semconv.HEADER_DLQ_REASON: reason.encode(), semconv.HEADER_DLQ_TOPIC: topic.encode()}
+        for sample in rejected:
+            about = {
+                semconv.HEADER_DLQ_REASON: sample.reason.encode(),
+                semconv.HEADER_DLQ_TOPIC: topic.encode(),
+                semconv.HEADER_DLQ_COUNT: str(sample.count).encode(),
+            }
+            value = sample.value
             parts = [value[at : at + _DEAD_PART_BYTES] for at in range(0, len(value), _DEAD_PART_BYTES)]
             for number, part in enumerate(parts, start=1):
                 place = {semconv.HEADER_DLQ_PART: f"{number}/{len(parts)}".encode()} if len(parts) > 1 else {}
-                letters.append(Record(key, part, {**self._headers(tenant), **about, **place}))
+                letters.append(Record(sample.key, part, {**self._headers(tenant), **about, **place}))
         if letters:
             self.stream.append(semconv.TOPIC_DLQ, letters)
 
 
-def _split(raw: bytes, message: Message, form: Format, split: Callable[[bytes], S]) -> S:
-    """Check the bytes by parsing them as `message`, then split the bytes themselves."""
-    message = decode(raw, message, form)
-    if form is Format.JSON:
-        raw = message.SerializeToString()
-    try:
-        return split(raw)
-    except GroupError:
-        # Groups are unknown fields in every OTLP message, so the request is stored without its unknown fields.
-        message.DiscardUnknownFields()
-        return split(message.SerializeToString())
+class _Room:
+    """The memory that one request has reserved."""
+
+    def __init__(self, hold: Hold, num_bytes: int) -> None:
+        self._hold, self._num_bytes = hold, num_bytes
+
+    def hold_beside(self, num_bytes: int) -> None:
+        """Reserve so many bytes in all beside those of the request itself."""
+        self._hold(self._num_bytes + num_bytes)
+
+
+def _why(found: Splitter) -> str:
+    """The reason of the first item that was rejected."""
+    return next(iter(found.rejected.values())).reason
+
+
+def _in_goes(records: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The records, as many at a time as may be in memory."""
+    batch: list[tuple[bytes, bytes]] = []
+    size = 0
+    for record in records:
+        if batch and size + len(record[1]) > _APPEND_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += len(record[1])
+    if batch:
+        yield batch

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nightschool.otlp.varint import encode_varint
 from nightschool_collector import receiver
 from nightschool_collector.request import incoming
 from nightschool_collector.request.admission import FLOOR_BYTES, Admission, Budgets, Traffic
@@ -20,6 +21,13 @@ ANNOUNCED = {
     "content-length": "900000",
 }
 OUTCOME = {"target": {"response_id": "r"}, "name": "n", "value": 1, "source": {"kind": "code"}}
+
+
+def request_of(scope: bytes) -> bytes:
+    """A request of one scope with these fields."""
+    for tag in (b"\x12", b"\x0a"):
+        scope = tag + encode_varint(len(scope)) + scope
+    return scope
 
 
 @pytest.fixture
@@ -63,13 +71,21 @@ def test_outcomes_are_accepted_while_spans_are_refused(collector: Any, requests:
         assert collector.post("/v1/traces", requests.spans(1)).status_code == 200
 
 
-def test_decompression_needs_room_too(collector: Any) -> None:
+def test_decompression_needs_room_too(collector: Any, requests: Any) -> None:
     """A small body that expands past what is free now gets 503, to be sent again, and not 413."""
-    zeros = gzip.compress(bytes(900_000))
+    zeros = gzip.compress(requests.spans(1, name="0" * 900_000).SerializeToString())
     with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 2 * MIB - 200_000):
         assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 503
-    # With enough room it is read, and is not protobuf.
-    assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 400
+    # With enough room it is stored.
+    assert collector.post("/v1/traces", zeros, content_encoding="gzip").status_code == 200
+
+
+def test_what_a_body_holds_needs_room_too(collector: Any) -> None:
+    """Many small items take more memory than their bytes, and so more of the budget."""
+    spans = request_of(b"\x12\x00" * 5_000)  # 10 KB
+    with collector.receiver.admission.reserve(Traffic.SPANS, "acme", 1 * MIB):
+        assert collector.post("/v1/traces", spans).status_code == 503
+    assert collector.post("/v1/traces", spans).status_code == 200
 
 
 def test_reservations_end_whatever_happens(collector: Any, requests: Any) -> None:

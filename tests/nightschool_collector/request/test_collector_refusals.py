@@ -85,7 +85,7 @@ def test_a_zip_bomb_is_refused_without_being_expanded(collector: Any, path: str,
 @pytest.mark.parametrize(
     ("body", "form", "encoding", "message"),
     [
-        (b"\xff\xff\xff", "application/x-protobuf", "", "not a valid protobuf Export"),
+        (b"\xff\xff\xff", "application/x-protobuf", "", "not a valid protobuf message"),
         (b"not json", "application/json", "", "not valid OTLP/JSON"),
         (b"[]", "application/json", "", "is an object, got []"),
         (b'{"resourceSpans": 5, "resourceLogs": 5}', "application/json", "", "not valid OTLP/JSON"),

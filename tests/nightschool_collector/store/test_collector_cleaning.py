@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from nightschool.redaction.otlp import redact_traces
 from nightschool.redaction.redactor import Redactor
 from nightschool.redaction.rules import Rules
-from nightschool_collector.store import cleaning
-from nightschool_collector.store.cleaning import Cleaning
+from nightschool_collector.store.cleaning import CleanFrames, Cleaning
+from nightschool_collector.store.signals import TRACES
 from nightschool_collector.store.spans import split_spans
 
 TEXTS = [
@@ -44,12 +46,30 @@ def test_it_is_what_redacting_the_whole_gives(rules: Rules, texts: list[str], re
         span.attributes.add(key="gen_ai.input.messages").value.string_value = text
         span.attributes.add(key="enduser.id" if number % 2 else "metadata").value.string_value = text
     raw = request.SerializeToString()
-    apart = split_spans(raw, Cleaning(Redactor(rules, "secret"))).records
-    whole = split_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records
-    assert apart == whole
+    apart = split_spans(raw, Cleaning(Redactor(rules, "secret"), TRACES, raw)).records()
+    whole = split_spans(redact_traces(Redactor(rules, "secret"), raw, subjects=True)).records()
+    assert list(apart) == list(whole)
 
 
-def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, requests: Any) -> None:
+def test_clean_resources_are_remembered_by_little(requests: Any) -> None:
+    """A thousand resources of any size leave a few bytes each, and a known one is not searched again."""
+    known, redactor = CleanFrames(), Redactor(Rules(), "secret")
+    tracemalloc.start()
+    try:
+        for number in range(40):
+            raw = requests.spans(1, resource=f"{number} " + "x" * (256 << 10)).SerializeToString()
+            list(split_spans(raw, Cleaning(redactor, TRACES, raw, known=known)).records())
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 << 20
+    for number in range(2000):
+        known.add(number.to_bytes(16, "big"))
+    assert (1999).to_bytes(16, "big") in known
+    assert (0).to_bytes(16, "big") not in known
+
+
+def test_clean_spans_are_not_even_decoded(requests: Any) -> None:
     """Only a suspicious span is decoded; the others are stored as the bytes they were."""
     request = requests.spans(1, 2, 3)
     request.resource_spans[0].scope_spans[0].spans[1].attributes.add(key="input").value.string_value = "anna@example.com"
@@ -59,9 +79,9 @@ def test_clean_spans_are_not_even_decoded(monkeypatch: pytest.MonkeyPatch, reque
         read.append(raw)
         return redact_traces(redactor, raw, subjects=subjects)
 
-    monkeypatch.setattr(cleaning, "redact_traces", watched)
-    records = dict(split_spans(request.SerializeToString(), Cleaning(Redactor(Rules(), "secret"))).records)
+    raw, watched_traces = request.SerializeToString(), replace(TRACES, redact=watched)
+    records = dict(split_spans(raw, Cleaning(Redactor(Rules(), "secret"), watched_traces, raw)).records())
     assert len(read) == 1
     assert b"anna@example.com" not in records[b"%032x" % 2]
-    untouched = dict(split_spans(request.SerializeToString()).records)
+    untouched = dict(split_spans(raw).records())
     assert records[b"%032x" % 1] == untouched[b"%032x" % 1]

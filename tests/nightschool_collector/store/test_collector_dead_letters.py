@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
 from nightschool.errors import StreamUnavailable
 from nightschool_collector.request.otlp import Format
@@ -28,6 +28,36 @@ def test_a_rejected_span_is_a_dead_letter(collector: Any, requests: Any) -> None
     assert group.scope_spans[0].spans[0] == bad
     assert unknown in letter.value
     assert [record.key for record in collector.stored("ns.otlp_spans")] == [b"%032x" % 7]
+
+
+def test_many_rejected_spans_are_one_letter_for_each_reason(collector: Any, requests: Any) -> None:
+    """A request cannot multiply: the letter holds the first span of its reason and says how many there were."""
+    request = requests.spans(*[0] * 500, 7, 8)
+    spans = request.resource_spans[0].scope_spans[0].spans
+    spans[-1].span_id = b""
+    for number, span in enumerate(spans[:500]):
+        span.trace_id = bytes(number % 15)  # the reason quotes it, and is the same all the same
+    answer = collector.post("/v1/traces", request)
+    assert ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans == 501
+    letters = collector.stored("ns.dlq")
+    assert sorted(letter.headers["ns-dlq-count"] for letter in letters) == [b"1", b"500"]
+    first = next(letter for letter in letters if letter.headers["ns-dlq-count"] == b"500")
+    (scope,) = ExportTraceServiceRequest.FromString(first.value).resource_spans[0].scope_spans
+    assert list(scope.spans) == [spans[0]]
+    assert collector.receiver.counters.total("rejected_items", "acme", "traces") == 501
+
+
+def test_reasons_that_quote_what_came_are_bounded(collector: Any) -> None:
+    """Evaluations that are wrong in a thousand ways are at most twenty letters, and all are counted."""
+    request = ExportLogsServiceRequest()
+    logs = request.resource_logs.add().scope_logs.add().log_records
+    for number in range(1000):
+        log = logs.add(event_name="gen_ai.evaluation.result", trace_id=b"\1" * 16)
+        log.attributes.add(key="gen_ai.evaluation.score.value").value.string_value = f"wrong {number}"
+    assert collector.post("/v1/logs", request).status_code == 200
+    letters = collector.stored("ns.dlq")
+    assert len(letters) <= 20
+    assert sum(int(letter.headers["ns-dlq-count"]) for letter in letters) == 1000
 
 
 def test_a_useless_evaluation_is_a_dead_letter(collector: Any) -> None:

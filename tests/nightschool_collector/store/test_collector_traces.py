@@ -241,12 +241,12 @@ def test_a_trace_larger_than_a_record_is_several_records(stream: Any, requests: 
         span.attributes.add(key="big").value.string_value = "x" * (1 << 20)
     spans[3].attributes[-1].value.string_value = "x" * (8 << 20)
     found = split_spans(request.SerializeToString())
-    assert [letter.reason for letter in found.rejected] == [
+    assert [letter.reason for letter in found.rejected.values()] == [
         "span 0000000000000004 has more than 7995904 bytes: shorten its attributes"
     ]
-    assert {key for key, _ in found.records} == {b"%032x" % 1}
-    assert all(len(value) <= 4 << 20 for _, value in found.records)
-    numbers = [number for _, value in found.records for _, _, number in spans_of(value)]
+    assert {key for key, _ in found.records()} == {b"%032x" % 1}
+    assert all(len(value) <= 4 << 20 for _, value in found.records())
+    numbers = [number for _, value in found.records() for _, _, number in spans_of(value)]
     assert numbers == [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
