@@ -20,15 +20,15 @@ from nightschool.config.settings import Config
 from nightschool.errors import ConfigError
 from nightschool.registry.base_model import cache_folder, describe_base_model
 from nightschool.registry.folder import Registry
-from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
-from nightschool_serving.engine import VllmEngine
-from nightschool_serving.guard import CONFIG_VARIABLE
-from nightschool_serving.recorder import RecordingEngine
-from nightschool_serving.replica import Replica
-from nightschool_serving.routing import RoutingTable
+from nightschool_serving.front.guard import CONFIG_VARIABLE
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.engine import VllmEngine
+from nightschool_serving.releases.replica import Replica
+from nightschool_serving.releases.routing import RoutingTable
 from nightschool_serving.state import Serving
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import RecordingEngine
+from nightschool_serving.telemetry.sender import Telemetry
 
 
 class NightschoolEndpoint:

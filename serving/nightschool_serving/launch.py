@@ -10,8 +10,8 @@ from pathlib import Path
 from nightschool.config.settings import Config
 from nightschool.errors import ConfigError, MissingExtraError
 from nightschool.registry.base_model import base_model_folder
-from nightschool_serving.guard import CONFIG_VARIABLE
-from nightschool_serving.routing import BASE_ALIAS
+from nightschool_serving.front.guard import CONFIG_VARIABLE
+from nightschool_serving.releases.routing import BASE_ALIAS
 
 # Each would switch on something that would undo what the guard, the routes or the replica ensure.
 DANGEROUS_VARIABLES = {
@@ -112,7 +112,7 @@ def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
         "max-model-len": serving.max_model_len,
         # After the temperature is applied, as the trainer computes them.
         "logprobs-mode": "processed_logprobs",
-        "middleware": "nightschool_serving.guard.TenantGuard",
+        "middleware": "nightschool_serving.front.guard.TenantGuard",
         # Seconds for running answers to finish after SIGTERM; vLLM's default of 0 cuts them off.
         "shutdown-timeout": 120,
     }

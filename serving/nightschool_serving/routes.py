@@ -22,12 +22,12 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from nightschool.semconv import CAPTURE_REQUEST_HEADER
-from nightschool_serving.guard import RequestContext
-from nightschool_serving.recorder import current_recording
-from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
-from nightschool_serving.spans import SENT_FIELDS, ServedRequest, TraceParent
+from nightschool_serving.front.guard import RequestContext
+from nightschool_serving.releases.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
 from nightschool_serving.state import Serving
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import current_recording
+from nightschool_serving.telemetry.sender import Telemetry
+from nightschool_serving.telemetry.spans import SENT_FIELDS, ServedRequest, TraceParent
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
 # What a request body may choose in vLLM but a tenant must not: transfers of cache blocks between engines, arguments for

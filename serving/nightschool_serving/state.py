@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.engine import VllmEngine
-from nightschool_serving.replica import Replica
-from nightschool_serving.routing import RoutingTable
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.engine import VllmEngine
+from nightschool_serving.releases.replica import Replica
+from nightschool_serving.releases.routing import RoutingTable
+from nightschool_serving.telemetry.sender import Telemetry
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ import nightschool
 from nightschool.registry.release import WEIGHTS
 from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
-from nightschool_serving.adapter import adapter_name
+from nightschool_serving.releases.adapter import adapter_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 

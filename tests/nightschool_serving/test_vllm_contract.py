@@ -150,7 +150,7 @@ def test_the_options_we_start_the_server_with() -> None:
 
     parser = make_arg_parser(FlexibleArgumentParser())
     arguments = parser.parse_args(server_arguments(Config(), []))
-    assert arguments.middleware == ["nightschool_serving.guard.TenantGuard"]
+    assert arguments.middleware == ["nightschool_serving.front.guard.TenantGuard"]
     assert arguments.served_model_name == ["base"]
     assert "processed_logprobs" in typing.get_args(LogprobsMode)
     known = {option for action in parser._actions for option in action.option_strings}

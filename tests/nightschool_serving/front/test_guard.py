@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightschool.keys import KeyRing, hash_key
-from nightschool_serving.guard import RequestContext, TenantGuard
+from nightschool_serving.front.guard import RequestContext, TenantGuard
 
 KEYS = KeyRing({"bank": [hash_key("bank-key")], "telecom": [hash_key("telecom-key")]})
 CHAT = ("POST", "/v1/chat/completions")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from nightschool.registry.folder import Pointer
-from nightschool_serving.adapter import Adapter
+from nightschool_serving.releases.adapter import Adapter
 
 RETIRE_AFTER_SECONDS = 30.0
 """How long an adapter that nothing routes to must have been idle before it leaves the engine."""

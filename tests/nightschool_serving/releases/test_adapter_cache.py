@@ -12,7 +12,7 @@ import pytest
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import WEIGHTS, BaseModel
-from nightschool_serving.adapter_cache import AdapterCache, content_digest
+from nightschool_serving.releases.adapter_cache import AdapterCache, content_digest
 
 Publish = Callable[..., str]
 MakeCache = Callable[[], AdapterCache]

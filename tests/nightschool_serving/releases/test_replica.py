@@ -14,11 +14,11 @@ import pytest
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, MANIFEST, WEIGHTS, BaseModel
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.plan import RETIRE_AFTER_SECONDS
-from nightschool_serving.replica import Replica
-from nightschool_serving.routing import ReleaseUnavailable, Route, RoutingTable
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.plan import RETIRE_AFTER_SECONDS
+from nightschool_serving.releases.replica import Replica
+from nightschool_serving.releases.routing import ReleaseUnavailable, Route, RoutingTable
 
 Publish = Callable[..., str]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.engine import VllmEngine
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.engine import VllmEngine
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), content="1")
 

@@ -18,8 +18,8 @@ from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, verify_release
 from nightschool.tenants import check_tenant
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.folder_lock import FolderLock
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.folder_lock import FolderLock
 
 MAX_RELEASE_BYTES = 4 << 30  # far above any LoRA adapter; keeps a wrong folder in the registry from filling the disk
 _ABANDONED_AFTER_SECONDS = 3600.0  # no copy takes so long: an older draft is of a server that was killed

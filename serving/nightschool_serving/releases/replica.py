@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 from nightschool.errors import RegistryError, ReleaseRejected
 from nightschool.registry.folder import Pointer, Registry
 from nightschool.semconv import BASE_RELEASE
-from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.engine import AdapterEngine
-from nightschool_serving.plan import Load, Switch, TenantState, Unload, idle_since, plan, plan_unloads
-from nightschool_serving.routing import Route, RoutingTable
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.engine import AdapterEngine
+from nightschool_serving.releases.plan import Load, Switch, TenantState, Unload, idle_since, plan, plan_unloads
+from nightschool_serving.releases.routing import Route, RoutingTable
 
 # Copying and hashing soon use all of the disk. With threads of our own, a registry that hangs blocks only these, never
 # the event loop's threads, which vLLM uses too.

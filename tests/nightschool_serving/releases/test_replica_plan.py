@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 
 from nightschool.registry.folder import Pointer
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.plan import RETIRE_AFTER_SECONDS, Load, Switch, TenantState, Unload, idle_since, plan, plan_unloads
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.plan import (
+    RETIRE_AFTER_SECONDS,
+    Load,
+    Switch,
+    TenantState,
+    Unload,
+    idle_since,
+    plan,
+    plan_unloads,
+)
 
 FIRST, SECOND = "a" * 64, "b" * 64
 

@@ -13,7 +13,7 @@ import secrets
 from typing import Any, Protocol
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.adapter import Adapter
+from nightschool_serving.releases.adapter import Adapter
 
 _SMOKE_PROMPT = [1]  # one token that every vocabulary has
 

@@ -58,7 +58,7 @@ class RequestContext:
 
 
 class TenantGuard:
-    """`--middleware nightschool_serving.guard.TenantGuard`."""
+    """`--middleware nightschool_serving.front.guard.TenantGuard`."""
 
     def __init__(self, app: App, keys: KeyRing | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
