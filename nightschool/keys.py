@@ -28,11 +28,11 @@ class KeyRing:
     """
 
     def __init__(self, hashes: Mapping[str, Sequence[str]]) -> None:
-        self._tenants: dict[str, str] = {}
-        for tenant, digests in sorted(hashes.items()):
-            for digest in digests:
-                if (owner := self._tenants.setdefault(digest, tenant)) != tenant:
-                    raise ConfigError(f"tenants {owner!r} and {tenant!r} share a key; allowed is one tenant a key, make another")
+        self._tenants = _owners(hashes)
+
+    def replace(self, hashes: Mapping[str, Sequence[str]]) -> None:
+        """Make `hashes` the keys that count from now on, by one assignment: every look-up sees all old or all new ones."""
+        self._tenants = _owners(hashes)
 
     @property
     def tenants(self) -> list[str]:
@@ -45,6 +45,16 @@ class KeyRing:
         if scheme.lower() != "bearer" or not key.strip():
             return None
         return self._tenants.get(hash_key(key.strip()))
+
+
+def _owners(hashes: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The tenant of each key's SHA-256; `ConfigError` for a key of two tenants."""
+    owners: dict[str, str] = {}
+    for tenant, digests in sorted(hashes.items()):
+        for digest in digests:
+            if (owner := owners.setdefault(digest, tenant)) != tenant:
+                raise ConfigError(f"tenants {owner!r} and {tenant!r} share a key; allowed is one tenant a key, make another")
+    return owners
 
 
 def subject_of(secret: str, user: str) -> str:
