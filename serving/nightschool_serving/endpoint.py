@@ -21,7 +21,7 @@ from nightschool.errors import ConfigError
 from nightschool.registry.base_model import cache_folder, describe_base_model
 from nightschool.registry.folder import Registry
 from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
-from nightschool_serving.front.guard import CONFIG_VARIABLE
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
 from nightschool_serving.releases.adapter_cache import AdapterCache
 from nightschool_serving.releases.engine import VllmEngine
 from nightschool_serving.releases.replica import Replica

@@ -10,7 +10,7 @@ from pathlib import Path
 from nightschool.config.settings import Config
 from nightschool.errors import ConfigError, MissingExtraError
 from nightschool.registry.base_model import base_model_folder
-from nightschool_serving.front.guard import CONFIG_VARIABLE
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
 from nightschool_serving.releases.routing import BASE_ALIAS
 
 # Each would switch on something that would undo what the guard, the routes or the replica ensure.

@@ -12,11 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from nightschool.config.reader import load_config
 from nightschool.keys import KeyRing
 from nightschool.semconv import RELEASE_RESPONSE_HEADER
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE, follow_keys
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,7 +25,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CONFIG_VARIABLE = "NIGHTSCHOOL_CONFIG"
 HEALTH = ("GET", "/health")
 ROUTES = frozenset(
     {
@@ -62,7 +62,7 @@ class TenantGuard:
 
     def __init__(self, app: App, keys: KeyRing | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
-        self._keys = keys if keys is not None else _configured_keys()
+        self._keys = keys if keys is not None else follow_keys(Path(os.environ[CONFIG_VARIABLE]))
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,11 +139,6 @@ def is_ready(scope: Scope) -> bool:
     """Whether our endpoint plugin is loaded in this app and has read every tenant's pointer."""
     serving = getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
     return serving is not None and serving.ready is True
-
-
-def _configured_keys() -> KeyRing:
-    tenants = load_config(os.environ[CONFIG_VARIABLE]).tenants
-    return KeyRing({name: tenant.key_sha256 for name, tenant in tenants.items()})
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
