@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -30,6 +31,8 @@ from nightschool_serving.state import Serving
 from nightschool_serving.telemetry.recorder import RecordingEngine
 from nightschool_serving.telemetry.sender import Telemetry
 
+_logger = logging.getLogger(__name__)
+
 
 class NightschoolEndpoint:
     """Implements vLLM's EndpointPlugin protocol."""
@@ -49,11 +52,22 @@ class NightschoolEndpoint:
         serving = await build_serving(config, engine_client, state, args)
         for handler in (state.openai_serving_chat, state.openai_serving_completion):
             handler.engine_client = RecordingEngine(engine_client)
-        await serving.replica.reconcile()
-        # After the releases that are needed are held, and before anything else copies releases.
-        await asyncio.to_thread(serving.cache.prune)
-        serving.watcher = asyncio.create_task(serving.replica.watch(config.serving.poll_seconds))
+        # HTTP answers meanwhile: tenants that are loaded are served, and the others are told what they wait for.
+        serving.tasks = (
+            asyncio.create_task(serving.replica.watch(config.serving.poll_seconds)),
+            asyncio.create_task(prune_when_ready(serving)),
+        )
         state.nightschool = serving
+
+
+async def prune_when_ready(serving: Serving) -> None:
+    """Delete releases of earlier runs, once those that are needed now are held."""
+    while not serving.ready:  # noqa: ASYNC110 - seconds, once
+        await asyncio.sleep(1.0)
+    try:
+        await asyncio.to_thread(serving.cache.prune)
+    except OSError as error:
+        _logger.warning("releases of earlier runs could not be deleted: %s", error)
 
 
 def create_endpoint() -> NightschoolEndpoint:

@@ -25,10 +25,10 @@ class Serving:
     """Tokens of prompt and answer together."""
     tokenizer: str
     """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
-    watcher: asyncio.Task[None] | None = None
+    tasks: tuple[asyncio.Task[None], ...] = ()
     """Held here because the event loop keeps only weak references to tasks."""
 
     @property
     def ready(self) -> bool:
-        """Whether requests may be answered."""
+        """Whether it is decided for every tenant what answers."""
         return self.replica.ready

@@ -307,6 +307,7 @@ def run_server(folder: Path, sink: SpanSink, start: Start) -> RunningServer:
     shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.06)
     tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
     port, log = free_port(), folder / "server.log"
+    Registry(folder / "registry").create()
     process = start(write_config(folder, port, sink.url, tenants), log)
     url = f"http://127.0.0.1:{port}"
     return RunningServer(url, Registry(folder / "registry"), folder, shape, tenants, sink, process, log)

@@ -1,7 +1,7 @@
 """The tenant guard: pure ASGI, outermost in vLLM's server. Decides which requests are let in and which routes exist.
 
 Everything is denied unless listed. vLLM starts with its own routes when an endpoint plugin cannot be loaded, so no
-inference route answers before our plugin has put its `Serving`, ready, into the app's state.
+inference route answers before our plugin has put its `Serving` into the app's state.
 """
 
 from __future__ import annotations
@@ -81,10 +81,14 @@ class TenantGuard:
             await _refuse(send, 404, f"{route[0]} {route[1]} does not exist here")
         elif route != HEALTH and (tenant is None or authorization is None):
             await _refuse(send, 401, "send the tenant's key as 'Authorization: Bearer KEY'", (b"www-authenticate", b"Bearer"))
-        elif not is_ready(scope):
-            await _refuse(send, 503, "not ready: the releases of the registry are not loaded yet", (b"retry-after", b"1"))
+        elif (serving := _serving(scope)) is None:
+            await _refuse(send, 503, "not ready: this server's plugin is not loaded", (b"retry-after", b"1"))
         elif route == HEALTH:
-            await self._app(scope, receive, send)
+            # The server's own state. What one tenant is served, or why it is not, is in its answers.
+            if serving.ready:
+                await self._app(scope, receive, send)
+            else:
+                await _refuse(send, 503, "not ready: the tenants' releases are being loaded", (b"retry-after", b"1"))
         else:
             assert tenant is not None
             assert authorization is not None
@@ -135,10 +139,9 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
             return b"".join(chunks)
 
 
-def is_ready(scope: Scope) -> bool:
-    """Whether our endpoint plugin is loaded in this app and has read every tenant's pointer."""
-    serving = getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
-    return serving is not None and serving.ready is True
+def _serving(scope: Scope) -> Any:
+    """The `Serving` of this app; None if our endpoint plugin is not loaded, and vLLM's own routes would answer."""
+    return getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

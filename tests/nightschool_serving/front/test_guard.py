@@ -115,13 +115,20 @@ async def test_a_request_without_a_known_key_is_refused(key: str | None) -> None
     assert (status, headers[b"www-authenticate"], inner.scopes) == (401, b"Bearer", [])
 
 
-@pytest.mark.parametrize("ready", [None, False])
 @pytest.mark.parametrize("route", [CHAT, ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health")])
-async def test_nothing_answers_before_the_plugin_is_ready(route: tuple[str, str], ready: bool | None) -> None:
-    """Without a ready `Serving` (the plugin may have failed to load) every route is 503, health included."""
+async def test_nothing_answers_before_the_plugin_is_there(route: tuple[str, str]) -> None:
+    """Without a `Serving` (the plugin may have failed to load) every route is 503, health included."""
     inner = Inner()
-    status, headers, _ = await call(inner, route, ready=ready)
+    status, headers, _ = await call(inner, route, ready=None)
     assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
+
+
+async def test_a_tenant_that_is_served_does_not_wait_for_the_others() -> None:
+    """Until every tenant is decided health is 503, so that a load balancer waits; the routes answer for each tenant."""
+    inner = Inner()
+    status, headers, _ = await call(inner, ("GET", "/health"), ready=False)
+    assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
+    assert (await call(inner, ready=False))[0] == 200
 
 
 async def test_health_needs_no_key() -> None:
