@@ -22,6 +22,7 @@ from nightschool.errors import ConfigError
 from nightschool.registry.base_model import cache_folder, describe_base_model
 from nightschool.registry.folder import Registry
 from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
+from nightschool_serving.draining import drain_before_shutdown
 from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
 from nightschool_serving.releases.adapter_cache import AdapterCache
 from nightschool_serving.releases.engine import VllmEngine
@@ -57,6 +58,7 @@ class NightschoolEndpoint:
             asyncio.create_task(serving.replica.watch(config.serving.poll_seconds)),
             asyncio.create_task(prune_when_ready(serving)),
         )
+        drain_before_shutdown(engine_client, serving)
         state.nightschool = serving
 
 

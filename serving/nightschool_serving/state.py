@@ -25,6 +25,10 @@ class Serving:
     """Tokens of prompt and answer together."""
     tokenizer: str
     """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
+    draining: bool = False
+    """Whether the server was told to stop: it answers no new request."""
+    in_progress: int = 0
+    """Requests that were let in and are not answered yet."""
     tasks: tuple[asyncio.Task[None], ...] = ()
     """Held here because the event loop keeps only weak references to tasks."""
 

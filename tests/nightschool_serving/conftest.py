@@ -296,7 +296,9 @@ Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
 
 def start_server(config: Path, log: Path) -> subprocess.Popen[bytes]:
     """`nightschool serve`, as its command line starts it."""
-    command = [sys.executable, "-m", "nightschool_serving", "--config", str(config)]
+    # So that a test can see what came from the prefix cache.
+    extra = ["--", "--enable-prompt-tokens-details"]
+    command = [sys.executable, "-m", "nightschool_serving", "--config", str(config), *extra]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
