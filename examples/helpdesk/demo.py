@@ -33,6 +33,7 @@ from servers import Server, free_ports
 
 import nightschool
 from nightschool.keys import hash_key, new_key
+from nightschool.registry.folder import Registry
 
 HERE = Path(__file__).resolve().parent
 TENANTS = {"bank": "bank", "telecom": "telecom"}
@@ -125,6 +126,7 @@ def write_config(out: Path, keys: dict[str, str], collector_port: int, serving_p
         lines.append(f'[tenants.{name}]\nkey_sha256 = ["{hash_key(key)}"]\nrubrics = ["{name}.rubric.toml"]')
     path = out / "nightschool.toml"
     path.write_text("\n\n".join(lines) + "\n")
+    Registry(out / "registry").create()
     return path
 
 

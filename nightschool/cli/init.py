@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nightschool.errors import ConfigError
 from nightschool.keys import hash_key, new_key
+from nightschool.registry.folder import Registry
 
 SUMMARY = "write a nightschool.toml and a rubric to start from, with a key for one tenant"
 
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     rubric.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_CONFIG.format(tenant=arguments.tenant, key_sha256=hash_key(key)), encoding="utf-8")
     rubric.write_text(_RUBRIC, encoding="utf-8")
+    Registry(path.parent / "var" / "registry").create()
     print(f"wrote {path} and {rubric}\nkey of tenant {arguments.tenant}, shown once: {key}")
     print("next: nightschool collect, nightschool serve, and nightschool.configure(...) in the app")
     return 0

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from nightschool.registry.release import MANIFEST, WEIGHTS, ReleaseManifest, che
 from nightschool.tenants import check_tenant
 
 _ENGINE_IDS = "engine_ids"  # with an underscore it is no tenant's name
+_MAX_POINTER_BYTES = 64 << 10  # a pointer has 300; what is larger, or a pipe, would hold up its reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,28 @@ class Registry:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
+    def create(self) -> None:
+        """Make an empty registry where none is; one that is there stays as it is."""
+        (self.root / _ENGINE_IDS).mkdir(parents=True, exist_ok=True)
+
+    def check_present(self) -> None:
+        """`RegistryError` where no registry is: a folder that is not mounted must not look like one without releases."""
+        if not (self.root / _ENGINE_IDS).is_dir():
+            raise RegistryError(
+                f"{self.root} is no registry: it has no folder {_ENGINE_IDS}; mount the registry there, or make an empty one"
+                f" with: mkdir -p {self.root / _ENGINE_IDS}"
+            )
+
     # --- reading ------------------------------------------------------------------------------------------------------
     def pointer(self, tenant: str) -> Pointer:
         """The pointer of `tenant`; epoch 0 before its first release."""
         path = self._tenant_folder(tenant) / "pointer.json"
         try:
-            raw = json.loads(path.read_bytes())
+            raw = json.loads(_read_small(path))
             return Pointer(**{name: raw[name] for name in ("epoch", "stable", "canary", "weight", "frozen")})
         except FileNotFoundError:
             return Pointer()
-        except (ValueError, KeyError, TypeError, ReleaseRejected) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, ReleaseRejected) as error:
             raise RegistryError(
                 f"{path} is not a pointer ({error}); restore it from a backup or delete it to serve the base model"
             ) from None
@@ -141,6 +155,7 @@ class Registry:
     def move_pointer(self, tenant: str, expected: Pointer, **changes: object) -> Pointer:
         """Replace the pointer by `expected` with `changes`; `PointerConflict` when it is no longer `expected`."""
         with writing(self._tenant_folder(tenant), "move the pointer") as folder:
+            self.create()
             if (found := self.pointer(tenant)) != expected:
                 raise PointerConflict(
                     f"pointer of {tenant!r} is at epoch {found.epoch}, expected {expected.epoch}: read it again and decide anew"
@@ -155,6 +170,13 @@ class Registry:
     # --- inside -------------------------------------------------------------------------------------------------------
     def _tenant_folder(self, tenant: str) -> Path:
         return self.root / check_tenant(tenant)
+
+
+def _read_small(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_POINTER_BYTES:
+        raise ValueError(f"it is not a regular file of at most {_MAX_POINTER_BYTES} bytes")
+    return path.read_bytes()
 
 
 def _copy_durably(source: Path, target: Path, name: str) -> None:

@@ -12,7 +12,8 @@ from typing import NoReturn
 from nightschool.config.reader import load_config
 from nightschool.errors import NightschoolError
 from nightschool.process import become_python
-from nightschool_serving.launch import check_environment, check_extra, server_arguments, server_environment, warnings_about
+from nightschool_serving.launch import check_environment, server_arguments, server_environment, warnings_about
+from nightschool_serving.options import check_extra
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

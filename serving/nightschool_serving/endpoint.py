@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -20,15 +21,18 @@ from nightschool.config.settings import Config
 from nightschool.errors import ConfigError
 from nightschool.registry.base_model import cache_folder, describe_base_model
 from nightschool.registry.folder import Registry
-from nightschool_serving.adapter_cache import AdapterCache
 from nightschool_serving.cpu_lora import GROUPED_WRAPPER, PROBE_METHOD
-from nightschool_serving.engine import VllmEngine
-from nightschool_serving.guard import CONFIG_VARIABLE
-from nightschool_serving.recorder import RecordingEngine
-from nightschool_serving.replica import Replica
-from nightschool_serving.routing import RoutingTable
+from nightschool_serving.draining import drain_before_shutdown
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.engine import VllmEngine
+from nightschool_serving.releases.replica import Replica
+from nightschool_serving.releases.routing import RoutingTable
 from nightschool_serving.state import Serving
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import RecordingEngine
+from nightschool_serving.telemetry.sender import Telemetry
+
+_logger = logging.getLogger(__name__)
 
 
 class NightschoolEndpoint:
@@ -49,11 +53,23 @@ class NightschoolEndpoint:
         serving = await build_serving(config, engine_client, state, args)
         for handler in (state.openai_serving_chat, state.openai_serving_completion):
             handler.engine_client = RecordingEngine(engine_client)
-        await serving.replica.reconcile()
-        # After the releases that are needed are held, and before anything else copies releases.
-        await asyncio.to_thread(serving.cache.prune)
-        serving.watcher = asyncio.create_task(serving.replica.watch(config.serving.poll_seconds))
+        # HTTP answers meanwhile: tenants that are loaded are served, and the others are told what they wait for.
+        serving.tasks = (
+            asyncio.create_task(serving.replica.watch(config.serving.poll_seconds)),
+            asyncio.create_task(prune_when_ready(serving)),
+        )
+        drain_before_shutdown(engine_client, serving)
         state.nightschool = serving
+
+
+async def prune_when_ready(serving: Serving) -> None:
+    """Delete releases of earlier runs, once those that are needed now are held."""
+    while not serving.ready:  # noqa: ASYNC110 - seconds, once
+        await asyncio.sleep(1.0)
+    try:
+        await asyncio.to_thread(serving.cache.prune)
+    except OSError as error:
+        _logger.warning("releases of earlier runs could not be deleted: %s", error)
 
 
 def create_endpoint() -> NightschoolEndpoint:

@@ -10,8 +10,8 @@ from pathlib import Path
 from nightschool.config.settings import Config
 from nightschool.errors import ConfigError, MissingExtraError
 from nightschool.registry.base_model import base_model_folder
-from nightschool_serving.guard import CONFIG_VARIABLE
-from nightschool_serving.routing import BASE_ALIAS
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
+from nightschool_serving.releases.routing import BASE_ALIAS
 
 # Each would switch on something that would undo what the guard, the routes or the replica ensure.
 DANGEROUS_VARIABLES = {
@@ -22,28 +22,6 @@ DANGEROUS_VARIABLES = {
     "VLLM_API_KEY": "clients authenticate with their tenant's key",
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "it writes tenants' answers to the log",
 }
-# vLLM options that nightschool.toml or the isolation of tenants decides; all others may be given after "--".
-OWNED_OPTIONS = (
-    "api-key",
-    "api-server-count",
-    "config",
-    "enable-lora",
-    "enable-request-id-headers",
-    "host",
-    "logprobs-mode",
-    "lora-modules",
-    "max-cpu-loras",
-    "max-lora-rank",
-    "max-loras",
-    "max-model-len",
-    "middleware",
-    "model",
-    "port",
-    "root-path",
-    "served-model-name",
-    "uds",
-    "worker-extension-cls",
-)
 PLUGINS = "nightschool,nightschool_cpu_lora"
 
 
@@ -63,18 +41,6 @@ def check_environment(environment: Mapping[str, str]) -> None:
     for name, why in DANGEROUS_VARIABLES.items():
         if environment.get(name, "") not in ("", "0"):
             raise ConfigError(f"{name} is set to {environment[name]!r}, but {why}; unset it to serve tenants")
-
-
-def check_extra(extra: Sequence[str]) -> None:
-    """Refuse vLLM options that nightschool sets itself."""
-    for argument in extra:
-        # vLLM's parser accepts "_" for "-", "--name=value", and any beginning of a name that fits only one option.
-        name = argument.split("=", 1)[0].replace("_", "-")
-        owned = [option for option in OWNED_OPTIONS if len(name) > 2 and f"--{option}".startswith(name)]
-        if owned:
-            raise ConfigError(
-                f"vLLM option {argument!r} cannot be given here: nightschool sets --{owned[0]} (see nightschool.toml)"
-            )
 
 
 def server_environment(config_path: Path, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
@@ -112,7 +78,7 @@ def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
         "max-model-len": serving.max_model_len,
         # After the temperature is applied, as the trainer computes them.
         "logprobs-mode": "processed_logprobs",
-        "middleware": "nightschool_serving.guard.TenantGuard",
+        "middleware": "nightschool_serving.front.guard.TenantGuard",
         # Seconds for running answers to finish after SIGTERM; vLLM's default of 0 cuts them off.
         "shutdown-timeout": 120,
     }

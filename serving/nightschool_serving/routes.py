@@ -22,17 +22,23 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from nightschool.semconv import CAPTURE_REQUEST_HEADER
-from nightschool_serving.guard import RequestContext
-from nightschool_serving.recorder import current_recording
-from nightschool_serving.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
-from nightschool_serving.spans import ServedRequest, TraceParent, sent_fields
+from nightschool_serving.front.guard import RequestContext
+from nightschool_serving.releases.routing import ALIASES, ReleaseUnavailable, Target, UnknownModel, check_isolation
 from nightschool_serving.state import Serving
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import current_recording
+from nightschool_serving.telemetry.sender import Telemetry
+from nightschool_serving.telemetry.spans import ServedRequest, TraceParent, sent_fields
 
 Handler = Callable[[Any, Request], Awaitable[Response]]
 # What a request body may choose in vLLM but a tenant must not: transfers of cache blocks between engines, arguments for
 # engine extensions, the session that a request belongs to.
+# Dropped in silence, because clients send them to every server.
 FORBIDDEN_FIELDS = ("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "session_id")
+# Refused, because without them the answer would be another than the one that was asked for.
+REFUSED_FIELDS = {
+    "logprob_token_ids": "vLLM computes the log-probabilities of the whole batch for it, other tenants' among them",
+    "prompt_embeds": "nothing but text and token ids is recorded and learned from",
+}
 
 router = APIRouter()
 
@@ -68,6 +74,9 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
     serving: Serving = raw_request.app.state.nightschool
     context: RequestContext = raw_request.state.nightschool
     alias = request.model
+    for name, why in REFUSED_FIELDS.items():
+        if getattr(request, name, None) is not None:
+            return _error(400, "BadRequestError", f"{name} is not allowed here: {why}; leave it out", param=name)
     try:
         target = serving.table.resolve(context.tenant, alias)
     except UnknownModel as error:

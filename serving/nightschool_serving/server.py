@@ -6,17 +6,45 @@ vLLM starts its engine as a new process that imports this module too: so importi
 from __future__ import annotations
 
 import gc
+import signal
+import sys
+
+_END_SECONDS = 10  # for connections that are still open when everything is answered
 
 
 def main() -> None:
     """Run until told to stop."""
+    # It means "read the keys again" once the server runs; before that it must not end the start.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        _serve()
+    except KeyboardInterrupt:
+        # SIGINT or SIGTERM before the server runs; once it does, vLLM ends by itself.
+        print("nightschool serve: stopped while starting", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _serve() -> None:
+    """What vLLM's own `main` does, with limits on connections."""
     # Importing vLLM allocates millions of objects that stay; garbage collection among them takes 1.5 s of the start.
     gc.disable()
-    from vllm.entrypoints.launchers.api_server.entry import main as serve
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from nightschool.connections import ConnectionLimits, limited_http
 
     gc.freeze()
     gc.enable()
-    serve()
+    cli_env_setup()
+    arguments = make_arg_parser(FlexibleArgumentParser(prog="nightschool serve")).parse_args()
+    configure_logging_from_args(arguments)
+    validate_parsed_serve_args(arguments)
+    limits = {"http": limited_http(ConnectionLimits()), "timeout_graceful_shutdown": _END_SECONDS}
+    uvloop.run(run_server(arguments, **limits))
 
 
 if __name__ == "__main__":

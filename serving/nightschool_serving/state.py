@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from nightschool_serving.adapter_cache import AdapterCache
-from nightschool_serving.engine import VllmEngine
-from nightschool_serving.replica import Replica
-from nightschool_serving.routing import RoutingTable
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.releases.adapter_cache import AdapterCache
+from nightschool_serving.releases.engine import VllmEngine
+from nightschool_serving.releases.replica import Replica
+from nightschool_serving.releases.routing import RoutingTable
+from nightschool_serving.telemetry.sender import Telemetry
 
 
 @dataclass(slots=True)
@@ -25,10 +25,14 @@ class Serving:
     """Tokens of prompt and answer together."""
     tokenizer: str
     """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
-    watcher: asyncio.Task[None] | None = None
+    draining: bool = False
+    """Whether the server was told to stop: it answers no new request."""
+    in_progress: int = 0
+    """Requests that were let in and are not answered yet."""
+    tasks: tuple[asyncio.Task[None], ...] = ()
     """Held here because the event loop keeps only weak references to tasks."""
 
     @property
     def ready(self) -> bool:
-        """Whether requests may be answered."""
+        """Whether it is decided for every tenant what answers."""
         return self.replica.ready

@@ -296,7 +296,9 @@ Start = Callable[[Path, Path], "subprocess.Popen[bytes]"]
 
 def start_server(config: Path, log: Path) -> subprocess.Popen[bytes]:
     """`nightschool serve`, as its command line starts it."""
-    command = [sys.executable, "-m", "nightschool_serving", "--config", str(config)]
+    # So that a test can see what came from the prefix cache.
+    extra = ["--", "--enable-prompt-tokens-details"]
+    command = [sys.executable, "-m", "nightschool_serving", "--config", str(config), *extra]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
@@ -307,6 +309,7 @@ def run_server(folder: Path, sink: SpanSink, start: Start) -> RunningServer:
     shape = AdapterShape(describe_base_model(model), SMOLLM2_LAYERS, SMOLLM2_MODULES, rank=16, scale=0.06)
     tenants = {name: ServedTenant(name, new_key(name)) for name in ("bank", "telecom")}
     port, log = free_port(), folder / "server.log"
+    Registry(folder / "registry").create()
     process = start(write_config(folder, port, sink.url, tenants), log)
     url = f"http://127.0.0.1:{port}"
     return RunningServer(url, Registry(folder / "registry"), folder, shape, tenants, sink, process, log)

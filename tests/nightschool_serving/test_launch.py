@@ -14,7 +14,6 @@ from nightschool.errors import ConfigError
 from nightschool_serving.launch import (
     DANGEROUS_VARIABLES,
     check_environment,
-    check_extra,
     server_environment,
     warnings_about,
 )
@@ -27,21 +26,6 @@ def test_a_dangerous_switch_stops_the_start(name: str) -> None:
         check_environment({name: "1"})
     check_environment({name: "0", "PATH": "/bin"})
     check_environment({name: ""})
-
-
-@pytest.mark.parametrize(
-    "argument",
-    ["--lora-modules", "--middleware=x.Y", "--api_key=k", "--api-k", "--model", "--served-model-name=gpt", "--config=c.yaml"],
-)
-def test_an_option_that_nightschool_owns_is_refused(argument: str) -> None:
-    """In every spelling that vLLM's parser would take."""
-    with pytest.raises(ConfigError, match="nightschool sets --"):
-        check_extra(["--seed", "1", argument])
-
-
-def test_other_vllm_options_pass() -> None:
-    """The operator may set every option that has nothing to do with tenants."""
-    check_extra(["--max-num-seqs", "64", "--tensor-parallel-size=2", "-tp", "2", "--seed", "1", "--enforce-eager"])
 
 
 def test_the_environment_of_the_server(tmp_path: Path) -> None:

@@ -10,17 +10,21 @@ import concurrent.futures
 import itertools
 import json
 import signal
+import socket
+import time
 import urllib.request
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
 import nightschool
+from nightschool.keys import hash_key, new_key
 from nightschool.registry.release import WEIGHTS
 from nightschool.sdk.openai.instrument import uninstrument
 from nightschool.testing import capture
-from nightschool_serving.adapter import adapter_name
+from nightschool_serving.releases.adapter import adapter_name
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -232,12 +236,54 @@ def test_plain_completions_work_the_same(server: Any, released: dict[str, str]) 
 
 
 def test_what_a_client_must_not_choose_has_no_effect(server: Any) -> None:
-    """Forged ids, priority, rank, session and cache salt change nothing, and the id is one of ours."""
+    """Forged ids, priority, rank and session change nothing, and the id is one of ours."""
     headers = {"X_Request_Id": "stolen", "X_Vllm_Priority": "-5", "X_Session_ID": "s", "X_data_parallel_rank": "7"}
-    body = {"request_id": "stolen", "cache_salt": "theirs", "priority": -5, "session_id": "s", "vllm_xargs": {"x": 1}}
+    body = {"request_id": "stolen", "priority": -5, "session_id": "s", "vllm_xargs": {"x": 1}}
     spoofed = server.chat("bank", "base", PROMPT, headers=headers, **body)
     assert text(spoofed) == text(server.chat("bank", "base", PROMPT))
     assert "stolen" not in spoofed.text
+
+
+def test_a_forged_cache_salt_opens_nobodys_prefix_cache(server: Any) -> None:
+    """Two tenants that send one salt do not share what vLLM has cached; a tenant shares with itself, whatever it sends."""
+    prompt = "A prompt that no other test sends, long enough for several blocks of the cache. " * 8
+
+    def cached(tenant: str, salt: str) -> int:
+        answer = server.chat(tenant, "base", prompt, cache_salt=salt)
+        details = answer.json["usage"].get("prompt_tokens_details") or {}
+        return int(details.get("cached_tokens") or 0)
+
+    assert cached("bank", "ours") == 0
+    assert cached("telecom", "ours") == 0
+    assert cached("bank", "another") > 0
+
+
+def test_what_would_change_other_answers_is_refused(server: Any) -> None:
+    """vLLM computes the log-probabilities of chosen tokens for the whole batch."""
+    answer = server.chat("bank", "base", PROMPT, logprobs=True, logprob_token_ids=[1, 2])
+    assert (answer.status, answer.json["error"]["param"]) == (400, "logprob_token_ids")
+
+
+def test_a_request_without_an_end_of_its_headers_is_refused(server: Any) -> None:
+    """The limits on connections are in force in front of vLLM."""
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60) as connection:
+        connection.sendall(b"POST /v1/models HTTP/1.1\r\nx: " + b"a" * 70_000)
+        assert connection.recv(100).startswith(b"HTTP/1.1 431")
+
+
+def test_keys_come_and_go_without_a_restart(server: Any) -> None:
+    """A key added to nightschool.toml opens its tenant, and opens nothing once it is removed."""
+    config = server.folder / "nightschool.toml"
+    before, key = config.read_text(), new_key("bank")
+    server.tenants["guest"] = replace(server.tenants["bank"], name="guest", key=key)
+    changed = before.replace("[tenants.bank]\nkey_sha256 = [", f'[tenants.bank]\nkey_sha256 = ["{hash_key(key)}", ')
+    config.write_text(changed)
+    server.wait_until(lambda: server.call("GET", "/v1/models", tenant="guest").status == 200, "the new key")
+    assert server.releases("guest")["tenant"] == "bank"
+    config.write_text(before)
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_until(lambda: server.call("GET", "/v1/models", tenant="guest").status == 401, "the end of the key")
+    del server.tenants["guest"]
 
 
 def test_a_refused_request_is_a_span_with_an_error(server: Any) -> None:
@@ -271,20 +317,54 @@ def test_a_damaged_release_is_refused_while_the_old_one_serves(server: Any, rele
     assert server.releases("telecom")["rejected"] is None
 
 
-def test_streams_survive_a_swap_on_the_release_they_began_with(server: Any) -> None:
-    """While two tenants stream, one gets a new release: every stream is complete and names one model."""
-    options = {"stream": True, "max_tokens": 60, "ignore_eos": True}
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(server.chat, tenant, "nightschool", PROMPT, **options) for tenant in ("bank", "telecom") * 4]
-        newer = server.publish_and_wait("telecom", 21)
-        answers = [future.result() for future in running]
-    for answer in answers:
-        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+class Stream:
+    """A streamed answer that is read in a thread, with the time at which each piece came."""
+
+    def __init__(self, server: Any, tenant: str, num_tokens: int) -> None:
+        options = {"stream": True, "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0}
+        body = {"model": "nightschool", "messages": [{"role": "user", "content": PROMPT}], **options}
+        self.tenant = tenant
+        self._response = urllib.request.urlopen(server.request("POST", "/v1/chat/completions", body, tenant=tenant), timeout=300)
+        self.release = self._response.headers["x-nightschool-release"]
+        self.lines = [self._response.readline()]
+
+    def read(self) -> float:
+        """Read to the end; when the last piece came."""
+        with self._response:
+            for line in self._response:
+                if line.strip():
+                    self.lines.append(line)
+                    last = time.monotonic()
+        return last
+
+    def text(self) -> str:
+        events = [line.removeprefix(b"data: ").strip() for line in self.lines]
+        assert events[-1] == b"[DONE]"
         chunks = [json.loads(event) for event in events[:-1]]
-        assert (answer.status, events[-1]) == (200, "[DONE]")
-        assert len({chunk["model"] for chunk in chunks}) == 1
         assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-    assert server.chat("telecom", "nightschool", PROMPT).headers["x-nightschool-release"] == newer
+        return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+def test_streams_survive_a_swap_on_the_release_they_began_with(server: Any) -> None:
+    """Every stream began before the swap, ends after it, and has the very tokens of the release it began with."""
+    length = 160
+    whole = {"max_tokens": length, "ignore_eos": True}
+    alone = {tenant: text(server.chat(tenant, "nightschool", PROMPT, **whole)) for tenant in server.tenants}
+    streams = [Stream(server, tenant, length) for tenant in ("bank", "telecom") * 2]
+    began_on = {tenant: server.releases(tenant)["release"] for tenant in server.tenants}
+    with concurrent.futures.ThreadPoolExecutor(len(streams)) as pool:
+        running = [pool.submit(stream.read) for stream in streams]
+        newer = server.publish_and_wait("telecom", 21)
+        after = server.chat("telecom", "nightschool", PROMPT, max_tokens=1)
+        swapped = time.monotonic()
+        ended = [future.result() for future in running]
+    assert after.headers["x-nightschool-release"] == newer
+    assert min(ended) > swapped, "a stream ended before the swap: the test proves nothing, make the streams longer"
+    assert newer not in began_on.values()
+    for stream in streams:
+        assert stream.release == began_on[stream.tenant]
+        assert stream.text() == alone[stream.tenant]
+    assert text(server.chat("telecom", "nightschool", PROMPT, **whole)) != alone["telecom"]
 
 
 def test_a_rollback_answers_as_before(server: Any, released: dict[str, str]) -> None:
@@ -301,7 +381,7 @@ def test_a_rollback_answers_as_before(server: Any, released: dict[str, str]) -> 
 
 
 def test_a_server_told_to_stop_finishes_what_it_is_answering(server: Any) -> None:
-    """SIGTERM during a stream: the stream is completed, its span arrives, and the process ends with status 0."""
+    """SIGTERM during a stream: it is completed, its span arrives, what comes late is told so, the process ends with 0."""
     length = 300
     message = {"role": "user", "content": "Tell me a long story."}
     body = {"model": "base", "messages": [message], "stream": True, "max_tokens": length, "ignore_eos": True}
@@ -309,7 +389,10 @@ def test_a_server_told_to_stop_finishes_what_it_is_answering(server: Any) -> Non
     with urllib.request.urlopen(request, timeout=120) as stream:
         lines = [stream.readline()]
         server.process.send_signal(signal.SIGTERM)
+        server.wait_until(lambda: server.call("GET", "/health").status == 503, "the end being told")
+        late = server.chat("bank", "base", PROMPT)
         lines += stream.readlines()
+    assert (late.status, late.headers["retry-after"]) == (503, "1")
     assert server.process.wait(60) == 0
     assert [line for line in lines if line.strip()][-1].strip() == b"data: [DONE]"
     span = span_of(server, json.loads(lines[0].removeprefix(b"data: "))["id"])

@@ -34,6 +34,19 @@ def test_the_engine_client() -> None:
     assert "lora_request" in parameters(AsyncLLM.generate)
 
 
+def test_how_the_server_is_started_and_told_to_stop() -> None:
+    """Options of uvicorn are passed on; at the end the engine is stopped in a thread, before the HTTP server."""
+    from vllm.entrypoints.launchers import launcher
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert parameters(entry.run_server) == ["args", "uvicorn_kwargs"]
+    assert parameters(AsyncLLM.shutdown) == ["self", "timeout"]
+    source = inspect.getsource(launcher.serve_http)
+    assert source.index("partial(engine_client.shutdown, timeout=timeout)") < source.index("server.should_exit = True")
+    assert "uvicorn.Config(app, **uvicorn_kwargs)" in source
+
+
 def test_a_lora_request() -> None:
     """Fields, and the prefix-cache key that makes immutable names and paths necessary."""
     from vllm.lora.request import LoRARequest
@@ -83,11 +96,13 @@ def test_the_request_fields_we_overwrite(name: str) -> None:
     from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
     from vllm.entrypoints.openai.completion import protocol as completion_protocol
 
-    from nightschool_serving.routes import FORBIDDEN_FIELDS
+    from nightschool_serving.routes import FORBIDDEN_FIELDS, REFUSED_FIELDS
 
     kind = getattr(chat_protocol if name.startswith("Chat") else completion_protocol, name)
     ours = {"model", "cache_salt", "priority", "request_id", *FORBIDDEN_FIELDS}
     assert ours <= set(kind.model_fields)
+    both = {*chat_protocol.ChatCompletionRequest.model_fields, *completion_protocol.CompletionRequest.model_fields}
+    assert set(REFUSED_FIELDS) <= both
     suspicious = {field for field in kind.model_fields if field.endswith(("_id", "_salt", "priority", "_transfer_params"))}
     assert suspicious <= ours
 
@@ -96,7 +111,7 @@ def test_what_a_span_reports_of_a_request() -> None:
     """What the client set, by the names of request bodies; not the content, and nothing that vLLM does not know."""
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-    from nightschool_serving.spans import sent_fields
+    from nightschool_serving.telemetry.spans import sent_fields
 
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     sent = {"temperature": 0.0, "stop": ["x"], "min_p": 0.1, "response_format": form}
@@ -113,7 +128,7 @@ def test_the_parameters_that_are_only_known_by_name(name: str) -> None:
     from vllm.entrypoints.openai.completion import protocol as completion_protocol
 
     from nightschool import semconv
-    from nightschool_serving.spans import NOT_REPORTED, WITH_VALUE
+    from nightschool_serving.telemetry.spans import NOT_REPORTED, WITH_VALUE
 
     kind = getattr(chat_protocol if name.startswith("Chat") else completion_protocol, name)
     left = set(kind.model_fields) - WITH_VALUE - NOT_REPORTED - semconv.PROMPT_PARAMETERS
@@ -177,12 +192,16 @@ def test_the_options_we_start_the_server_with() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from nightschool.config.settings import Config
-    from nightschool_serving.launch import OWNED_OPTIONS, server_arguments
+    from nightschool_serving.launch import server_arguments
+    from nightschool_serving.options import Takes, allowed_options
 
     parser = make_arg_parser(FlexibleArgumentParser())
     arguments = parser.parse_args(server_arguments(Config(), []))
-    assert arguments.middleware == ["nightschool_serving.guard.TenantGuard"]
+    assert arguments.middleware == ["nightschool_serving.front.guard.TenantGuard"]
     assert arguments.served_model_name == ["base"]
     assert "processed_logprobs" in typing.get_args(LogprobsMode)
-    known = {option for action in parser._actions for option in action.option_strings}
-    assert {f"--{option}" for option in OWNED_OPTIONS} <= known
+    known = {option.lstrip("-"): action for action in parser._actions for option in action.option_strings}
+    for name, takes in allowed_options().items():
+        nargs = known[name].nargs
+        found = Takes.NOTHING if nargs == 0 else Takes.ONE if nargs in (None, "?") else Takes.MANY
+        assert found is takes, (name, nargs)

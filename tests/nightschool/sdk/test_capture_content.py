@@ -10,7 +10,7 @@ import pytest
 import nightschool
 from nightschool.errors import ConfigError
 from nightschool.testing import CapturedSpan, Collector, capture
-from nightschool_serving.spans import TraceParent
+from nightschool_serving.telemetry.spans import TraceParent
 
 SECRET = "my card 4929 is lost"
 TOOLS = [{"type": "function", "function": {"name": "block_card"}}]

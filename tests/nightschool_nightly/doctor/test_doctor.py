@@ -34,9 +34,9 @@ from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.doctor.findings import Hop, Status
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
-from nightschool_serving.recorder import Choice, Recording
-from nightschool_serving.spans import ServedRequest, TraceParent
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import Choice, Recording
+from nightschool_serving.telemetry.sender import Telemetry
+from nightschool_serving.telemetry.spans import ServedRequest, TraceParent
 
 RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
 RESPONSE_ID = "chatcmpl-d0c"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from nightschool_serving.recorder import Choice, Recording
-from nightschool_serving.spans import ServedRequest, TraceParent, error_of, to_export_request, to_span
-from nightschool_serving.telemetry import Telemetry
+from nightschool_serving.telemetry.recorder import Choice, Recording
+from nightschool_serving.telemetry.sender import Telemetry
+from nightschool_serving.telemetry.spans import ServedRequest, TraceParent, error_of, to_export_request, to_span
 
 TRACE = "00-" + "a1" * 16 + "-" + "b2" * 8 + "-01"
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import WEIGHTS, BaseModel
-from nightschool_serving.adapter_cache import AdapterCache, content_digest
+from nightschool_serving.releases.adapter_cache import AdapterCache, content_digest
 
 Publish = Callable[..., str]
 MakeCache = Callable[[], AdapterCache]
@@ -62,6 +63,39 @@ def handles_of(folder: Path) -> tuple[int, int]:
     open_handles = Path("/proc/self/fd")
     number = next(int(link.name) for link in open_handles.iterdir() if link.exists() and link.resolve() == folder)
     return number, number + 1
+
+
+def test_a_spoiled_copy_is_repaired_under_the_servers_that_hold_it(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """The folder never disappears: whoever held it holds it still, and keeps it after the repairer has dropped it."""
+    digest = publish_tiny("bank", 1)
+    first, second = make_cache(), make_cache()
+    held = first.fetch("bank", digest)
+    good = (held.folder / WEIGHTS).read_bytes()
+    (held.folder / WEIGHTS).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    (held.folder / "left-over").touch()
+    assert second.fetch("bank", digest) == held
+    assert (held.folder / WEIGHTS).read_bytes() == good
+    second.drop(held)
+    assert (held.folder / WEIGHTS).is_file()
+    assert names(held.folder.parent) == {digest}
+    first.drop(held)
+    assert names(held.folder.parent) == set()
+
+
+def test_pruning_beside_another_server_that_prunes(make_cache: MakeCache, publish_tiny: Publish, monkeypatch: Any) -> None:
+    """What disappears between listing and looking is nobody's error."""
+    digest = publish_tiny("bank", 1)
+    adapter = make_cache().fetch("bank", digest)
+    os.closerange(*handles_of(adapter.folder))
+    cache, listed = make_cache(), Path.glob
+
+    def pruned_meanwhile(folder: Path, pattern: str) -> Iterator[Path]:
+        found = [*listed(folder, pattern), adapter.folder.parent / ".gone-draft"]
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", pruned_meanwhile)
+    cache.prune()
+    assert names(adapter.folder.parent) == set()
 
 
 def test_a_copy_that_fails_leaves_nothing(

@@ -18,8 +18,8 @@ from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS, BaseModel, check_digest, verify_release
 from nightschool.tenants import check_tenant
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.folder_lock import FolderLock
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.folder_lock import FolderLock
 
 MAX_RELEASE_BYTES = 4 << 30  # far above any LoRA adapter; keeps a wrong folder in the registry from filling the disk
 _ABANDONED_AFTER_SECONDS = 3600.0  # no copy takes so long: an older draft is of a server that was killed
@@ -32,7 +32,7 @@ class AdapterCache:
     """
 
     def __init__(self, root: Path, registry: Registry, *, base_model: BaseModel, max_rank: int) -> None:
-        self._root, self._registry = root, registry
+        self.root, self._registry = root, registry
         self._base_model, self._max_rank = base_model, max_rank
         self._locks: dict[Path, FolderLock] = {}
         """The locks that keep this server's folders from being deleted."""
@@ -42,16 +42,15 @@ class AdapterCache:
 
         `ReleaseRejected` if it must not be loaded, `OSError` if it cannot be read.
         """
-        folder = self._root / check_tenant(tenant) / check_digest(release)
-        spoiled = False
+        folder = self.root / check_tenant(tenant) / check_digest(release)
         if folder in self._locks or self._hold(folder):
             try:
                 return self._verified(folder, tenant, release)
             except ReleaseRejected:
                 # Our copy was damaged on disk, or this server has another base model now: the registry's copy decides.
-                self._let_go(folder)
-                spoiled = True
-        self._copy(folder, tenant, release, replace=spoiled)
+                self._repair(folder, tenant, release)
+        else:
+            self._copy(folder, tenant, release)
         try:
             return self._verified(folder, tenant, release)
         except ReleaseRejected:
@@ -65,13 +64,40 @@ class AdapterCache:
 
     def prune(self) -> None:
         """Delete what no server on this machine holds: releases of earlier runs, and incomplete copies of a crash."""
-        for folder in self._root.glob("*/*"):
+        for folder in self.root.glob("*/*"):
             is_draft = folder.name.startswith(".")
-            abandoned = not is_draft or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+            try:
+                abandoned = not is_draft or time.time() - folder.stat().st_mtime > _ABANDONED_AFTER_SECONDS
+            except FileNotFoundError:
+                continue  # another server was faster
             if folder not in self._locks and abandoned:
                 _delete_unless_held(folder)
 
-    def _copy(self, folder: Path, tenant: str, release: str, *, replace: bool) -> None:
+    def _repair(self, folder: Path, tenant: str, release: str) -> None:
+        """Bring a held folder back to what the registry has.
+
+        File by file, each by one rename, because other servers of this machine may hold and read the folder: it must
+        not disappear, and their locks are on the folder itself.
+        """
+        draft = Path(tempfile.mkdtemp(prefix=f".{release[:16]}-", dir=folder.parent))
+        lock = FolderLock.shared(draft)
+        try:
+            _copy_files(self._registry.release_folder(tenant, release), draft)
+            self._verified(draft, tenant, release)
+            wanted = {path.name for path in draft.iterdir()}
+            for path in draft.iterdir():
+                path.rename(folder / path.name)
+            for path in folder.iterdir():
+                if path.name not in wanted:
+                    path.unlink()
+        except BaseException:
+            self._let_go(folder)
+            raise
+        finally:
+            lock.close()
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _copy(self, folder: Path, tenant: str, release: str) -> None:
         """Copy the release to `folder`, which appears by one rename, verified and held."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{release[:16]}-", dir=folder.parent))
@@ -79,8 +105,6 @@ class AdapterCache:
         try:
             _copy_files(self._registry.release_folder(tenant, release), draft)
             self._verified(draft, tenant, release)
-            if replace:
-                _remove(folder)
             draft.rename(folder)
             self._locks[folder] = lock  # the lock is on the folder, so it stays valid after the rename
         except BaseException as error:

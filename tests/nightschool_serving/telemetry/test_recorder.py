@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nightschool_serving.recorder import Recording, RecordingEngine, current_recording
+from nightschool_serving.telemetry.recorder import Recording, RecordingEngine, current_recording
 
 
 class ScriptedEngine:

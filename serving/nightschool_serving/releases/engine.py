@@ -10,19 +10,27 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from typing import Any, Protocol
+from collections.abc import Awaitable
+from typing import Any, Protocol, TypeVar
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.adapter import Adapter
+from nightschool_serving.releases.adapter import Adapter
 
 _SMOKE_PROMPT = [1]  # one token that every vocabulary has
+_ENGINE_SECONDS = 120.0  # for one call; beside a full batch of long prompts on a CPU a step may take many seconds
+
+
+T = TypeVar("T")
 
 
 class AdapterEngine(Protocol):
     """What the replica needs of an engine."""
 
     async def load(self, adapter: Adapter) -> None:
-        """Load and try the adapter; `ReleaseRejected` if the engine refuses it or its answer is not finite."""
+        """Load and try the adapter; `ReleaseRejected` if its answer is not finite or its id belongs to other weights.
+
+        Any other error may pass: the same adapter may be tried again.
+        """
         ...
 
     async def unload(self, adapter: Adapter) -> None:
@@ -41,6 +49,8 @@ class VllmEngine:
         """Adapters by id, then name. A release filed again with the same weights has the same id."""
         self._changing = asyncio.Lock()
         """One adapter at a time: between the check that an id is free and its use, no other adapter may take it."""
+        self._begun: dict[int, Adapter] = {}
+        """Loads that failed or were given up, by id: parts of them may be in the engine, under no name."""
 
     async def load(self, adapter: Adapter) -> None:
         async with self._changing:
@@ -48,11 +58,13 @@ class VllmEngine:
 
     async def unload(self, adapter: Adapter) -> None:
         async with self._changing:
-            self._lora_requests.pop(adapter.name, None)
             holders = self._holders.get(adapter.id, {})
-            holders.pop(adapter.name, None)
-            if not holders:
-                await self._client.remove_lora(adapter.id)
+            if set(holders) <= {adapter.name}:
+                await _within(self._client.remove_lora(adapter.id))
+                self._holders.pop(adapter.id, None)
+            else:
+                del holders[adapter.name]
+            self._lora_requests.pop(adapter.name, None)
 
     def adapter_id(self, name: str) -> int | None:
         """The id that vLLM's handlers will use for `name`; None for the base model."""
@@ -64,23 +76,30 @@ class VllmEngine:
 
         request = LoRARequest(lora_name=adapter.name, lora_int_id=adapter.id, lora_path=str(adapter.folder))
         await self._check_id(adapter)
+        is_first = not self._holders.get(adapter.id)
+        if is_first:
+            self._begun[adapter.id] = adapter
         try:
-            await self._client.add_lora(request)
-            await self._smoke(request)
-        except Exception as error:
-            # vLLM reports a bad adapter with whatever its loader raised; the engine itself survives.
-            if not self._holders.get(adapter.id):
-                await self._client.remove_lora(adapter.id)
-            if isinstance(error, ReleaseRejected):
-                raise
-            raise ReleaseRejected(f"the engine refused it: {error}") from error
+            await _within(self._client.add_lora(request))
+            await _within(self._smoke(request))
+        except Exception:
+            # vLLM raises the same types for an adapter that it cannot read and for an engine that is busy or short of
+            # memory. The release has passed every check of its content, so this is no verdict on it.
+            if is_first:
+                await _within(self._client.remove_lora(adapter.id))
+                del self._begun[adapter.id]
+            raise
+        self._begun.pop(adapter.id, None)
         self._holders.setdefault(adapter.id, {})[adapter.name] = adapter
         self._lora_requests[adapter.name] = request
 
     async def _check_id(self, adapter: Adapter) -> None:
         """vLLM takes a known id for loaded, and would serve whatever has that id under this adapter's name."""
+        if adapter.id in self._begun:
+            await _within(self._client.remove_lora(adapter.id))
+            del self._begun[adapter.id]
         holders = self._holders.get(adapter.id, {})
-        foreign = not holders and adapter.id in await self._client.list_loras()
+        foreign = not holders and adapter.id in await _within(self._client.list_loras())
         if foreign or any((held.tenant, held.content) != (adapter.tenant, adapter.content) for held in holders.values()):
             raise ReleaseRejected(f"adapter id {adapter.id} is already used in this engine by another adapter")
 
@@ -96,7 +115,12 @@ class VllmEngine:
             last = output
         answer = last.outputs[0] if last and last.outputs else None
         if answer is None or not answer.token_ids or not answer.logprobs:
-            raise ReleaseRejected("the smoke request got no token")
+            raise RuntimeError("the smoke request got no token")
         logprob = answer.logprobs[0][answer.token_ids[0]].logprob
         if not math.isfinite(logprob):
             raise ReleaseRejected(f"the smoke request's token has log-probability {logprob}: the weights overflow")
+
+
+async def _within(call: Awaitable[T]) -> T:
+    """A call to the engine; `TimeoutError` instead of waiting for ever for one that hangs."""
+    return await asyncio.wait_for(call, _ENGINE_SECONDS)

@@ -1,7 +1,7 @@
 """The tenant guard: pure ASGI, outermost in vLLM's server. Decides which requests are let in and which routes exist.
 
 Everything is denied unless listed. vLLM starts with its own routes when an endpoint plugin cannot be loaded, so no
-inference route answers before our plugin has put its `Serving`, ready, into the app's state.
+inference route answers before our plugin has put its `Serving` into the app's state.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from nightschool.config.reader import load_config
 from nightschool.keys import KeyRing
 from nightschool.semconv import RELEASE_RESPONSE_HEADER
+from nightschool_serving.front.bodies import Body, BodyBudget, BodyLimits, BodyRefused
+from nightschool_serving.front.configured_keys import CONFIG_VARIABLE, follow_keys
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,7 +27,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CONFIG_VARIABLE = "NIGHTSCHOOL_CONFIG"
 HEALTH = ("GET", "/health")
 ROUTES = frozenset(
     {
@@ -35,9 +37,11 @@ ROUTES = frozenset(
         ("GET", "/nightschool/v1/releases"),
     }
 )
-MAX_BODY_BYTES = 16 << 20  # several times the longest prompt that a model takes, as JSON
 # vLLM prefers each of these headers to the body: a client could choose another client's request id, or a priority.
 STRIPPED_HEADERS = frozenset({b"x-request-id", b"x-vllm-priority", b"x-session-id", b"x-data-parallel-rank"})
+
+DRAINING = "this server is stopping and answers no new request, try another"
+_LATER = ((b"retry-after", b"1"),)
 
 
 @dataclass(slots=True)
@@ -58,12 +62,12 @@ class RequestContext:
 
 
 class TenantGuard:
-    """`--middleware nightschool_serving.guard.TenantGuard`."""
+    """`--middleware nightschool_serving.front.guard.TenantGuard`."""
 
-    def __init__(self, app: App, keys: KeyRing | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, app: App, keys: KeyRing | None = None, limits: BodyLimits | None = None) -> None:
         self._app = app
-        self._keys = keys if keys is not None else _configured_keys()
-        self._max_body_bytes = max_body_bytes
+        self._keys = keys if keys is not None else follow_keys(Path(os.environ[CONFIG_VARIABLE]))
+        self._bodies = BodyBudget(limits or BodyLimits())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -81,26 +85,43 @@ class TenantGuard:
             await _refuse(send, 404, f"{route[0]} {route[1]} does not exist here")
         elif route != HEALTH and (tenant is None or authorization is None):
             await _refuse(send, 401, "send the tenant's key as 'Authorization: Bearer KEY'", (b"www-authenticate", b"Bearer"))
-        elif not is_ready(scope):
-            await _refuse(send, 503, "not ready: the releases of the registry are not loaded yet", (b"retry-after", b"1"))
+        elif (serving := _serving(scope)) is None:
+            await _refuse(send, 503, "not ready: this server's plugin is not loaded", *_LATER)
+        elif serving.draining:
+            await _refuse(send, 503, DRAINING, *_LATER)
         elif route == HEALTH:
-            await self._app(scope, receive, send)
+            # The server's own state. What one tenant is served, or why it is not, is in its answers.
+            if serving.ready:
+                await self._app(scope, receive, send)
+            else:
+                await _refuse(send, 503, "not ready: the tenants' releases are being loaded", *_LATER)
         else:
             assert tenant is not None
             assert authorization is not None
-            await self._admit(RequestContext(tenant, authorization, time.time_ns()), scope, receive, send)
+            context = RequestContext(tenant, authorization, time.time_ns())
+            with context.closing:
+                await self._admit(context, serving, scope, receive, send)
 
-    async def _admit(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, context: RequestContext, serving: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        body = Body(self._bodies, context.tenant)
+        context.closing.callback(body.close)
         try:
-            body = await read_body(scope, receive, self._max_body_bytes)
+            content = await body.read(_header(scope, b"content-length"), receive)
         except ConnectionAbortedError:
             return
-        if body is None:
-            await _refuse(send, 413, f"the body is too large: at most {self._max_body_bytes} bytes are allowed")
+        except BodyRefused as refused:
+            # The rest of the body is not read, so the connection cannot be used again.
+            later = _LATER if refused.status == 503 else ()
+            await _refuse(send, refused.status, refused.message, (b"connection", b"close"), *later)
             return
+        if serving.draining:
+            await _refuse(send, 503, DRAINING, *_LATER)
+            return
+        serving.in_progress += 1
+        context.closing.callback(partial(_is_answered, serving))
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS]
         scope.setdefault("state", {})["nightschool"] = context
-        pending = [{"type": "http.request", "body": body, "more_body": False}]
+        pending = [{"type": "http.request", "body": content, "more_body": False}]
 
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
@@ -113,37 +134,16 @@ class TenantGuard:
                     message["headers"] = [*message.get("headers", ()), release]
             await send(message)
 
-        with context.closing:
-            await self._app(scope, replay, observe)
+        await self._app(scope, replay, observe)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if it is larger than `limit` bytes, `ConnectionAbortedError` if the client went away."""
-    declared = _header(scope, b"content-length") or "0"
-    if not declared.isdecimal() or int(declared) > limit:
-        return None
-    chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ConnectionAbortedError("the client went away before its whole body was read")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(chunks)
+def _is_answered(serving: Any) -> None:
+    serving.in_progress -= 1
 
 
-def is_ready(scope: Scope) -> bool:
-    """Whether our endpoint plugin is loaded in this app and has read every tenant's pointer."""
-    serving = getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
-    return serving is not None and serving.ready is True
-
-
-def _configured_keys() -> KeyRing:
-    tenants = load_config(os.environ[CONFIG_VARIABLE]).tenants
-    return KeyRing({name: tenant.key_sha256 for name, tenant in tenants.items()})
+def _serving(scope: Scope) -> Any:
+    """The `Serving` of this app; None if our endpoint plugin is not loaded, and vLLM's own routes would answer."""
+    return getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
@@ -159,4 +159,10 @@ async def _refuse(send: Send, status: int, message: str, *headers: tuple[bytes, 
     await send({"type": "http.response.body", "body": body})
 
 
-_TYPES = {401: "AuthenticationError", 404: "NotFoundError", 413: "RequestTooLarge", 503: "ServiceUnavailable"}
+_TYPES = {
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    408: "RequestTimeout",
+    413: "RequestTooLarge",
+    503: "ServiceUnavailable",
+}

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from nightschool import semconv
 from nightschool.otlp.attributes import key_values
-from nightschool_serving.recorder import Recording
+from nightschool_serving.telemetry.recorder import Recording
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _SENT_ATTRIBUTES = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nightschool.errors import NightschoolError
 from nightschool.semconv import BASE_RELEASE
-from nightschool_serving.adapter import Adapter
+from nightschool_serving.releases.adapter import Adapter
 
 TENANT_ALIAS = "nightschool"
 BASE_ALIAS = "base"

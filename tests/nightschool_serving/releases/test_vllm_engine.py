@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from nightschool.errors import ReleaseRejected
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.engine import VllmEngine
+from nightschool_serving.releases import engine as engine_module
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.engine import VllmEngine
 
 BANK = Adapter("bank", "a" * 64, 1001, Path("/cache/bank"), content="1")
 
@@ -25,15 +26,24 @@ class FakeClient:
         self.ids: set[int] = set()
         self.logprob = logprob
         self.error: Exception | None = None
+        self.hangs = False
         self.smoked: list[Any] = []
+
+    async def _hang(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
 
     async def add_lora(self, request: Any) -> bool:
         if self.error:
             raise self.error
         self.ids.add(request.lora_int_id)
+        await self._hang()
         return True
 
     async def remove_lora(self, lora_id: int) -> bool:
+        await self._hang()
+        if self.error and lora_id in self.ids:
+            raise self.error
         found = lora_id in self.ids
         self.ids.discard(lora_id)
         return found
@@ -76,12 +86,46 @@ async def test_an_adapter_that_overflows_is_rejected(logprob: float) -> None:
     assert (client.ids, names) == (set(), {})
 
 
-async def test_whatever_the_engine_raises_is_a_rejection() -> None:
-    """vLLM's loader raises many types; each becomes a reason that is shown."""
-    client = FakeClient()
-    client.error = KeyError("lm_head")
-    with pytest.raises(ReleaseRejected, match="lm_head"):
-        await VllmEngine(client, {}).load(BANK)
+async def test_what_the_engine_raises_is_no_verdict_on_the_release() -> None:
+    """An engine that is busy or short of memory raises the same types: the release may be tried again, and then loads."""
+    client, names = FakeClient(), {}
+    client.error = ValueError("out of memory")
+    engine = VllmEngine(client, names)
+    with pytest.raises(ValueError, match="out of memory"):
+        await engine.load(BANK)
+    assert names == {}
+    client.error = None
+    await engine.load(BANK)
+    assert list(names) == [BANK.name]
+
+
+async def test_a_load_that_hangs_is_given_up_and_can_be_tried_again(monkeypatch: Any) -> None:
+    """What it left in the engine is taken out before the next attempt, and does not look like another adapter."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    monkeypatch.setattr(engine_module, "_ENGINE_SECONDS", 0.01)
+    client.hangs = True
+    with pytest.raises(TimeoutError):
+        await engine.load(BANK)
+    assert client.ids == {BANK.id}  # it could not be removed either
+    client.hangs = False
+    await engine.load(BANK)
+    assert (client.ids, list(names)) == ({BANK.id}, [BANK.name])
+
+
+async def test_an_adapter_that_cannot_be_unloaded_keeps_its_name() -> None:
+    """Then unloading can be tried again; its id is not free for other weights meanwhile."""
+    client, names = FakeClient(), {}
+    engine = VllmEngine(client, names)
+    await engine.load(BANK)
+    client.error = RuntimeError("busy")
+    with pytest.raises(RuntimeError, match="busy"):
+        await engine.unload(BANK)
+    client.error = None
+    with pytest.raises(ReleaseRejected, match="id 1001"):
+        await engine.load(replace(BANK, release="b" * 64, content="2"))
+    await engine.unload(BANK)
+    assert (client.ids, names) == (set(), {})
 
 
 async def test_an_id_in_use_is_never_given_to_other_weights() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nightschool.keys import KeyRing, hash_key
-from nightschool_serving.guard import RequestContext, TenantGuard
+from nightschool_serving.front.bodies import BodyLimits
+from nightschool_serving.front.guard import RequestContext, TenantGuard
 
 KEYS = KeyRing({"bank": [hash_key("bank-key")], "telecom": [hash_key("telecom-key")]})
 CHAT = ("POST", "/v1/chat/completions")
@@ -45,10 +46,11 @@ async def call(
     ready: Any = True,
     headers: tuple[tuple[bytes, bytes], ...] = (),
     body: tuple[bytes, ...] = (b"{}",),
-    limit: int = 1000,
+    draining: bool = False,
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of one request through the guard; `ready=None` is an app without our plugin."""
-    state = SimpleNamespace() if ready is None else SimpleNamespace(nightschool=SimpleNamespace(ready=ready))
+    serving = SimpleNamespace(ready=ready, draining=draining, in_progress=0)
+    state = SimpleNamespace() if ready is None else SimpleNamespace(nightschool=serving)
     authorization = ((b"authorization", f"Bearer {key}".encode()),) if key else ()
     scope = {
         "type": "http",
@@ -66,7 +68,7 @@ async def call(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await TenantGuard(inner, KEYS, limit)(scope, receive, send)
+    await TenantGuard(inner, KEYS, BodyLimits(body_bytes=1000))(scope, receive, send)
     if not sent:
         return 0, {}, b""
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
@@ -115,13 +117,29 @@ async def test_a_request_without_a_known_key_is_refused(key: str | None) -> None
     assert (status, headers[b"www-authenticate"], inner.scopes) == (401, b"Bearer", [])
 
 
-@pytest.mark.parametrize("ready", [None, False])
 @pytest.mark.parametrize("route", [CHAT, ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/health")])
-async def test_nothing_answers_before_the_plugin_is_ready(route: tuple[str, str], ready: bool | None) -> None:
-    """Without a ready `Serving` (the plugin may have failed to load) every route is 503, health included."""
+async def test_nothing_answers_before_the_plugin_is_there(route: tuple[str, str]) -> None:
+    """Without a `Serving` (the plugin may have failed to load) every route is 503, health included."""
     inner = Inner()
-    status, headers, _ = await call(inner, route, ready=ready)
+    status, headers, _ = await call(inner, route, ready=None)
     assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
+
+
+async def test_a_tenant_that_is_served_does_not_wait_for_the_others() -> None:
+    """Until every tenant is decided health is 503, so that a load balancer waits; the routes answer for each tenant."""
+    inner = Inner()
+    status, headers, _ = await call(inner, ("GET", "/health"), ready=False)
+    assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
+    assert (await call(inner, ready=False))[0] == 200
+
+
+@pytest.mark.parametrize("route", [CHAT, ("GET", "/v1/models"), ("GET", "/health")])
+async def test_a_server_that_is_stopping_answers_nothing_new(route: tuple[str, str]) -> None:
+    """503 with Retry-After, health included, so that load balancers and clients go to another server."""
+    inner = Inner()
+    status, headers, body = await call(inner, route, draining=True)
+    assert (status, headers[b"retry-after"], inner.scopes) == (503, b"1", [])
+    assert "stopping" in json.loads(body)["error"]["message"]
 
 
 async def test_health_needs_no_key() -> None:
@@ -178,11 +196,12 @@ async def test_a_client_that_goes_away_while_sending_never_reaches_vllm() -> Non
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = SimpleNamespace(state=SimpleNamespace(nightschool=SimpleNamespace(ready=True)))
+    serving = SimpleNamespace(ready=True, draining=False, in_progress=0)
+    app = SimpleNamespace(state=SimpleNamespace(nightschool=serving))
     headers = [(b"authorization", b"Bearer bank-key")]
     scope = {"type": "http", "method": "POST", "path": CHAT[1], "headers": headers, "app": app}
     await TenantGuard(inner, KEYS)(scope, receive, send)
-    assert (sent, inner.scopes) == ([], [])
+    assert (sent, inner.scopes, serving.in_progress) == ([], [], 0)
 
 
 async def test_the_release_goes_out_as_a_header() -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from nightschool_serving.spans import ServedRequest, to_export_request
+from nightschool_serving.telemetry.spans import ServedRequest, to_export_request
 
 MAX_QUEUED = 4096  # spans; the collector may be away for a while under load before one is lost
 _MAX_BATCH = 128  # spans in one request; with their token ids still far below what a collector accepts

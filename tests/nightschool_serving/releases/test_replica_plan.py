@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 
 from nightschool.registry.folder import Pointer
-from nightschool_serving.adapter import Adapter
-from nightschool_serving.plan import RETIRE_AFTER_SECONDS, Load, Switch, TenantState, Unload, idle_since, plan, plan_unloads
+from nightschool_serving.releases.adapter import Adapter
+from nightschool_serving.releases.plan import (
+    RETIRE_AFTER_SECONDS,
+    Load,
+    Switch,
+    TenantState,
+    Unload,
+    delayed,
+    idle_since,
+    plan,
+    plan_unloads,
+)
 
 FIRST, SECOND = "a" * 64, "b" * 64
 
@@ -31,20 +41,35 @@ def test_a_moved_pointer_is_loaded_if_need_be_and_switched_to(
 ) -> None:
     """What the engine has already is not loaded again; the switch comes last, with the epoch of the pointer."""
     state = TenantState(followed=Pointer(2), resident={release: adapter(release) for release in resident})
-    assert plan(state, Pointer(3, stable)) == steps
+    assert plan(state, Pointer(3, stable), 0.0) == steps
 
 
 def test_the_first_pointer_is_followed_even_when_nothing_was_released() -> None:
     """Epoch 0 is the base model, which answers only after the registry was read."""
-    assert plan(TenantState(), Pointer()) == [Switch(None, 0)]
+    assert plan(TenantState(), Pointer(), 0.0) == [Switch(None, 0)]
 
 
 def test_a_pointer_that_was_acted_on_needs_no_steps() -> None:
     """With success or without: a refused release is tried again only when the pointer moves."""
     refused = Pointer(3, FIRST)
     state = TenantState(followed=refused, rejected={"release": FIRST, "reason": "damaged"})
-    assert plan(state, refused) == []
-    assert plan(state, Pointer(4, FIRST)) == [Load(FIRST), Switch(FIRST, 4)]
+    assert plan(state, refused, 0.0) == []
+    assert plan(state, Pointer(4, FIRST), 0.0) == [Load(FIRST), Switch(FIRST, 4)]
+
+
+def test_a_release_that_may_load_later_is_tried_after_longer_and_longer_pauses() -> None:
+    """2, 4, 8 ... seconds, at most five minutes; a moved pointer is tried at once and starts anew."""
+    pointer, state, now_s, pauses = Pointer(3, FIRST), TenantState(), 0.0, []
+    for _ in range(10):
+        state.delay = delayed(state, pointer, now_s, "busy")
+        pauses.append(state.delay.not_before_s - now_s)
+        assert plan(state, pointer, state.delay.not_before_s - 0.1) == []
+        now_s = state.delay.not_before_s
+        assert plan(state, pointer, now_s) == [Load(FIRST), Switch(FIRST, 3)]
+    assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    moved = Pointer(4, SECOND)
+    assert plan(state, moved, 0.0) == [Load(SECOND), Switch(SECOND, 4)]
+    assert delayed(state, moved, 0.0, "busy").attempts == 1
 
 
 def test_a_release_is_unloaded_after_it_was_idle_without_a_break() -> None:

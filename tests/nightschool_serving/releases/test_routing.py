@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nightschool.errors import ConfigError, ReleaseRejected
-from nightschool_serving.adapter import Adapter, adapter_name
-from nightschool_serving.routing import (
+from nightschool_serving.releases.adapter import Adapter, adapter_name
+from nightschool_serving.releases.routing import (
     IsolationError,
     ReleaseUnavailable,
     Route,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nightschool_serving.folder_lock import FolderLock
+from nightschool_serving.releases.folder_lock import FolderLock
 
 
 @pytest.fixture

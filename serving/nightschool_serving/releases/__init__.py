@@ -1,0 +1,1 @@
+"""How a release comes from the registry into the engine, and which one answers a request."""
