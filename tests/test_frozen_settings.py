@@ -48,6 +48,7 @@ SETTINGS = {
         "max_lora_rank",
         "max_model_len",
         "kv_cache_gib",
+        "threads",
     },
     "night": {
         "state",
@@ -69,6 +70,7 @@ SETTINGS = {
         "min_train",
         "confidence",
         "outcome_window",
+        "threads",
         "kl_budget",
     },
     "outcomes": {"settles_after", "kind", "lowest", "highest"},

@@ -21,7 +21,7 @@ MakeCache = Callable[[], AdapterCache]
 @pytest.fixture
 def make_cache(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> MakeCache:
     """Makes the cache of one more server, on the same folder."""
-    return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, max_rank=16)
+    return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, dtype="float32", max_rank=16)
 
 
 def names(folder: Path) -> set[str]:

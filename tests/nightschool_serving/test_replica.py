@@ -95,7 +95,7 @@ def setup(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> Set
 def make_setup(tmp_path: Path, registry: Registry, base_model: BaseModel) -> Setup:
     registry.root.mkdir(exist_ok=True)
     engine, table, now = FakeEngine(), ObservedTable(["bank", "telecom"]), [0.0]
-    cache = AdapterCache(tmp_path / "cache", registry, base_model=base_model, max_rank=16)
+    cache = AdapterCache(tmp_path / "cache", registry, base_model=base_model, dtype="float32", max_rank=16)
     replica = Replica(["bank", "telecom"], registry=registry, cache=cache, engine=engine, table=table, clock=lambda: now[0])
     return Setup(registry, engine, table, replica, tmp_path / "cache", now)
 
