@@ -30,7 +30,11 @@ def resolve_dtype(configured: str) -> str:
     """
     if configured != AUTO:
         return configured
-    if not serves_on_cpu():
+    try:
+        on_cpu = serves_on_cpu()
+    except MissingExtraError:
+        on_cpu = True  # without vLLM nothing is computed either: `nightschool episodes` and --dry-run only read
+    if not on_cpu:
         return fast_dtype(has_bf16=gpu_has_bf16(), on_gpu=True)
     return fast_dtype(has_bf16=read_machine().has_bf16, on_gpu=False)
 

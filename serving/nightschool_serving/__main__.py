@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     where, sizes = f"http://{config.serving.host}:{config.serving.port}", describe_sizes(command, environment)
     print(f"nightschool serve: starting on {where} ({sizes})", flush=True)
     os.environ.update(environment)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # vLLM would obey it, and not [serving] kv_cache_gib
     become_python(command)
 
 

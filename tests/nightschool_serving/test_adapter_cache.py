@@ -40,6 +40,15 @@ def test_a_release_is_deleted_when_its_last_server_drops_it(make_cache: MakeCach
     assert names(mine.folder.parent) == set()
 
 
+def test_a_release_for_another_dtype_is_not_kept(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """It is refused with a sentence, as any release that this server must not load, and leaves nothing on disk."""
+    cache, digest = make_cache(), publish_tiny("bank", 1, dtype="bfloat16")
+    with pytest.raises(ReleaseRejected, match="in bfloat16, this server has it in float32"):
+        cache.fetch("bank", digest)
+    cache.prune()
+    assert not [path for path in cache._root.rglob("*") if path.name == WEIGHTS]
+
+
 def test_pruning_keeps_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
     """Releases of earlier runs and old drafts are deleted; what any server holds, and a new draft, stays."""
     left, ours, theirs = (publish_tiny("bank", seed) for seed in (1, 2, 3))

@@ -19,11 +19,10 @@ def budgets_of(settings: CollectorConfig, machine: Machine) -> Budgets:
     of_tenant = settings.max_in_flight_per_tenant_mib or max(settings.max_body_mib, of_all * 2 // 3)
     outcomes = settings.max_in_flight_outcomes_mib or max(1, of_all // 6)
     spans = (of_all << 20) // settings.workers
-    return Budgets(
-        spans=spans, spans_per_tenant=min(of_tenant << 20, spans), outcomes=(outcomes << 20) // settings.workers
-    )
+    return Budgets(spans=spans, spans_per_tenant=min(of_tenant << 20, spans), outcomes=(outcomes << 20) // settings.workers)
 
 
 def _computed_mib(settings: CollectorConfig, machine: Machine) -> int:
-    share = min(machine.memory_bytes // _MEMORY_SHARE >> 20, _MOST_MIB_PER_WORKER * settings.workers)
-    return max(share, settings.max_body_mib, settings.max_in_flight_per_tenant_mib)
+    share = min((machine.memory_bytes // _MEMORY_SHARE) >> 20, _MOST_MIB_PER_WORKER * settings.workers)
+    # Every worker has room for the largest body.
+    return max(share, settings.max_body_mib * settings.workers, settings.max_in_flight_per_tenant_mib)
