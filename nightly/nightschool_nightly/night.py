@@ -325,7 +325,7 @@ def _train(
         progress.note(f"going on after step {done}")
     batches = schedule(selection.train, night=digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
     progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
-    progress.heading()
+    progress.heading(settings.steps - done)
     for number in range(done, settings.steps):
         step, is_last = trainer.step(number, batches[number]), number + 1 == settings.steps
         if (number + 1) % _KL_EVERY == 0 or is_last:
