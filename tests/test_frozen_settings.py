@@ -49,6 +49,7 @@ SETTINGS = {
         "max_model_len",
         "default_max_tokens",
         "kv_cache_gib",
+        "threads",
     },
     "night": {
         "state",
@@ -70,6 +71,7 @@ SETTINGS = {
         "min_train",
         "confidence",
         "outcome_window",
+        "threads",
         "kl_budget",
     },
     "outcomes": {"settles_after", "kind", "lowest", "highest"},

@@ -19,12 +19,14 @@ from nightschool.config.stream import open_configured
 from nightschool.connections import ConnectionLimits, limited_http
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
+from nightschool.machine import read_machine
 from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_collector.receiver import Receiver
-from nightschool_collector.request.admission import Admission, Budgets
+from nightschool_collector.request.admission import Admission
+from nightschool_collector.request.budgets import budgets_of
 from nightschool_collector.store.writer import RecordWriter
 from nightschool_collector.workers import Workers
 
@@ -103,7 +105,7 @@ def _receive(
     settings = config.collector
     with open_configured(config.stream, outcome_window_ms=duration_ms(config.night.outcome_window)) as stream:
         _warn_of_retention(stream)
-        admission = Admission(_budgets(settings), gauge=counters.in_flight)
+        admission = Admission(budgets_of(settings, read_machine()), gauge=counters.in_flight)
         receiver = Receiver(keys, counters, admission, settings.max_body_mib << 20)
         writer = RecordWriter(stream, counters, redactors=redactors(config))
         uvicorn_settings = uvicorn.Config(
@@ -115,14 +117,6 @@ def _receive(
             timeout_graceful_shutdown=DRAIN_S,
         )
         _Server(uvicorn_settings, settings, receiver, writer, ready).run(sockets=[listener])
-
-
-def _budgets(settings: CollectorConfig) -> Budgets:
-    """The budgets of one process: the workers divide what is allowed."""
-    of_tenant = settings.max_in_flight_per_tenant_mib << 20
-    spans = (settings.max_in_flight_mib << 20) // settings.workers
-    outcomes = (settings.max_in_flight_outcomes_mib << 20) // settings.workers
-    return Budgets(spans=spans, spans_per_tenant=min(of_tenant, spans), outcomes=outcomes)
 
 
 def _warn_of_retention(stream: Stream) -> None:

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 from agent import Agent
+from pace import forecast, shown
 from picture import write_picture
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +35,8 @@ from servers import Server, free_ports
 import nightschool
 from nightschool.keys import hash_key, new_key
 from nightschool.registry.folder import Registry
+from nightschool.machine import read_machine
+from nightschool.remaining import in_words
 
 HERE = Path(__file__).resolve().parent
 TENANTS = {"bank": "bank", "telecom": "telecom"}
@@ -50,6 +53,7 @@ class Tenant:
     tickets: list[Ticket]
     router: Router
     queues: list[str]
+    day_s: float = 0.0
     night_s: float = 0.0
 
     def of_day(self, day: int) -> list[Ticket]:
@@ -89,7 +93,9 @@ def main() -> None:
     config = write_config(out, keys, collector_port, serving_port, arguments.seed)
     collector_url, serving_url = f"http://127.0.0.1:{collector_port}", f"http://127.0.0.1:{serving_port}"
     tenants = [load_tenant(name, key, f"{serving_url}/v1") for name, key in keys.items()]
-    console.print("[bold]nightschool demo[/]: a real day, a real night, a better morning. Starting the collector and vLLM ...")
+    console.print("[bold]nightschool demo[/]: a real day, a real night, a better morning. Measuring this machine ...")
+    machine, expected_s = forecast(read_machine())
+    console.print(f"{machine}. Starting the collector and vLLM ...", highlight=False, soft_wrap=True)
     with (
         Server("collect", config, f"{collector_url}/readyz", out / "logs" / "collector.log") as collector,
         Server("serve", config, f"{serving_url}/health", out / "logs" / "serving.log") as serving,
@@ -100,7 +106,8 @@ def main() -> None:
         for tenant in tenants:
             live_day(tenant, collector_url, arguments.seed)
         for tenant in tenants:
-            tenant.night_s = run_night(tenant, config)
+            left_s = left_before_night(tenants, expected_s, time.monotonic() - started)
+            tenant.night_s = run_night(tenant, config, f"about {in_words(left_s)} until the end of the demo")
         mornings = {}
         for tenant in tenants:
             release = wait_for_release(tenant, serving_url)
@@ -147,6 +154,7 @@ def live_day(tenant: Tenant, collector_url: str, seed: int) -> None:
     begun = time.monotonic()
     nightschool.configure(collector_url, tenant.name, api_key=tenant.key, service_name="helpdesk")
     routed = route_all(tenant, tenant.of_day(1), "nightschool")
+    tenant.day_s = time.monotonic() - begun
     agent = Agent(tenant.queues, f"{seed}/{tenant.name}")
     reviewed = sum(agent.review(each) for each in routed)
     sent_everything()
@@ -158,9 +166,12 @@ def live_day(tenant: Tenant, collector_url: str, seed: int) -> None:
 
 
 def route_all(tenant: Tenant, tickets: Sequence[Ticket], model: str) -> list[Routed]:
-    """Route many tickets at once, as an app under load does."""
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        return list(pool.map(lambda ticket: tenant.router.route(ticket, model=model), tickets))
+    """Route many tickets at once, as an app under load does; the answers in the order of the tickets."""
+    with ThreadPoolExecutor(CONCURRENCY) as pool, shown(console, f"{tenant.name} messages", len(tickets)) as one_done:
+        asked = [pool.submit(tenant.router.route, ticket, model=model) for ticket in tickets]
+        for _ in as_completed(asked):
+            one_done()
+    return [each.result() for each in asked]
 
 
 def sent_everything() -> None:
@@ -169,9 +180,19 @@ def sent_everything() -> None:
         raise SystemExit(f"the collector did not get everything: {nightschool.stats()}")
 
 
-def run_night(tenant: Tenant, config: Path) -> float:
+def left_before_night(tenants: Sequence[Tenant], expected_s: float, passed_s: float) -> float:
+    """Seconds until the end: by the forecast before the first night, and from then on by what this demo has measured."""
+    known = [each.night_s for each in tenants if each.night_s]
+    if not known:
+        return max(expected_s - passed_s, expected_s / 2)  # the nights are the larger half, however late the first begins
+    nights = (len(tenants) - len(known)) * sum(known) / len(known)
+    # In the morning every message is answered twice.
+    return nights + sum(2 * len(each.of_day(2)) * each.day_s / len(each.of_day(1)) for each in tenants)
+
+
+def run_night(tenant: Tenant, config: Path, left: str) -> float:
     """Run `nightschool night` as cron would; returns how many seconds it took."""
-    console.print(f"[bold]night[/]    {tenant.name}")
+    console.print(f"[bold]night[/]    {tenant.name} ({left})")
     begun = time.monotonic()
     command = [sys.executable, "-m", "nightschool", "night", "--config", str(config), "--tenant", tenant.name]
     log = config.parent / "logs" / f"night-{tenant.name}.log"

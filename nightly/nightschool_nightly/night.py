@@ -28,7 +28,9 @@ import torch
 
 from nightschool.config.settings import Config
 from nightschool.config.stream import open_configured
+from nightschool.dtype import resolve_dtype
 from nightschool.errors import NightError
+from nightschool.machine import kv_cache_bytes, read_machine
 from nightschool.registry.base_model import base_model_folder, describe_base_model
 from nightschool.registry.folder import Registry
 from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
@@ -52,7 +54,7 @@ from nightschool_nightly.publish.report import render_report
 from nightschool_nightly.rewards.load import load_rubrics
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.engine import RolloutEngine
-from nightschool_nightly.rollouts.engine_options import EngineSettings
+from nightschool_nightly.rollouts.engine_options import EngineSettings, needed_kv_bytes
 from nightschool_nightly.rollouts.sampler import Sampler, SaveAdapter, seed_of
 from nightschool_nightly.training.metrics import StepMetrics
 from nightschool_nightly.training.policy import Policy
@@ -181,6 +183,7 @@ def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightM
         ("the rubrics", manifest.rubrics, rubrics),
         ("[outcomes]", manifest.settles_after_ms, settling_of(inputs.config, inputs.rubrics)),
         ("the base model", manifest.base_model, describe_base_model(inputs.model)),
+        ("the base model's dtype", manifest.dtype, resolve_dtype(inputs.config.model.dtype)),
         ("[privacy]", manifest.redaction, redaction_of(inputs.config, inputs.tenant)),
         ("[night]", manifest.settings, settings),
         ("[serving]", manifest.serving, serving_defaults(inputs.config.serving, inputs.model).to_json()),
@@ -197,7 +200,11 @@ def _begin(night: FrozenNight, *, anew: bool, dry_run: bool) -> None:
             night.folder.write(MANIFEST, night.manifest.to_json())
             night.folder.clear()
         night.progress.watch(night.folder.events)
-    night.progress.phase("freeze", f"night {night.manifest.digest[:12]} of {night.inputs.tenant}: {night.num_records} records")
+    manifest = night.manifest
+    night.progress.phase(
+        "freeze",
+        f"night {manifest.digest[:12]} of {night.inputs.tenant}: {night.num_records} records, {manifest.dtype}",
+    )
 
 
 def _nothing_new(ended: Mapping[str, Any] | None) -> str:
@@ -247,9 +254,10 @@ def _learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
     if (known := night.folder.evaluation()) is not None:
         return known
     night.progress.phase("rollouts", "starting vLLM and the trainer")
+    torch.set_num_threads(night.manifest.threads or torch.get_num_threads())  # vLLM lets nobody change it later
     with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
         policy = _start_policy(night)
-        engine = _start_engine(night, policy, Path(adapters))
+        engine = _start_engine(night, selection, policy, Path(adapters))
         tokenizer = PolicyTokenizer(night.inputs.model)
         general = [tokenizer.prompt_ids(prompt) for prompt in GENERAL_PROMPTS]
         drift = Drift(policy, sample_base_answers(engine, general, seed=night.seed("general")))
@@ -282,16 +290,20 @@ def _start_policy(night: FrozenNight) -> Policy:
     return policy
 
 
-def _start_engine(night: FrozenNight, policy: Policy, adapters: Path) -> RolloutEngine:
+def _start_engine(night: FrozenNight, selection: Selection, policy: Policy, adapters: Path) -> RolloutEngine:
     """vLLM, to sample from the policy; it reads each version of the adapter from the folder `adapters`."""
     settings, serving = night.inputs.config.night, night.inputs.config.serving
+    max_num_seqs = min(_MOST_SEQUENCES, settings.prompts_per_step * settings.group_size)
+    longest = max(len(example.prompt_ids) + example.max_tokens for example in (*selection.train, *selection.holdout))
+    allowed = night.manifest.kv_cache_bytes or kv_cache_bytes(read_machine(), serving.kv_cache_gib)
+    needed = needed_kv_bytes(longest, policy.kv_bytes_per_token, max_num_seqs=max_num_seqs, max_model_len=serving.max_model_len)
     fits = EngineSettings(
         dtype=night.manifest.dtype,
         targets=policy.targets,
         max_lora_rank=policy.rank,
         max_model_len=serving.max_model_len,
-        max_num_seqs=min(_MOST_SEQUENCES, settings.prompts_per_step * settings.group_size),
-        kv_cache_gib=serving.kv_cache_gib,
+        max_num_seqs=max_num_seqs,
+        kv_cache_bytes=min(allowed, needed or allowed),
     )
     return RolloutEngine(night.inputs.model, fits, adapters=adapters)
 
@@ -315,7 +327,7 @@ def _train(
         progress.note(f"going on after step {done}")
     batches = schedule(selection.train, night=digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
     progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
-    progress.heading()
+    progress.heading(settings.steps - done)
     for number in range(done, settings.steps):
         step, is_last = trainer.step(number, batches[number]), number + 1 == settings.steps
         if (number + 1) % _KL_EVERY == 0 or is_last:

@@ -83,7 +83,7 @@ class _Reader:
     def check_order(self, config: Config) -> None:
         for small, large, why in _ORDERED:
             low, high = (getattr(getattr(config, section), name) for section, name in (small.split("."), large.split(".")))
-            if low > high:
+            if low > high > 0:  # 0 is computed when the service starts, so that it fits
                 at = next((at for at in (small, large) if line_of(self.text, at.split("."))), small)
                 raise self.error(tuple(at.split(".")), f"{small} is {low}; allowed is at most {large}, which is {high}: {why}")
 

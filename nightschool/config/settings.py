@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nightschool.dtype import AUTO, DTYPES
 from nightschool.errors import ConfigError
 from nightschool.redaction import ALL_KINDS, DEFAULT_KINDS, Rules
 from nightschool.registry.base_model import PACKAGED
@@ -113,7 +114,10 @@ class ModelConfig:
         beside=_model_beside,
     )
     dtype: str = _setting(
-        "bfloat16", "type of the base weights when sampling, training and serving", one_of=("bfloat16", "float16", "float32")
+        AUTO,
+        "type of the base weights when sampling, training and serving; auto: bfloat16 where the processor has it, else float32 "
+        "on CPUs and float16 on GPUs",
+        one_of=(AUTO, *DTYPES),
     )
 
 
@@ -130,10 +134,16 @@ class CollectorConfig:
         60, "outcomes by browser token that one network address may send a minute", ge=1, le=1_000_000
     )
     max_in_flight_mib: int = _setting(
-        96, "spans and logs being stored at a time, of all tenants, in MiB; more is refused with 503", ge=1, le=1 << 20
+        0,
+        "spans and logs being stored at a time, of all tenants, in MiB; more is refused with 503; "
+        "0: an eighth of the memory, at most 96 for each worker",
+        ge=0,
+        le=1 << 20,
     )
-    max_in_flight_per_tenant_mib: int = _setting(64, "the same for one tenant", ge=1, le=1 << 20)
-    max_in_flight_outcomes_mib: int = _setting(16, "the same for outcomes, which have a limit of their own", ge=1, le=1 << 20)
+    max_in_flight_per_tenant_mib: int = _setting(0, "the same for one tenant; 0: two thirds of it", ge=0, le=1 << 20)
+    max_in_flight_outcomes_mib: int = _setting(
+        0, "the same for outcomes, which have a limit of their own; 0: a sixth of it", ge=0, le=1 << 20
+    )
     metrics_key_sha256: tuple[str, ...] = _setting(
         (),
         "SHA-256 of keys with which /metrics shows the numbers of each tenant; without one it shows only totals",
@@ -160,7 +170,15 @@ class ServingConfig:
     default_max_tokens: int = _setting(
         0, "longest answer to a chat request that names no limit, in tokens; 0: whatever max_model_len leaves", ge=0, le=1 << 20
     )
-    kv_cache_gib: int = _setting(1, "memory for the KV cache on CPUs, in GiB", ge=1)
+    kv_cache_gib: int = _setting(
+        0,
+        "memory for the KV cache on CPUs, in GiB, of serving and again of a night; "
+        "0: an eighth of the machine's memory, at most half of what is free",
+        ge=0,
+    )
+    threads: int = _setting(
+        0, "threads that compute on CPUs; 0: OMP_NUM_THREADS, or every core but one, which HTTP needs", ge=0, le=1024
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +214,9 @@ class NightConfig:
     )
     outcome_window: str = _setting(
         "30d", "how long after a request its outcomes may still come (s, m, h or d)", pattern=DURATION_PATTERN
+    )
+    threads: int = _setting(
+        0, "threads that compute on CPUs; 0: OMP_NUM_THREADS, or every core; a night is resumed with as many", ge=0, le=1024
     )
     kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
 

@@ -15,11 +15,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nightschool.dtype import DTYPES
 from nightschool.errors import ReleaseRejected, shown
 from nightschool.registry.tensors import check_tensors
 from nightschool.tenants import check_tenant
 
-SCHEMA = 1
+SCHEMA = 2
+_WITHOUT_DTYPE = 1
+"""The schema before there was `dtype`. Its releases are read and served, and keep their bytes and so their names."""
 MANIFEST = "manifest.json"
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -75,6 +78,8 @@ class ReleaseManifest:
     engine_id: int
     """The adapter id inside vLLM: issued by the registry, never used twice in it."""
     base_model: BaseModel
+    dtype: str
+    """Type of the base weights that it was trained and tested with; empty in schema 1, which does not say."""
     rank: int
     alpha: int
     target_modules: tuple[str, ...]
@@ -93,7 +98,10 @@ class ReleaseManifest:
 
     def to_bytes(self) -> bytes:
         """The canonical JSON whose SHA-256 names the release."""
-        return json.dumps(asdict(self), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        content = asdict(self)
+        if self.schema == _WITHOUT_DTYPE:
+            del content["dtype"]
+        return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
     @property
     def digest(self) -> str:
@@ -105,6 +113,8 @@ class ReleaseManifest:
         """Parse a manifest; `ReleaseRejected` when it is not one."""
         try:
             raw = json.loads(data)
+            if raw.get("schema") == _WITHOUT_DTYPE:
+                raw = {"dtype": "", **raw}
             if set(raw) != (names := {f.name for f in fields(cls)}):
                 raise ValueError(f"fields {sorted(set(raw) ^ names)} are unknown or missing")
             raw["base_model"] = BaseModel(**raw["base_model"])
@@ -121,8 +131,12 @@ class ReleaseManifest:
 
 def _check_types(manifest: ReleaseManifest) -> None:
     """Check what JSON does not guarantee and what a path or vLLM, where adapter ids are int32, relies on."""
-    if manifest.schema != SCHEMA:
-        raise ValueError(f"schema is {shown(manifest.schema)}; this nightschool reads {SCHEMA}, use the version that wrote it")
+    if manifest.schema not in (_WITHOUT_DTYPE, SCHEMA) or type(manifest.schema) is not int:
+        raise ValueError(
+            f"schema is {shown(manifest.schema)}; this nightschool reads 1 to {SCHEMA}, use the version that wrote it"
+        )
+    if manifest.dtype not in (DTYPES if manifest.schema == SCHEMA else ("",)):
+        raise ValueError(f"dtype is {shown(manifest.dtype)}; it must be one of {', '.join(DTYPES)} (schema {SCHEMA} and up)")
     check_tenant(manifest.tenant)
     for name in ("engine_id", "rank", "alpha"):
         if type(number := getattr(manifest, name)) is not int or not 1 <= number < 1 << 31:
@@ -155,11 +169,21 @@ def describe_file(path: Path) -> ReleaseFile:
 
 
 def verify_release(
-    folder: Path, *, tenant: str, digest: str, base_model: BaseModel, max_rank: int, max_bytes: int = 4 << 30
+    folder: Path,
+    *,
+    tenant: str,
+    digest: str,
+    base_model: BaseModel,
+    max_rank: int,
+    dtype: str | None = None,
+    max_bytes: int = 4 << 30,
 ) -> ReleaseManifest:
     """Check everything about the release in `folder` and return its manifest; `ReleaseRejected` says what is wrong.
 
-    In this order: the manifest's own digest, the tenant, the base model, the exact list of regular files with sizes and
+    `dtype` is the type of the base weights that it is loaded beside; None where it is not loaded. A release of schema 1
+    does not say which type it was made for, and passes with every one.
+
+    In this order: the manifest's own digest, the tenant, the base model and its type, the exact list of regular files with sizes and
     SHA-256, the adapter configuration, and names, shapes and numbers of the tensors, which must be finite. Nothing is
     unpickled.
     """
@@ -178,6 +202,11 @@ def verify_release(
                 raise ReleaseRejected(
                     f"it was trained on another base model: {part} is {theirs[:12]}, this server has {ours[:12]}"
                 )
+        if manifest.dtype and dtype not in (None, manifest.dtype):
+            raise ReleaseRejected(
+                f"it was trained and tested with a base model in {manifest.dtype}, this server has it in {dtype}; set "
+                f'[model] dtype = "{manifest.dtype}" for serving, or "{dtype}" for the nights and run one'
+            )
         _verify_files(folder, manifest, max_bytes)
         _verify_config(folder / ADAPTER_CONFIG, manifest, max_rank)
         _verify_tensors(folder / WEIGHTS, manifest)

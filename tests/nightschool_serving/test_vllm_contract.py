@@ -192,11 +192,15 @@ def test_the_options_we_start_the_server_with() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from nightschool.config.settings import Config
+    from nightschool.dtype import resolve_dtype
+    from nightschool.machine import kv_cache_bytes, read_machine
     from nightschool_serving.launch import server_arguments
     from nightschool_serving.options import Takes, allowed_options
 
     parser = make_arg_parser(FlexibleArgumentParser())
-    arguments = parser.parse_args(server_arguments(Config(), []))
+    machine = read_machine()
+    arguments = parser.parse_args(server_arguments(Config(), [], machine))
+    assert (arguments.dtype, arguments.kv_cache_memory_bytes) == (resolve_dtype("auto"), kv_cache_bytes(machine, 0))
     assert arguments.middleware == ["nightschool_serving.front.guard.TenantGuard"]
     assert arguments.served_model_name == ["base"]
     assert "processed_logprobs" in typing.get_args(LogprobsMode)

@@ -6,7 +6,6 @@ ranges, and so are the numbers that their rows get: what is joined is row for ro
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from nightschool.errors import NightError
+from nightschool.machine import read_machine
 from nightschool.stream import Stream
 from nightschool_nightly.episodes.counts import ReadCounts
 from nightschool_nightly.episodes.dead_letters import DeadLetters
@@ -40,7 +40,7 @@ class Filled:
 def count_processes(stream: Stream, parts: Sequence[FrozenRange]) -> int:
     """How many processes read `parts`; 1 where the day is small or another process cannot open the stream."""
     num_records = sum(part.end - part.start for part in parts)
-    processes = min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, len(parts), num_records // MIN_RECORDS)
+    processes = min(read_machine().cores, _MAX_PROCESSES, len(parts), num_records // MIN_RECORDS)
     return processes if processes > 1 and _can_be_sent(stream) else 1
 
 

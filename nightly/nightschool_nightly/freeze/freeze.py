@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -11,7 +12,9 @@ from pathlib import Path
 from nightschool import semconv
 from nightschool.config.redactors import redactors
 from nightschool.config.settings import Config, NightConfig
+from nightschool.dtype import resolve_dtype
 from nightschool.errors import DataLossError
+from nightschool.machine import compute_threads, kv_cache_bytes, read_machine
 from nightschool.registry.base_model import describe_base_model
 from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import NIGHT, BaseModel
@@ -24,7 +27,9 @@ from nightschool_nightly.rewards.rubric import Rubric
 NO_MODEL = BaseModel("0" * 64, "0" * 64, "0" * 64)
 """Stands for the base model in the manifest of a night that only reads."""
 _TOPICS = (semconv.TOPIC_SPANS, semconv.TOPIC_LOGS, semconv.TOPIC_OUTCOMES, semconv.TOPIC_ERASURE)
-_NOT_INPUT = {"state"}  # settings that say where files are kept: the same night in another folder is the same night
+# Settings that say where files are kept and how many threads compute: the same night in another folder or on another
+# machine is the same night.
+_NOT_INPUT = {"state", "threads"}
 _START_ANEW = "start a new night without --resume"
 
 
@@ -38,7 +43,8 @@ def freeze_tenant(
     rubrics: Mapping[str, Rubric],
     now_ms: int,
 ) -> NightManifest:
-    """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
+    """The manifest of a night that begins now on this machine, going on where the night of the tenant's release ended."""
+    machine = read_machine()
     pointer = registry.pointer(tenant)
     last = None
     if pointer.stable is not None:
@@ -48,7 +54,7 @@ def freeze_tenant(
         stream,
         tenant=tenant,
         settings=config.night,
-        dtype=config.model.dtype,
+        dtype=resolve_dtype(config.model.dtype),
         base_model=describe_base_model(model),
         rubrics=rubrics,
         pointer=pointer,
@@ -57,6 +63,8 @@ def freeze_tenant(
         settles_after_ms=settling_of(config, rubrics),
         redaction=redaction_of(config, tenant),
         serving=serving_defaults(config.serving, model),
+        threads=compute_threads(machine, config.night.threads, os.environ),
+        kv_cache_bytes=kv_cache_bytes(machine, config.serving.kv_cache_gib),
     )
 
 
@@ -74,6 +82,8 @@ def freeze_night(
     settles_after_ms: Mapping[str, int] | None = None,
     redaction: str = "",
     serving: ServingDefaults | None = None,
+    threads: int = 0,
+    kv_cache_bytes: int = 0,
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
@@ -110,6 +120,8 @@ def freeze_night(
         frozen_at_ms=now_ms,
         redaction=redaction,
         serving=serving.to_json() if serving else {},
+        threads=threads,
+        kv_cache_bytes=kv_cache_bytes,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,

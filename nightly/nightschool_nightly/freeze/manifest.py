@@ -17,7 +17,7 @@ from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
 
 FILE = "night.json"
-_NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with"}
+_NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with", "threads", "kv_cache_bytes"}
 # In the digest only where they are set: without them a night has the digest that it had before there were such fields.
 _COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving"}
 
@@ -46,6 +46,7 @@ class NightManifest:
     settings: Mapping[str, Any]
     """[night] as configured, without folders."""
     dtype: str
+    """Type of the base weights: the one of [model] dtype, or what 'auto' chose on this machine."""
     base_model: BaseModel
     rubrics: Mapping[str, str]
     """Rubric digest by task."""
@@ -66,12 +67,17 @@ class NightManifest:
     """What serving fills in where a request says nothing (`ServingDefaults`): its limits, the model's own defaults."""
     learnt_from: tuple[str, ...] = ()
     """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
+    threads: int = 0
+    """Compute threads on a CPU, also when the night is resumed: sums are rounded by how many threads share them. 0 in
+    manifests that are older than the field. Not part of the digest: on another machine it is the same night."""
+    kv_cache_bytes: int = 0
+    """Size of vLLM's KV cache on a CPU: it decides which answers are sampled in one batch. 0 and the digest as above."""
     tested_with: tuple[str, ...] = ()
     """Marks of the users it was tested with."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 that names the night. Not of `frozen_at_ms` and the marks: the same input is the same night."""
+        """SHA-256 that names the night. Not of `frozen_at_ms`, the machine and the marks: the same input is the same night."""
         content = {
             key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _COVERED_IF_SET)
         }

@@ -26,6 +26,7 @@ def publish_release(registry: Registry, candidate: Path, manifest: NightManifest
             tenant=manifest.tenant,
             engine_id=engine_id,
             base_model=manifest.base_model,
+            dtype=manifest.dtype,
             rank=config["r"],
             alpha=config["lora_alpha"],
             target_modules=tuple(config["target_modules"]),

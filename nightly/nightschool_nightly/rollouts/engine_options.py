@@ -16,6 +16,9 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# Tokens of a KV cache block on CPUs. The prefix cache shares whole blocks only, so small ones are better. vLLM's CPU
+# kernels want multiples of 32; its default there is 128.
+_BLOCK_TOKENS = 32
 # A person who looks for a fault may set another level.
 _DEFAULT_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR"}
 
@@ -33,7 +36,7 @@ class EngineSettings:
     """Longest prompt and answer together, in tokens."""
     max_num_seqs: int
     """Most rollouts in one batch."""
-    kv_cache_gib: int
+    kv_cache_bytes: int
     """Size of the KV cache on a CPU. On a GPU vLLM measures what is free."""
 
 
@@ -61,11 +64,9 @@ def _common_options(settings: EngineSettings) -> dict[str, Any]:
 def _cpu_options(settings: EngineSettings) -> dict[str, Any]:
     """With an eager model and a KV cache of a stated size, vLLM has nothing to measure or compile: no warm-up."""
     return {
-        # The prefix cache shares whole blocks only, so small ones are better. vLLM's CPU kernels want multiples of 32;
-        # its default there is 128.
-        "block_size": 32,
+        "block_size": _BLOCK_TOKENS,
         "enforce_eager": True,
-        "kv_cache_memory_bytes": settings.kv_cache_gib * 2**30,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
         "kv_transfer_config": {
             "kv_connector": "PromptTailConnector",
             "kv_connector_module_path": "nightschool_nightly.rollouts.prompt_tails",
@@ -79,8 +80,22 @@ def _cuda_options() -> dict[str, Any]:
     return {}
 
 
+def needed_kv_bytes(longest: int, bytes_per_token: int | None, *, max_num_seqs: int, max_model_len: int) -> int | None:
+    """The most of a KV cache that can be in use at a time, with `longest` tokens of prompt and answer in every rollout.
+
+    vLLM goes through all blocks of the cache in turn, so what is beyond this would become memory that nobody reads. None where
+    nobody knows how much a token takes.
+    """
+    if bytes_per_token is None:
+        return None
+    rollouts = max_num_seqs * (longest + _BLOCK_TOKENS)  # each may begin a block that it does not fill
+    # vLLM does not start unless one request of the full length fits; one block more is its own.
+    return bytes_per_token * (max(rollouts, max_model_len + _BLOCK_TOKENS) + _BLOCK_TOKENS)
+
+
 def set_environment(environ: MutableMapping[str, str]) -> None:
     """Write into `environ` (`os.environ` of the night's process) what vLLM is to find there."""
     environ.update(_ENVIRONMENT)
+    environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # vLLM would obey it, and not the size in the night's manifest
     for name, value in _DEFAULT_ENVIRONMENT.items():
         environ.setdefault(name, value)

@@ -107,6 +107,14 @@ class Policy:
         with disabled(self.layers):
             yield
 
+    @property
+    def kv_bytes_per_token(self) -> int | None:
+        """Bytes of keys and values that a sampler keeps for each token; None for a model whose layers are not all alike."""
+        config = self.body.config
+        heads = getattr(config, "num_key_value_heads", None)
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * size * self.dtype.itemsize if isinstance(heads, int) else None
+
     # --- adapter in and out ---------------------------------------------------------------------------------------------
     def load(self, weights: Path) -> None:
         """Continue from the adapter in the file `weights`; `NightError` unless it has this policy's matrices."""

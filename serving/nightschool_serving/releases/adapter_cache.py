@@ -31,9 +31,10 @@ class AdapterCache:
     Several threads may fetch and drop releases at the same time, but of one tenant only one thread at a time.
     """
 
-    def __init__(self, root: Path, registry: Registry, *, base_model: BaseModel, max_rank: int) -> None:
+    def __init__(self, root: Path, registry: Registry, *, base_model: BaseModel, dtype: str, max_rank: int) -> None:
+        """`base_model`, its `dtype` and `max_rank` are what this server's engine runs; other releases are refused."""
         self.root, self._registry = root, registry
-        self._base_model, self._max_rank = base_model, max_rank
+        self._base_model, self._dtype, self._max_rank = base_model, dtype, max_rank
         self._locks: dict[Path, FolderLock] = {}
         """The locks that keep this server's folders from being deleted."""
 
@@ -120,6 +121,7 @@ class AdapterCache:
             tenant=tenant,
             digest=release,
             base_model=self._base_model,
+            dtype=self._dtype,
             max_rank=self._max_rank,
             max_bytes=MAX_RELEASE_BYTES,
         )

@@ -143,7 +143,7 @@ def test_kafka_and_absolute_urls_stay_as_they_are() -> None:
         ("[night]\ntemperature = 1" + "0" * 400, r"2: temperature is 10*; it must be a number"),
         ("[night]\n\nlora_rank = 12", r"3: lora_rank is 12; allowed are 8, 16, 32, 64, 128"),
         ("[serving]\nmax_model_len = 1", r"2: max_model_len is 1; allowed is at least 16"),
-        ("[model]\ndtype = 'int8'", r"2: dtype is 'int8'; allowed are 'bfloat16', 'float16', 'float32'"),
+        ("[model]\ndtype = 'int8'", r"2: dtype is 'int8'; allowed are 'auto', 'bfloat16', 'float16', 'float32'"),
         ("[model]\npath = ''", r"2: path is ''; it must be: a folder with a Hugging Face"),
         ("[stream]\nurl = 'postgres:x'", r"2: url is 'postgres:x'; it must be: 'sqlite:PATH' or 'kafka://HOST"),
         ("[stream]\nurl = 'sqlite:'", r"2: url is 'sqlite:'; it must be"),

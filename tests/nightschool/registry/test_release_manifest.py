@@ -44,11 +44,12 @@ def test_a_manifest_reads_back_as_it_was_written(adapters: Any) -> None:
 
 
 def test_the_bytes_of_a_manifest_never_change() -> None:
-    """The digest of this literal manifest is pinned: another form would rename every existing release."""
+    """The digests of this literal manifest are pinned, one for each schema: another form would rename every release."""
     manifest = ReleaseManifest(
         tenant="acme",
         engine_id=1000,
         base_model=BaseModel("a" * 64, "b" * 64, "c" * 64),
+        dtype="",
         rank=8,
         alpha=16,
         target_modules=("q_proj",),
@@ -58,14 +59,40 @@ def test_the_bytes_of_a_manifest_never_change() -> None:
         rubrics={"triage": "e" * 64},
         gate={"lower_bound": 0.125, "note": "naïve"},
         frozen_at_ms=1_760_000_000_000,
+        schema=1,
     )
     assert manifest.digest == "cbe4a3ac3288ec2af890416be8e1e977b9e205e86e3c980c487bad4efdb7c771"
+    of_today = replace(manifest, dtype="bfloat16", schema=2)
+    assert of_today.digest == "d1640933ac554916f08ad7e7acafc5613b60ae5ca6cded3afc06d243338830c6"
+
+
+def test_a_release_from_before_there_was_a_dtype_is_read_and_served(adapters: Any) -> None:
+    """Schema 1 names no dtype: such a release keeps its name, and passes whatever type the server runs in."""
+    source = adapters.source()
+    folder, digest = adapters.sealed(source, dtype="", schema=1)
+    assert b"dtype" not in (folder / MANIFEST).read_bytes()
+    for dtype in (None, "bfloat16", "float16", "float32"):
+        assert verify(adapters, folder, digest, dtype=dtype).dtype == ""
+
+
+def test_a_release_made_for_another_dtype_is_refused(adapters: Any) -> None:
+    """What the gate measured in one number type is not served in another; the sentence names both and the remedy."""
+    folder, digest = adapters.sealed(adapters.source(), dtype="bfloat16")
+    assert verify(adapters, folder, digest, dtype="bfloat16").dtype == "bfloat16"
+    assert verify(adapters, folder, digest).dtype == "bfloat16"  # where it is only filed, not loaded
+    with pytest.raises(ReleaseRejected, match=r"in bfloat16, this server has it in float32; set \[model\] dtype = \"bfloat16\""):
+        verify(adapters, folder, digest, dtype="float32")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 2}, "schema is 2; this nightschool reads 1"),
+        ({"schema": 3}, "schema is 3; this nightschool reads 1 to 2"),
+        ({"schema": True}, "schema is True"),
+        ({"schema": 1}, "dtype is 'float32'; it must be"),
+        ({"dtype": "auto"}, "dtype is 'auto'; it must be one of bfloat16, float16, float32"),
+        ({"dtype": ""}, "dtype is ''; it must be"),
+        ({"dtype": None}, "dtype is None"),
         ({"tenant": "../acme"}, "is not a tenant name"),
         ({"engine_id": 0}, "engine_id is 0; it must be a whole number from 1"),
         ({"engine_id": 2**31}, "engine_id is 2147483648"),

@@ -72,10 +72,11 @@ def test_a_night_after_a_published_one_starts_where_that_ended(stream: Stream) -
 
 
 def test_the_digest_is_of_the_input_not_of_the_clock(stream: Stream) -> None:
-    """The same input frozen later, or kept in another folder, is the same night; all that decides makes another."""
+    """The same input frozen later, or kept in another folder or on another machine, is the same night; all that decides makes another."""
     first = freeze(stream)
     assert freeze(stream, now_ms=2).digest == first.digest
     assert freeze(stream, settings=NightConfig(state=Path("elsewhere"))).digest == first.digest
+    assert freeze(stream, settings=NightConfig(threads=3), threads=3, kv_cache_bytes=1 << 30).digest == first.digest
     changes: list[dict[str, Any]] = [
         {"settings": NightConfig(seed=1)},
         {"dtype": "bfloat16"},

@@ -37,6 +37,22 @@ def test_an_altered_manifest_is_refused(name: str, value: object, make_manifest:
         NightManifest.from_json(json.dumps(raw))
 
 
+def test_the_machine_is_recorded_but_is_not_the_night(make_manifest: Callable[..., NightManifest]) -> None:
+    """Threads and KV cache are kept for a resumed night; the same input on another machine is the same night."""
+    plain, sized = make_manifest(), make_manifest(threads=6, kv_cache_bytes=3 << 30)
+    assert plain.digest == sized.digest
+    again = NightManifest.from_json(sized.to_json())
+    assert (again.threads, again.kv_cache_bytes) == (6, 3 << 30)
+
+
+def test_a_manifest_from_before_the_machine_was_recorded_is_read(make_manifest: Callable[..., NightManifest]) -> None:
+    """A night that an older version froze can be resumed; what it does not say is 0."""
+    raw = json.loads(make_manifest(threads=6, kv_cache_bytes=5).to_json())
+    del raw["threads"], raw["kv_cache_bytes"]
+    again = NightManifest.from_json(json.dumps(raw))
+    assert (again.threads, again.kv_cache_bytes) == (0, 0)
+
+
 def test_an_altered_range_is_refused(make_manifest: Callable[..., NightManifest]) -> None:
     """A manifest with one offset more is not the night that was frozen."""
     raw = json.loads(make_manifest().to_json())

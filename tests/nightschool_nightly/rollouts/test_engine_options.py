@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from nightschool_nightly.rollouts.engine_options import EngineSettings, engine_options, set_environment
+from nightschool_nightly.rollouts.engine_options import EngineSettings, engine_options, needed_kv_bytes, set_environment
 
 SETTINGS = EngineSettings(
-    dtype="bfloat16", targets=("k_proj", "q_proj"), max_lora_rank=16, max_model_len=512, max_num_seqs=32, kv_cache_gib=3
+    dtype="bfloat16", targets=("k_proj", "q_proj"), max_lora_rank=16, max_model_len=512, max_num_seqs=32, kv_cache_bytes=3 << 30
 )
 
 
@@ -27,6 +27,13 @@ def test_on_a_cpu_nothing_is_measured_or_compiled() -> None:
     assert options["kv_transfer_config"]["kv_connector"] == "PromptTailConnector"
 
 
+def test_a_night_keeps_no_more_keys_and_values_than_its_longest_batch_can_use() -> None:
+    """Every rollout at full length, each with a block begun; and always one request of the longest length allowed."""
+    block = 32
+    assert needed_kv_bytes(168, 1000, max_num_seqs=100, max_model_len=512) == 1000 * (100 * (168 + block) + block)
+    assert needed_kv_bytes(10, 1000, max_num_seqs=2, max_model_len=4096) == 1000 * (4096 + block + block)
+
+
 def test_on_a_gpu_vllm_chooses_for_itself() -> None:
     """No option of the CPU is forced on a GPU."""
     only_on_cpu = set(engine_options(SETTINGS, on_cpu=True)) - set(engine_options(SETTINGS, on_cpu=False))
@@ -42,7 +49,7 @@ def test_options_are_plain_values() -> None:
 
 def test_the_environment_is_the_nights_but_for_the_log_level() -> None:
     """What decides how vLLM runs is set whatever was there; how much it logs is left to a person who said so."""
-    environ = {"VLLM_PLUGINS": "lora_filesystem_resolver", "HOME": "/home/cron"}
+    environ = {"VLLM_PLUGINS": "lora_filesystem_resolver", "HOME": "/home/cron", "VLLM_CPU_KVCACHE_SPACE": "40"}
     set_environment(environ)
     assert environ == {
         "HOME": "/home/cron",

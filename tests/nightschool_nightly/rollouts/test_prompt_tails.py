@@ -28,7 +28,7 @@ def counted(self, *args, **kwargs):
     return load(self, *args, **kwargs)
 prompt_tails.PromptTailConnector.start_load_kv = counted
 
-settings = EngineSettings(dtype="float32", targets=("q_proj",), max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_gib=1)
+settings = EngineSettings(dtype="float32", targets=("q_proj",), max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_bytes=1 << 30)
 engine = RolloutEngine(base_model_folder("smollm2-135m-instruct"), settings, adapters=Path(sys.argv[1]))
 # 31 + 1, 32 + 1 and 64 tokens stand around the ends of a block; the same prompt twice is one tail.
 prompts = [tuple(range(300, 300 + length)) for length in (5, 32, 33, 50, 64)] + [tuple(range(300, 350))]

@@ -109,6 +109,6 @@ def setup(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> Set
 
 def make_setup(cache: Path, registry: Registry, base_model: BaseModel) -> Setup:
     engine, table, now = FakeEngine(), ObservedTable(["bank", "telecom"]), [0.0]
-    releases = AdapterCache(cache, registry, base_model=base_model, max_rank=16)
+    releases = AdapterCache(cache, registry, base_model=base_model, dtype="float32", max_rank=16)
     replica = Replica(["bank", "telecom"], registry=registry, cache=releases, engine=engine, table=table, clock=lambda: now[0])
     return Setup(registry, engine, table, replica, cache, now, base_model)

@@ -22,7 +22,7 @@ MakeCache = Callable[[], AdapterCache]
 @pytest.fixture
 def make_cache(tmp_path: Path, registry: Registry, tiny_base_model: BaseModel) -> MakeCache:
     """Makes the cache of one more server, on the same folder."""
-    return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, max_rank=16)
+    return lambda: AdapterCache(tmp_path / "cache", registry, base_model=tiny_base_model, dtype="float32", max_rank=16)
 
 
 def names(folder: Path) -> set[str]:
@@ -39,6 +39,15 @@ def test_a_release_is_deleted_when_its_last_server_drops_it(make_cache: MakeCach
     assert (theirs.folder / WEIGHTS).is_file()
     second.drop(theirs)
     assert names(mine.folder.parent) == set()
+
+
+def test_a_release_for_another_dtype_is_not_kept(make_cache: MakeCache, publish_tiny: Publish) -> None:
+    """It is refused with a sentence, as any release that this server must not load, and leaves nothing on disk."""
+    cache, digest = make_cache(), publish_tiny("bank", 1, dtype="bfloat16")
+    with pytest.raises(ReleaseRejected, match="in bfloat16, this server has it in float32"):
+        cache.fetch("bank", digest)
+    cache.prune()
+    assert not [path for path in cache._root.rglob("*") if path.name == WEIGHTS]
 
 
 def test_pruning_keeps_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
