@@ -70,6 +70,7 @@ SETTINGS = {
         "confidence",
         "outcome_window",
         "kl_budget",
+        "kl_weight",
     },
     "outcomes": {"settles_after", "kind", "lowest", "highest"},
     "privacy": {"enabled", "kinds", "patterns", "allow", "deny"},

@@ -189,6 +189,9 @@ class NightConfig:
     outcome_window: str = _setting(
         "30d", "how long after a request its outcomes may still come (s, m, h or d)", pattern=DURATION_PATTERN
     )
+    kl_weight: float = _setting(
+        1.0, "weight of the loss term that keeps answers to general prompts as the base model gives them", ge=0.0, le=100.0
+    )
     kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
 
 
