@@ -4,15 +4,20 @@ Logits are a step's largest tensor: 4,096 rows over a vocabulary of 152,000 toke
 pass wants several of that size. So they are made for a few rows at a time. With more than one part each is computed
 again in the backward pass: a third more work in this layer only, and memory that does not grow with the batch.
 
+What makes logits of hidden states is more than one matrix: Granite divides by a constant, Gemma 2 caps. So the model's
+own forward pass does it, with its layers left out.
+
 Shapes: P rows that predict something, H hidden size, V vocabulary, E edges (a row and the token that follows it).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 _MAX_LOGITS = 2**25  # of one part: 134 MB in fp32, 682 rows over the 49,152 tokens of a small model
@@ -21,6 +26,27 @@ _MAX_LOGITS = 2**25  # of one part: 134 MB in fp32, 682 rows over the 49,152 tok
 def rows_at_a_time(vocabulary: int, *, max_logits: int = _MAX_LOGITS) -> int:
     """How many rows' logits are held at once."""
     return max(1, max_logits // vocabulary)
+
+
+class _PassThrough(nn.Module):
+    """Stands in for the layers of a model: what goes in as embeddings comes out as last hidden states."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)  # the widest of such outputs; the rest is None
+
+
+def output_layer(model: Any) -> Callable[[Tensor], Tensor]:
+    """What the transformers model `model` makes of last hidden states: [P, H] to logits [P, V]."""
+    shell = copy.copy(model)
+    shell._modules = {**model._modules, model.base_model_prefix: _PassThrough()}
+
+    def logits_of(hidden_PH: Tensor) -> Tensor:
+        logits_PV: Tensor = shell(inputs_embeds=hidden_PH[None], use_cache=False).logits[0]
+        return logits_PV
+
+    return logits_of
 
 
 def edge_logprobs(

@@ -21,8 +21,9 @@ from torch import Tensor
 from nightschool.errors import NightError
 from nightschool_nightly.training import tree_attention
 from nightschool_nightly.training.adapter_file import matrix_name, write_adapter
-from nightschool_nightly.training.head import edge_logprobs, rows_at_a_time
+from nightschool_nightly.training.head import edge_logprobs, output_layer, rows_at_a_time
 from nightschool_nightly.training.lora import add_lora, disabled, linear_targets
+from nightschool_nightly.training.own_forward import check_own_forward
 from nightschool_nightly.training.tree import TokenTree
 
 # All linear layers of the blocks and nothing else: adapters on embeddings or the output layer cannot be served on
@@ -44,13 +45,14 @@ class Policy:
         model.to(self.device).eval()
         self.targets = linear_targets(model, skip=_SKIPPED)
         self.layers = add_lora(model, frozenset(self.targets), rank=rank, alpha=alpha)
-        self.body, self.head = model.model, model.lm_head
-        self.vocabulary: int = self.head.weight.shape[0]
+        self.body, self._output_layer = model.base_model, output_layer(model)
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.parameters: dict[str, torch.nn.Parameter] = {}
         """The trainable matrices by their name in the adapter's file, in the order of the layers' names."""
         for name, layer in self.layers.items():
             self.parameters[matrix_name(name, "lora_A")] = layer.lora_A
             self.parameters[matrix_name(name, "lora_B")] = layer.lora_B
+        check_own_forward(model, self.tree_logits)
 
     # --- forward --------------------------------------------------------------------------------------------------------
     def hidden(self, input_ids_BL: Tensor, position_ids_BL: Tensor, mask_BLL: Tensor, **options: Any) -> Tensor:
@@ -74,8 +76,8 @@ class Policy:
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., V] of hidden states [..., H]."""
         with self._autocast():
-            logits: Tensor = self.head(hidden)
-        return logits.float()
+            logits = self._output_layer(hidden.reshape(-1, hidden.shape[-1]))
+        return logits.float().view(*hidden.shape[:-1], -1)
 
     def tree_hidden(self, tree: TokenTree) -> Tensor:
         """Last hidden states [P, H] of the rows of a packed tree that predict something."""
