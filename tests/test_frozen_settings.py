@@ -73,6 +73,7 @@ SETTINGS = {
         "outcome_window",
         "threads",
         "kl_budget",
+        "kl_weight",
     },
     "outcomes": {"settles_after", "kind", "lowest", "highest"},
     "privacy": {"enabled", "kinds", "patterns", "allow", "deny"},

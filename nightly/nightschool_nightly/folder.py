@@ -3,6 +3,7 @@
 <state>/<tenant>/<night digest>/
     night.json              step 1: the manifest; the night exists from here on
     selection.json          step 2: its examples
+    general.json            steps 3 to 5: the base model's answers to general prompts
     events.jsonl            a line for each phase and each training step, for programs that watch the night
     checkpoint-<n>/         steps 3 to 5: adapter, optimizer and metrics after n training steps; the newest counts
     candidate/              the adapter that came out; before step 8 also report.html and night.json
@@ -29,12 +30,14 @@ from nightschool_nightly.examples.example import Selection, load_selection
 from nightschool_nightly.freeze import manifest as night_manifest
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.evaluation import Evaluation
+from nightschool_nightly.training.general import GeneralAnswers
 from nightschool_nightly.training.metrics import StepMetrics
 
 MANIFEST = night_manifest.FILE
 SELECTION = "selection.json"
 EVENTS = "events.jsonl"
 CANDIDATE = "candidate"
+GENERAL = "general.json"
 EVALUATION = "evaluation.json"
 FINISHED = "finished.json"
 _CHECKPOINT, _STATE, _METRICS = "checkpoint-", "state.safetensors", "metrics.json"
@@ -86,6 +89,11 @@ class NightFolder:
     def candidate(self) -> Path:
         """The folder of the adapter that came out."""
         return self.path / CANDIDATE
+
+    def general_answers(self) -> GeneralAnswers | None:
+        """The base model's answers to tonight's general prompts; None before they are sampled."""
+        path = self.path / GENERAL
+        return GeneralAnswers.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def evaluation(self) -> Evaluation | None:
         """What the gate decides on; None before the night is evaluated."""

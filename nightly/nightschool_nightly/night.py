@@ -16,54 +16,36 @@ same candidate. Until the pointer moves, which is the last thing done, serving i
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from nightschool.config.settings import Config
 from nightschool.config.stream import open_configured
 from nightschool.dtype import resolve_dtype
 from nightschool.errors import NightError
-from nightschool.machine import kv_cache_bytes, read_machine
 from nightschool.registry.base_model import base_model_folder, describe_base_model
 from nightschool.registry.folder import Registry
-from nightschool.registry.release import NIGHT, REPORT, WEIGHTS
-from nightschool.stream import Stream
+from nightschool.registry.release import NIGHT, REPORT
 from nightschool_nightly.examples.choose import choose_examples
 from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.forgotten import refuse_forgotten
-from nightschool_nightly.folder import EVALUATION, FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
+from nightschool_nightly.folder import FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.freeze.serving_defaults import serving_defaults
 from nightschool_nightly.freeze.settling import settling_of
-from nightschool_nightly.gate.drift import GENERAL_PROMPTS, Drift, sample_base_answers
-from nightschool_nightly.gate.evaluate import answer_holdout
-from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.gate.evaluation import Evaluation
 from nightschool_nightly.gate.gate import Decision, compare, decide
+from nightschool_nightly.inputs import FrozenNight, NightInputs
+from nightschool_nightly.learning import learn_and_evaluate
 from nightschool_nightly.progress import Progress
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.publish.report import render_report
 from nightschool_nightly.rewards.load import load_rubrics
-from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.engine import RolloutEngine
-from nightschool_nightly.rollouts.engine_options import EngineSettings, needed_kv_bytes
-from nightschool_nightly.rollouts.sampler import Sampler, SaveAdapter, seed_of
-from nightschool_nightly.training.metrics import StepMetrics
-from nightschool_nightly.training.policy import Policy
-from nightschool_nightly.training.tokenizer import PolicyTokenizer
-from nightschool_nightly.training.trainer import Trainer, schedule
-
-_CHECKPOINT_EVERY = 5  # training steps: the most that a killed night repeats; three fp32 adapters are written each time
-_KL_EVERY = 10  # training steps; each time costs a forward pass over the general prompts, for a curve of a few points
-_MOST_SEQUENCES = 256  # in one batch of vLLM: each running one holds memory, the others wait inside it
 
 
 class NightEnd(StrEnum):
@@ -92,39 +74,6 @@ class NightResult:
     """The release that was published."""
 
 
-@dataclass(frozen=True, slots=True)
-class NightInputs:
-    """What a night works with before it has frozen anything: all that the configuration names."""
-
-    config: Config
-    tenant: str
-    model: Path
-    """Folder of the base model."""
-    rubrics: Mapping[str, Rubric]
-    """The tenant's rubrics by task."""
-    registry: Registry
-    stream: Stream
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenNight:
-    """A night from step 2 on: its inputs, what it froze of them, and where it leaves what it makes."""
-
-    inputs: NightInputs
-    manifest: NightManifest
-    folder: NightFolder
-    progress: Progress
-
-    @property
-    def num_records(self) -> int:
-        """Records in the frozen ranges."""
-        return sum(part.end - part.start for part in self.manifest.ranges)
-
-    def seed(self, *names: str) -> int:
-        """The seed of one random choice: the same in every run of this night."""
-        return seed_of(self.manifest.digest, *names)
-
-
 def run_night(
     config: Config, tenant: str, *, dry_run: bool, resume: bool, progress: Progress, now_ms: Callable[[], int]
 ) -> NightResult:
@@ -148,7 +97,7 @@ def run_night(
             return NightResult(NightEnd.DRY_RUN, text)
         if (too_little := _too_little(config, selection)) is not None:
             return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
-        evaluation = _learn_and_evaluate(night, selection)  # Steps 3 to 5
+        evaluation = learn_and_evaluate(night, selection)  # Steps 3 to 5
         if not evaluation.has_signal:
             text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
             return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, text))
@@ -246,97 +195,6 @@ def _too_little(config: Config, selection: Selection) -> str | None:
             )
             return f"{found}; at least {need} are needed; nothing was published"
     return None
-
-
-# --- 3 to 5: rollouts, rewards, GRPO ------------------------------------------------------------------------------------
-def _learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
-    """Train, and answer the held-out prompts with every policy while the engine runs, for the gate and the report."""
-    if (known := night.folder.evaluation()) is not None:
-        return known
-    night.progress.phase("rollouts", "starting vLLM and the trainer")
-    torch.set_num_threads(night.manifest.threads or torch.get_num_threads())  # vLLM lets nobody change it later
-    with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
-        policy = _start_policy(night)
-        engine = _start_engine(night, selection, policy, Path(adapters))
-        tokenizer = PolicyTokenizer(night.inputs.model)
-        general = [tokenizer.prompt_ids(prompt) for prompt in GENERAL_PROMPTS]
-        drift = Drift(policy, sample_base_answers(engine, general, seed=night.seed("general")))
-        base = _answer(night, selection, engine, Contender.BASE, None)
-        release = None
-        if night.manifest.pointer.stable is not None:
-            # Nothing is learned yet, so the policy is the release.
-            release = _answer(night, selection, engine, Contender.RELEASE, policy.save)
-        metrics = _train(night, selection, policy, engine, tokenizer, drift)
-        policy.save(night.folder.candidate)
-        night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
-        candidate = _answer(night, selection, engine, Contender.CANDIDATE, policy.save)
-    kl = metrics[-1].kl
-    assert kl is not None, "the KL is measured after the last step, whatever its number"
-    evaluation = Evaluation(tuple(metrics), kl, base, release, candidate)
-    night.folder.write(EVALUATION, evaluation.to_json())
-    return evaluation
-
-
-def _start_policy(night: FrozenNight) -> Policy:
-    """The policy to train, on top of the release that serves if there is one."""
-    settings, parent, registry = night.inputs.config.night, night.manifest.pointer.stable, night.inputs.registry
-    dtype, seed = getattr(torch, night.manifest.dtype), night.seed("policy")
-    if parent is None:
-        return Policy(night.inputs.model, dtype=dtype, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
-    # An adapter keeps the rank it was made with, whatever is configured by now.
-    release = registry.manifest(night.inputs.tenant, parent)
-    policy = Policy(night.inputs.model, dtype=dtype, rank=release.rank, alpha=release.alpha, seed=seed)
-    policy.load(registry.release_folder(night.inputs.tenant, parent) / WEIGHTS)
-    return policy
-
-
-def _start_engine(night: FrozenNight, selection: Selection, policy: Policy, adapters: Path) -> RolloutEngine:
-    """vLLM, to sample from the policy; it reads each version of the adapter from the folder `adapters`."""
-    settings, serving = night.inputs.config.night, night.inputs.config.serving
-    max_num_seqs = min(_MOST_SEQUENCES, settings.prompts_per_step * settings.group_size)
-    longest = max(len(example.prompt_ids) + example.max_tokens for example in (*selection.train, *selection.holdout))
-    allowed = night.manifest.kv_cache_bytes or kv_cache_bytes(read_machine(), serving.kv_cache_gib)
-    needed = needed_kv_bytes(longest, policy.kv_bytes_per_token, max_num_seqs=max_num_seqs, max_model_len=serving.max_model_len)
-    fits = EngineSettings(
-        dtype=night.manifest.dtype,
-        targets=policy.targets,
-        max_lora_rank=policy.rank,
-        max_model_len=serving.max_model_len,
-        max_num_seqs=max_num_seqs,
-        kv_cache_bytes=min(allowed, needed or allowed),
-    )
-    return RolloutEngine(night.inputs.model, fits, adapters=adapters)
-
-
-def _answer(night: FrozenNight, selection: Selection, sampler: Sampler, policy: Contender, save: SaveAdapter | None) -> Answers:
-    return answer_holdout(policy, sampler, save, selection.holdout, night.inputs.rubrics, night=night.manifest.digest)
-
-
-def _train(
-    night: FrozenNight, selection: Selection, policy: Policy, sampler: Sampler, tokenizer: PolicyTokenizer, drift: Drift
-) -> list[StepMetrics]:
-    """Every training step from the newest checkpoint on; each is steps 3, 4 and 5 of the night (`Trainer.step`)."""
-    settings, digest, progress = night.inputs.config.night, night.manifest.digest, night.progress
-    trainer = Trainer(
-        policy, sampler, settings=settings, rubrics=night.inputs.rubrics, night=digest, demonstrate=tokenizer.answer_ids
-    )
-    done, metrics = 0, list[StepMetrics]()
-    if (found := night.folder.load_checkpoint()) is not None:
-        done, state, metrics = found
-        trainer.restore(state)
-        progress.note(f"going on after step {done}")
-    batches = schedule(selection.train, night=digest, steps=settings.steps, prompts_per_step=settings.prompts_per_step)
-    progress.phase("learn", f"{settings.steps} steps of {settings.prompts_per_step} prompts x {settings.group_size} rollouts")
-    progress.heading(settings.steps - done)
-    for number in range(done, settings.steps):
-        step, is_last = trainer.step(number, batches[number]), number + 1 == settings.steps
-        if (number + 1) % _KL_EVERY == 0 or is_last:
-            step = step.with_kl(drift.measure())
-        metrics.append(step)
-        progress.step(step, settings.steps)
-        if (number + 1) % _CHECKPOINT_EVERY == 0 or is_last:
-            night.folder.save_checkpoint(number + 1, trainer.state(), metrics)
-    return metrics
 
 
 # --- 7: gate ------------------------------------------------------------------------------------------------------------

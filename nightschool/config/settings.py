@@ -218,6 +218,9 @@ class NightConfig:
     threads: int = _setting(
         0, "threads that compute on CPUs; 0: OMP_NUM_THREADS, or every core; a night is resumed with as many", ge=0, le=1024
     )
+    kl_weight: float = _setting(
+        1.0, "weight of the loss term that keeps answers to general prompts as the base model gives them", ge=0.0, le=100.0
+    )
     kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
 
 

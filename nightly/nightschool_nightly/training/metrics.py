@@ -38,7 +38,9 @@ class StepMetrics:
     grad_norm: float | None
     """Before clipping; None when the step changed nothing."""
     kl: float | None
-    """Forward KL to the base model on general prompts, nats per token; None where it was not measured."""
+    """Forward KL to the base model on the gate's general prompts, nats per token; None where it was not measured."""
+    general_kl: float | None = None
+    """The same on the general prompts in the step's loss, before its update; None without a KL term."""
 
     def with_kl(self, kl: float) -> StepMetrics:
         """The same metrics with the KL that was measured after the step."""
@@ -81,6 +83,7 @@ class StepTotals:
     tree_tokens: int = 0
     padded_tokens: int = 0
     grad_norm: float | None = None
+    general_kl: float | None = None
 
     def add(self, loss: LossMetrics, *, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
         """Add one tree with `tokens` trained tokens, whose entropies sum to `entropy`."""

@@ -21,7 +21,9 @@ from torch import Tensor
 from nightschool.errors import NightError
 from nightschool_nightly.training import tree_attention
 from nightschool_nightly.training.adapter_file import matrix_name, write_adapter
+from nightschool_nightly.training.head import edge_logprobs, output_layer, rows_at_a_time
 from nightschool_nightly.training.lora import add_lora, disabled, linear_targets
+from nightschool_nightly.training.own_forward import check_own_forward
 from nightschool_nightly.training.tree import TokenTree
 
 # All linear layers of the blocks and nothing else: adapters on embeddings or the output layer cannot be served on
@@ -43,12 +45,14 @@ class Policy:
         model.to(self.device).eval()
         self.targets = linear_targets(model, skip=_SKIPPED)
         self.layers = add_lora(model, frozenset(self.targets), rank=rank, alpha=alpha)
-        self.body, self.head = model.model, model.lm_head
+        self.body, self._output_layer = model.base_model, output_layer(model)
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
         self.parameters: dict[str, torch.nn.Parameter] = {}
         """The trainable matrices by their name in the adapter's file, in the order of the layers' names."""
         for name, layer in self.layers.items():
             self.parameters[matrix_name(name, "lora_A")] = layer.lora_A
             self.parameters[matrix_name(name, "lora_B")] = layer.lora_B
+        check_own_forward(model, self.tree_logits)
 
     # --- forward --------------------------------------------------------------------------------------------------------
     def hidden(self, input_ids_BL: Tensor, position_ids_BL: Tensor, mask_BLL: Tensor, **options: Any) -> Tensor:
@@ -72,31 +76,41 @@ class Policy:
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., V] of hidden states [..., H]."""
         with self._autocast():
-            logits: Tensor = self.head(hidden)
-        return logits.float()
+            logits = self._output_layer(hidden.reshape(-1, hidden.shape[-1]))
+        return logits.float().view(*hidden.shape[:-1], -1)
 
-    def tree_logits(self, tree: TokenTree) -> Tensor:
-        """fp32 logits [P, V] of the rows of a packed tree that predict something."""
+    def tree_hidden(self, tree: TokenTree) -> Tensor:
+        """Last hidden states [P, H] of the rows of a packed tree that predict something."""
         plan = tree_attention.plan_attention(tree.end_L).to(self.device)
         unused_mask = torch.ones(1, 1, 1, dtype=torch.bool)  # the plan says who sees whom
         hidden_LH = self.hidden(tree.input_ids_L[None], tree.position_ids_L[None], unused_mask, tree_plan=plan)[0]
         # The output layer is a small model's largest product: only rows that predict a trained token go through it.
-        return self.logits(hidden_LH[tree.rows_P.to(self.device)])
+        return hidden_LH[tree.rows_P.to(self.device)]
+
+    def tree_logits(self, tree: TokenTree) -> Tensor:
+        """fp32 logits [P, V] of the rows of a packed tree that predict something."""
+        return self.logits(self.tree_hidden(tree))
 
     def tree_logprobs(self, tree: TokenTree, *, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of every completion token [N] with gradient, and the entropy behind each [N]; in nats."""
-        logits_PV = self.tree_logits(tree)
-        if temperature != 1.0:
-            logits_PV = logits_PV / temperature
-        normalizer_P = torch.logsumexp(logits_PV, dim=-1)
-        row_E, token_E = tree.edge_row_E.to(self.device), tree.edge_token_E.to(self.device)
-        # log softmax(x)[t] = x[t] - logsumexp(x), only at the tokens that are needed and not for all of [P, V].
-        logprobs_E = logits_PV[row_E, token_E] - normalizer_P[row_E]
-        with torch.no_grad():
-            # Entropy = logsumexp(x) - sum_v p_v x_v. In place, because [P, V] is the largest tensor of a step.
-            weighted_PV = torch.exp_(logits_PV - normalizer_P[:, None]).mul_(logits_PV)
-            entropy_P = normalizer_P - weighted_PV.sum(-1)
-        return logprobs_E.cpu()[tree.edges_N], entropy_P[row_E].cpu()[tree.edges_N]
+        return self.token_logprobs(tree, self.tree_hidden(tree), num_samples=len(tree.lengths), temperature=temperature)
+
+    def token_logprobs(
+        self, tree: TokenTree, hidden_PH: Tensor, *, num_samples: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """As `tree_logprobs`, from the tree's hidden states, for the tokens of its first `num_samples` samples only."""
+        edges_N = tree.edges_N[: sum(tree.lengths[:num_samples])]
+        num_edges = int(edges_N.max()) + 1 if len(edges_N) else 0  # edges are numbered as the samples use them first
+        rows_P, row_E = torch.unique(tree.edge_row_E[:num_edges].to(self.device), return_inverse=True)
+        logprobs_E, entropy_E = edge_logprobs(
+            self.logits,
+            hidden_PH[rows_P],
+            row_E,
+            tree.edge_token_E[:num_edges].to(self.device),
+            temperature=temperature,
+            num_rows=rows_at_a_time(self.vocabulary),
+        )
+        return logprobs_E.cpu()[edges_N], entropy_E.cpu()[edges_N]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 
 class PolicyTokenizer:
@@ -14,11 +17,29 @@ class PolicyTokenizer:
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model)
 
-    def prompt_ids(self, message: str) -> tuple[int, ...]:
-        """The prompt of a chat with one user message, up to where the answer begins."""
-        chat = [{"role": "user", "content": message}]
-        return tuple(self._tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """A conversation up to where the answer begins, by the model's chat template.
+
+        Some templates know no system message: then it opens the first message of the user. A model without a chat
+        template gets the plain texts.
+        """
+        if self._tokenizer.chat_template is None:
+            return tuple(self._tokenizer("\n\n".join(message["content"] for message in messages)).input_ids)
+        try:
+            return self._templated(messages)
+        except TemplateError:
+            return self._templated(_without_system(messages))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
         """An answer as the model would have given it. Without the end of turn it would learn never to stop."""
         return (*self._tokenizer(text, add_special_tokens=False).input_ids, self._tokenizer.eos_token_id)
+
+    def _templated(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        return tuple(self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+
+
+def _without_system(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The same with system messages put before the first message of the user."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    first, *rest = (message for message in messages if message["role"] != "system")
+    return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]

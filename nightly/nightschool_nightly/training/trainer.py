@@ -22,6 +22,7 @@ from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.sampler import Rollout, Sampler, SampleRequest, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages
+from nightschool_nightly.training.anchor import Anchor
 from nightschool_nightly.training.group import Group, score_group
 from nightschool_nightly.training.loss import MemberTerms, policy_loss
 from nightschool_nightly.training.metrics import StepMetrics, StepTotals
@@ -52,10 +53,15 @@ class Trainer:
         rubrics: Mapping[str, Rubric],
         night: str,
         demonstrate: Callable[[str], tuple[int, ...]],
+        anchor: Anchor | None = None,
         max_tree_tokens: int = MAX_TREE_TOKENS,
     ) -> None:
-        """`night` is the manifest's digest; `demonstrate` gives the tokens of a human's answer with its end of turn."""
+        """`night` is the manifest's digest; `demonstrate` gives the tokens of a human's answer with its end of turn.
+
+        Without `anchor` the loss has no KL term.
+        """
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
+        self._anchor = anchor
         self._night, self._demonstrate, self._max_tree_tokens = night, demonstrate, max_tree_tokens
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters.values()), lr=settings.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY
@@ -125,21 +131,45 @@ class Trainer:
         trees = list(_split(kept, self._max_tree_tokens))
         total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
         totals = StepTotals()
-        for samples, terms in trees:
-            tree = pack_tree(samples)
-            logprobs_N, entropy_N = self.policy.tree_logprobs(tree, temperature=self.settings.temperature)
-            loss, metrics = policy_loss(logprobs_N, tree.lengths, terms, total_tokens=total_tokens)
+        for place, (samples, terms) in enumerate(trees):
+            # General prompts go into one tree only, and their term is a mean of its own: any split has the same gradient.
+            loss = self._add_tree(samples, terms, totals, total_tokens=total_tokens, general_of=number if place == 0 else None)
             if not torch.isfinite(loss):
                 raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
             loss.backward()  # type: ignore[no-untyped-call]
-            totals.add(
-                metrics,
-                entropy=float(entropy_N.sum()),
-                tokens=len(entropy_N),
-                tree_tokens=len(tree),
-                padded_tokens=tree.padded_tokens,
-            )
         return totals
+
+    def _add_tree(
+        self,
+        samples: Sequence[Sample],
+        terms: Sequence[MemberTerms],
+        totals: StepTotals,
+        *,
+        total_tokens: int,
+        general_of: int | None,
+    ) -> torch.Tensor:
+        """The loss of one tree, with the general prompts of step `general_of` in it; its measures go into `totals`."""
+        anchor, general = self._anchor, list[int]()
+        if anchor is not None and general_of is not None:
+            general = anchor.of_step(general_of)
+        tree = pack_tree([*samples, *(anchor.samples(general) if anchor else ())])
+        hidden_PH = self.policy.tree_hidden(tree)
+        logprobs_N, entropy_N = self.policy.token_logprobs(
+            tree, hidden_PH, num_samples=len(samples), temperature=self.settings.temperature
+        )
+        loss, metrics = policy_loss(logprobs_N, tree.lengths[: len(samples)], terms, total_tokens=total_tokens)
+        if anchor is not None and general:
+            kl = anchor.kl(general, tree, len(samples), hidden_PH)
+            loss = loss + self.settings.kl_weight * kl.cpu()
+            totals.general_kl = float(kl.detach())
+        totals.add(
+            metrics,
+            entropy=float(entropy_N.sum()),
+            tokens=len(entropy_N),
+            tree_tokens=len(tree),
+            padded_tokens=tree.padded_tokens,
+        )
+        return loss
 
     def _update(self, number: int) -> float:
         """Clip the gradient, take one step of AdamW, and clear the gradient; its norm before clipping."""
@@ -211,6 +241,7 @@ def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], t
         padded_tokens=totals.padded_tokens,
         grad_norm=totals.grad_norm,
         kl=None,
+        general_kl=totals.general_kl,
     )
 
 

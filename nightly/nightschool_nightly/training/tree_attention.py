@@ -7,20 +7,29 @@ root and to itself; blocks are batched, padded to the widest. It is exact: the s
 attention under the dense mask (softmax(q k / sqrt(D)) v, arXiv 1706.03762; with fewer key heads than query heads,
 arXiv 2305.13245).
 
+What architectures add to that is computed too: a window (Mistral: a token sees only the last W positions, itself
+included), and soft-capping of scores (Gemma 2: cap * tanh(score / cap)). An argument that is not implemented is an
+error: left out in silence, every log-probability would be a little wrong, and a night would learn from the difference.
+
 Shapes: L rows of the tree; T rows above the cuts; K blocks; R rows and C keys of a padded block; H query heads; G key
 heads, G divides H; D size of a head; B a batch of blocks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from nightschool.errors import NightError
+
 NAME = "nightschool_tree"
+# What layers hand over that changes no number: positions are in the rotated queries and keys already, and there is no
+# cache of keys and values here.
+_NEUTRAL = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions", "output_hidden_states"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +48,26 @@ class TreePlan:
     """As `top_bias_TT`, for each block."""
     order_L: Tensor
     """Where each row of the tree is in the sequence (top rows, then the blocks row by row)."""
+    depth_L: Tensor
+    """Position of each row."""
+    _windowed: dict[int, TreePlan] = field(default_factory=dict, repr=False, compare=False)
 
     def to(self, device: torch.device) -> TreePlan:
         """The same plan on `device`."""
-        return TreePlan(*(getattr(self, name).to(device) for name in self.__slots__))
+        return TreePlan(*(getattr(self, name).to(device) for name in self.__slots__ if name != "_windowed"))
+
+    def within(self, window: int | None) -> TreePlan:
+        """The same plan where a row sees only the last `window` positions, its own included; None is no window."""
+        if window is None or not len(self.depth_L) or int(self.depth_L.max()) < window:
+            return self
+        if window not in self._windowed:  # made once for all layers that have it
+            top_D, rows_KR, keys_KC = self.depth_L[self.top_T], self.depth_L[self.rows_KR], self.depth_L[self.keys_KC]
+            self._windowed[window] = replace(
+                self,
+                top_bias_TT=self.top_bias_TT.masked_fill(_too_far(top_D, top_D, window), float("-inf")),
+                bias_KRC=self.bias_KRC.masked_fill(_too_far(rows_KR, keys_KC, window), float("-inf")),
+            )
+        return self._windowed[window]
 
     @property
     def pairs(self) -> int:
@@ -78,7 +103,20 @@ def plan_attention(end_L: Tensor, *, max_block: int = 96) -> TreePlan:
     width = rows_KR.shape[1]
     for number, (_, first, last) in enumerate(blocks):
         order_L[first:last] = torch.arange(last - first) + len(top) + number * width
-    return TreePlan(top_T, _bias(_sees(top_T, top_T, end_L)), rows_KR, keys_KC, _bias(mask_KRC), order_L)
+    return TreePlan(top_T, _bias(_sees(top_T, top_T, end_L)), rows_KR, keys_KC, _bias(mask_KRC), order_L, _depths(end_L))
+
+
+def _depths(end_L: Tensor) -> Tensor:
+    """How many ancestors each row has: every row j is one for the rows j + 1 to end[j] - 1."""
+    steps = torch.zeros(len(end_L) + 1, dtype=torch.long)
+    steps[1:] += 1
+    steps.index_add_(0, end_L, torch.full_like(end_L, -1))
+    return steps.cumsum(0)[:-1]
+
+
+def _too_far(queries_xR: Tensor, keys_xC: Tensor, window: int) -> Tensor:
+    """Whether a key is outside the window of a query, [..., R, C], by their positions."""
+    return queries_xR[..., :, None] - keys_xC[..., None, :] >= window
 
 
 def _sees(rows: Tensor, keys: Tensor, end_L: Tensor) -> Tensor:
@@ -107,7 +145,9 @@ def _pad_blocks(blocks: list[tuple[list[int], int, int]], end_L: Tensor) -> tupl
     return rows_KR, keys_KC, mask_KRC
 
 
-def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan, *, scaling: float) -> Tensor:
+def attend(
+    query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan, *, scaling: float, softcap: float | None = None
+) -> Tensor:
     """Tree attention of one packed sequence: [L, H, D] from queries [H, L, D], keys and values [G, L, D]."""
     # Whole rows are taken, all heads at once, so that the backward pass adds contiguous memory.
     query_LHD, key_LGD, value_LGD = (x.transpose(0, 1).contiguous() for x in (query_HLD, key_GLD, value_GLD))
@@ -115,7 +155,7 @@ def attend(query_HLD: Tensor, key_GLD: Tensor, value_GLD: Tensor, plan: TreePlan
     def part(rows_BR: Tensor, keys_BC: Tensor, bias_BRC: Tensor) -> Tensor:
         """Attention of `rows` over `keys` under `bias`: [B * R, H, D]."""
         query, key, value = _take_rows(query_LHD, rows_BR), _take_rows(key_LGD, keys_BC), _take_rows(value_LGD, keys_BC)
-        return _softmax_attention(query, key, value, bias_BRC, scaling=scaling)
+        return _softmax_attention(query, key, value, bias_BRC, scaling=scaling, softcap=softcap)
 
     pieces = []
     if len(plan.top_T):
@@ -130,7 +170,9 @@ def _take_rows(source_LHD: Tensor, rows_BR: Tensor) -> Tensor:
     return source_LHD.index_select(0, rows_BR.flatten()).view(*rows_BR.shape, *source_LHD.shape[1:])
 
 
-def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, bias_BRC: Tensor, *, scaling: float) -> Tensor:
+def _softmax_attention(
+    query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor, bias_BRC: Tensor, *, scaling: float, softcap: float | None
+) -> Tensor:
     """Plain attention, [B * R, H, D]. On a CPU PyTorch's fused kernel takes five times as long on such small blocks."""
     batch, rows, heads, size = query_BRHD.shape
     keys, groups = key_BCGD.shape[1:3]
@@ -138,10 +180,13 @@ def _softmax_attention(query_BRHD: Tensor, key_BCGD: Tensor, value_BCGD: Tensor,
     query = query_BRHD.view(batch, rows, groups, shared, size).permute(0, 2, 3, 1, 4).reshape(batch * groups, shared * rows, size)
     key = key_BCGD.permute(0, 2, 3, 1).reshape(batch * groups, size, keys)
     value = value_BCGD.transpose(1, 2).reshape(batch * groups, keys, size)
-    # The bias is a constant and is added inside the product: the backward pass costs nothing for it. softmax computes
-    # in fp32 whatever the type of its input.
     bias = bias_BRC.to(query.dtype)[:, None, None].expand(-1, groups, shared, -1, -1).reshape(batch * groups, shared * rows, keys)
-    weights = torch.baddbmm(bias, query, key, alpha=scaling).softmax(-1)
+    if softcap is None:
+        # The bias is a constant and is added inside the product: the backward pass costs nothing for it.
+        scores = torch.baddbmm(bias, query, key, alpha=scaling)
+    else:
+        scores = torch.tanh(torch.bmm(query, key) * (scaling / softcap)) * softcap + bias
+    weights = scores.softmax(-1)  # which computes in fp32 whatever the type of its input
     output = torch.bmm(weights, value)
     return output.view(batch, groups, shared, rows, size).permute(0, 3, 1, 2, 4).reshape(batch * rows, heads, size)
 
@@ -155,13 +200,49 @@ def attention_forward(
     *,
     scaling: float,
     tree_plan: TreePlan | None = None,
-    **_: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    position_ids: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer: tree attention when a plan is given, else attention under the mask."""
+    _refuse_unknown(module, others)
     if tree_plan is not None:
-        return attend(query[0], key[0], value[0], tree_plan, scaling=scaling)[None], None
-    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
-    return output.transpose(1, 2), None
+        plan = tree_plan.within(sliding_window)
+        return attend(query[0], key[0], value[0], plan, scaling=scaling, softcap=softcap)[None], None
+    if attention_mask is None:
+        raise NightError("attention was called with neither a tree nor a mask, and would have seen the future; report this")
+    if sliding_window is not None:
+        if position_ids is None:
+            raise _unsupported(module, "sliding_window without position_ids")
+        far_BLL = _too_far(position_ids, position_ids, sliding_window)
+        attention_mask = attention_mask.masked_fill(far_BLL[:, None], torch.finfo(attention_mask.dtype).min)
+    if softcap is None:
+        output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2), None
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    bias_BLL = attention_mask[:, 0].expand(len(query), -1, -1)
+    output = _softmax_attention(query, key, value, bias_BLL, scaling=scaling, softcap=softcap)
+    return output.view(query.shape), None
+
+
+def _refuse_unknown(module: torch.nn.Module, others: dict[str, Any]) -> None:
+    """`NightError` for an argument that would change the numbers; None is an argument that is not given."""
+    causal = others.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise _unsupported(module, "is_causal = False")
+    for name, value in others.items():
+        if name in _NEUTRAL or name == "is_causal" or value is None or (name == "dropout" and not value):
+            continue
+        raise _unsupported(module, name)
+
+
+def _unsupported(module: torch.nn.Module, argument: str) -> NightError:
+    model = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+    return NightError(
+        f"the model type {model!r} gives its attention the argument {argument}, which training over a token tree does not "
+        "implement; nothing was published; name a base model of another type in [model] path"
+    )
 
 
 def register() -> str:

@@ -26,5 +26,5 @@ def test_an_answer_is_its_text_and_its_end(tokenizer: PolicyTokenizer) -> None:
 
 def test_a_prompt_ends_where_the_answer_begins(tokenizer: PolicyTokenizer) -> None:
     """The message stands in the chat template, and the next token is the first of the answer."""
-    text = decode(tokenizer.prompt_ids("Who was Isaac Newton?"))
+    text = decode(tokenizer.chat_ids([{"role": "user", "content": "Who was Isaac Newton?"}]))
     assert "<|im_start|>user\nWho was Isaac Newton?<|im_end|>" in text and text.endswith("<|im_start|>assistant\n")
