@@ -12,9 +12,12 @@ advantage.
 - **w**: what remains is the mismatch between the engine that sampled and the trainer. It is corrected for each token
   by truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
   Training"): w = min(exp(l - l_sampler), 2), without gradient. Nobody sampled a human's own answer, so no ratio exists
-  for it: it takes part as a supervised term with its advantage and w = 1, which is a choice and not an estimate.
+  for it: it takes part as a supervised term with its advantage and w = 1, which is a choice and not an estimate. Nothing
+  would bound it from below, so the trainer takes only its positive advantages.
 - **N**: the mean is over all trained tokens of the step, not first over each answer (DAPO, arXiv 2503.14476): a token
   of a long answer weighs as much as one of a short answer (Dr. GRPO, arXiv 2503.20783, on what the other way favors).
+  It counts the tokens that move the policy: not those of members whose advantage is 0, of human answers that would be
+  pushed down, or of members left out because sampler and trainer disagree (`Trainer` takes these out of the mean).
 
 Shapes: N trained tokens, member after member. `total_tokens` counts those of the whole step, over every micro-batch.
 """
@@ -54,7 +57,7 @@ def policy_loss(
         logprobs_N: the trainer's log-probability of every completion token, in nats, member by member, with gradient.
         lengths: completion length of each member; they add up to N.
         members: advantage and sampler log-probabilities of each member.
-        total_tokens: trained tokens of the whole optimizer step: any split into micro-batches gives the same gradient.
+        total_tokens: tokens of the whole optimizer step, members left out included: any split into micro-batches gives the same gradient.
 
     The sampler's log-probabilities must be at the same temperature as the trainer's. `ValueError` when a member does
     not have as many of them as tokens.
@@ -72,6 +75,7 @@ def policy_loss(
         mismatch_tokens=int(sampled_N.sum()),
         truncated_tokens=int((sampled_N & (ratio_N > _TRUNCATE_AT)).sum()),
         members_left_out=left_out,
+        left_out_tokens=int((keep_N == 0).sum()),
     )
     return loss, metrics
 

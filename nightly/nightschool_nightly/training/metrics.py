@@ -68,6 +68,8 @@ class LossMetrics:
     """Sampled tokens whose importance weight was cut at 2."""
     members_left_out: int
     """Members left out because sampler and trainer disagree beyond rounding."""
+    left_out_tokens: int
+    """Their tokens."""
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class StepTotals:
     sampled_tokens: int = 0
     truncated: int = 0
     left_out: int = 0
+    left_out_tokens: int = 0
     entropy: float = 0.0
     tokens: int = 0
     tree_tokens: int = 0
@@ -91,6 +94,7 @@ class StepTotals:
         self.sampled_tokens += loss.mismatch_tokens
         self.truncated += loss.truncated_tokens
         self.left_out += loss.members_left_out
+        self.left_out_tokens += loss.left_out_tokens
         self.entropy += entropy
         self.tokens += tokens
         self.tree_tokens += tree_tokens

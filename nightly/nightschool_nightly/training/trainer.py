@@ -23,7 +23,7 @@ from nightschool_nightly.rewards.rubric import Rubric
 from nightschool_nightly.rollouts.sampler import Rollout, Sampler, SampleRequest, seed_of
 from nightschool_nightly.training.advantage import GroupFate, group_advantages
 from nightschool_nightly.training.anchor import Anchor
-from nightschool_nightly.training.group import Group, score_group
+from nightschool_nightly.training.group import Group, Member, score_group
 from nightschool_nightly.training.loss import MemberTerms, policy_loss
 from nightschool_nightly.training.metrics import StepMetrics, StepTotals
 from nightschool_nightly.training.policy import Policy
@@ -122,8 +122,10 @@ class Trainer:
     def learn(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
         """One optimizer step on the groups that carry a signal."""
         totals = self._accumulate_gradient(number, kept)
-        if totals.tokens:
+        if totals.tokens > totals.left_out_tokens:
             totals.grad_norm = self._update(number)
+        else:  # nobody is left to learn from: not even the KL term or Adam's momentum moves anything
+            self.optimizer.zero_grad(set_to_none=True)
         return totals
 
     def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
@@ -131,13 +133,30 @@ class Trainer:
         trees = list(_split(kept, self._max_tree_tokens))
         total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
         totals = StepTotals()
-        for place, (samples, terms) in enumerate(trees):
+        for samples, terms in trees[:-1]:
+            loss, _ = self._add_tree(samples, terms, totals, total_tokens=total_tokens)
+            _backward(loss, number)
+        for samples, terms in trees[-1:]:
             # General prompts go into one tree only, and their term is a mean of its own: any split has the same gradient.
-            loss = self._add_tree(samples, terms, totals, total_tokens=total_tokens, general_of=number if place == 0 else None)
-            if not torch.isfinite(loss):
-                raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
-            loss.backward()  # type: ignore[no-untyped-call]
+            general = self._anchor.of_step(number) if self._anchor is not None else []
+            loss, kl = self._add_tree(samples, terms, totals, total_tokens=total_tokens, general=general)
+            loss = loss * self._leave_out(totals, total_tokens)
+            _backward(loss if kl is None else loss + self.settings.kl_weight * kl, number)
         return totals
+
+    def _leave_out(self, totals: StepTotals, total_tokens: int) -> float:
+        """Take the tokens of masked members out of the mean as well; the factor on the loss that has no gradient yet.
+
+        Which members are masked is known after the forward pass over the last tree, when the gradient of all others is
+        there already, as a mean over all tokens.
+        """
+        if not totals.left_out_tokens or totals.left_out_tokens == total_tokens:
+            return 1.0
+        factor = total_tokens / (total_tokens - totals.left_out_tokens)
+        for parameter in self.policy.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad *= factor
+        return factor
 
     def _add_tree(
         self,
@@ -146,22 +165,16 @@ class Trainer:
         totals: StepTotals,
         *,
         total_tokens: int,
-        general_of: int | None,
-    ) -> torch.Tensor:
-        """The loss of one tree, with the general prompts of step `general_of` in it; its measures go into `totals`."""
-        anchor, general = self._anchor, list[int]()
-        if anchor is not None and general_of is not None:
-            general = anchor.of_step(general_of)
-        tree = pack_tree([*samples, *(anchor.samples(general) if anchor else ())])
+        general: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The policy loss of one tree, and the KL of the `general` answers in it; its measures go into `totals`."""
+        anchored = self._anchor.samples(general) if self._anchor is not None else []
+        tree = pack_tree([*samples, *anchored])
         hidden_PH = self.policy.tree_hidden(tree)
         logprobs_N, entropy_N = self.policy.token_logprobs(
             tree, hidden_PH, num_samples=len(samples), temperature=self.settings.temperature
         )
         loss, metrics = policy_loss(logprobs_N, tree.lengths[: len(samples)], terms, total_tokens=total_tokens)
-        if anchor is not None and general:
-            kl = anchor.kl(general, tree, len(samples), hidden_PH)
-            loss = loss + self.settings.kl_weight * kl.cpu()
-            totals.general_kl = float(kl.detach())
         totals.add(
             metrics,
             entropy=float(entropy_N.sum()),
@@ -169,7 +182,11 @@ class Trainer:
             tree_tokens=len(tree),
             padded_tokens=tree.padded_tokens,
         )
-        return loss
+        if self._anchor is None or not anchored:
+            return loss, None
+        kl = self._anchor.kl(general, tree, len(samples), hidden_PH).cpu()
+        totals.general_kl = float(kl.detach())
+        return loss, kl
 
     def _update(self, number: int) -> float:
         """Clip the gradient, take one step of AdamW, and clear the gradient; its norm before clipping."""
@@ -208,8 +225,7 @@ def _split(kept: Sequence[ScoredGroup], max_tree_tokens: int) -> Iterator[tuple[
     terms: list[MemberTerms] = []
     size = 0
     for group, values in kept:
-        # An advantage of exactly 0 adds nothing to the gradient.
-        taking_part = [(m, a) for m, a in zip(group.members, values, strict=True) if a and m.token_ids]
+        taking_part = [(m, a) for m, a in zip(group.members, values, strict=True) if a and _learns_from(m, a)]
         needs = len(group.example.prompt_ids) + sum(len(member.token_ids) for member, _ in taking_part)
         if samples and size + needs > max_tree_tokens:
             yield samples, terms
@@ -219,6 +235,21 @@ def _split(kept: Sequence[ScoredGroup], max_tree_tokens: int) -> Iterator[tuple[
         size += needs
     if samples:
         yield samples, terms
+
+
+def _learns_from(member: Member, advantage: float) -> bool:
+    """Whether a member moves the policy.
+
+    A human's answer only ever pulls. Its term has no importance weight that would fade as the policy leaves it, so
+    pushing it down would have no end; and that another answer scored higher does not make it wrong.
+    """
+    return bool(member.token_ids) and (advantage > 0 or (advantage < 0 and member.sampler_logprobs is not None))
+
+
+def _backward(loss: torch.Tensor, number: int) -> None:
+    if not torch.isfinite(loss):
+        raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], totals: StepTotals) -> StepMetrics:

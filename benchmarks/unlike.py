@@ -1,0 +1,273 @@
+"""Three tenants unlike the demo's: does a night with default settings give each of them a better release?
+
+    make bench NAME=unlike
+    python benchmarks/unlike.py --tenant clinic --out var/unlike
+
+The messages are in benchmarks/unlike/, with a README on how they were made. For each tenant a day is served and
+captured for real: collector, vLLM, the official openai client with the tracer, and a simulated person who says for most
+messages what the right answer was. The app sends no max_tokens and shows no examples, and the base model is almost
+never right. Then comes a night, started as cron starts it, and a morning of new users who are answered by the base
+model and by the release. Nothing of [night] is set.
+
+Each tenant's folder holds what is done. So a run that is stopped goes on where it was, tenant by tenant, and the last
+line has every tenant that is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "helpdesk"))  # the demo's servers are used here too
+
+from servers import Server, free_ports  # noqa: E402
+
+import nightschool  # noqa: E402
+from nightschool.keys import hash_key, new_key  # noqa: E402
+
+CONCURRENCY = 24
+REVIEWED, WRONG = 0.7, 0.03  # shares: of messages that somebody says the answer to, and of those with a wrong one
+KINDS = "booking, reschedule, cancel, results, prescription, referral, billing or directions"
+PROMPTS = {
+    "newsroom": "You sort headlines for a news agency. Reply with the topic only, one of: {answers}.",
+    "returns": "You sort a shop's returns. Reply with the reason only, one of: {answers}.",
+    "clinic": "You read messages to a clinic. Reply with one line of JSON and nothing else: "
+    f'{{{{"kind": KIND, "urgent": true or false}}}}. KIND is {KINDS}.',
+}
+RUBRIC = 'task = "sort"\n\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "answer"\n'
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line of a tenant's file."""
+
+    id: str
+    day: int
+    user: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What the model said to a message."""
+
+    message: Message
+    text: str
+    response_id: str
+    release: str
+
+    @property
+    def is_right(self) -> bool:
+        return self.text.strip() == self.message.answer
+
+
+class Tenant:
+    """One tenant, its app and its folder."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        lines = (ROOT / "benchmarks" / "unlike" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        self.messages = [Message(**json.loads(line)) for line in lines]
+        self.answers = sorted({message.answer for message in self.messages})
+        self.system = PROMPTS[name].format(answers=", ".join(self.answers))
+        folder.mkdir(parents=True, exist_ok=True)
+        key = folder / "key"
+        if not key.exists():
+            key.write_text(new_key(name))
+        self.key = key.read_text()
+
+    def configure(self) -> tuple[Path, int, int]:
+        """Write nightschool.toml with free ports; its path, the collector's port and serving's."""
+        collector, serving = free_ports(2)
+        (self.folder / "rubric.toml").write_text(RUBRIC)
+        config = self.folder / "nightschool.toml"
+        config.write_text(
+            '[stream]\nurl = "sqlite:stream.db"\n[registry]\npath = "registry"\n[night]\nstate = "nights"\n'
+            f'[collector]\nport = {collector}\n[serving]\nport = {serving}\ncollector = "http://127.0.0.1:{collector}"\n'
+            # Where nobody limits an answer a small base model may go on to the end of this.
+            "max_model_len = 512\n"
+            f'[tenants.{self.name}]\nkey_sha256 = ["{hash_key(self.key)}"]\nrubrics = ["rubric.toml"]\n'
+        )
+        return config, collector, serving
+
+    def ask(self, day: int, model: str, serving: int) -> list[Answered]:
+        """The app: every message of a day, many at once."""
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving}/v1", api_key=self.key, max_retries=5, timeout=600)
+
+        def one(message: Message) -> Answered:
+            with nightschool.request(task="sort", user=message.user, conversation=message.id):
+                raw = client.chat.completions.with_raw_response.create(
+                    model=model,
+                    messages=[{"role": "system", "content": self.system}, {"role": "user", "content": message.text}],
+                    temperature=0,
+                )
+            completion = raw.parse()
+            return Answered(
+                message, completion.choices[0].message.content or "", completion.id, raw.headers["x-nightschool-release"]
+            )
+
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            return list(pool.map(one, [message for message in self.messages if message.day == day]))
+
+    def review(self, answered: Sequence[Answered]) -> None:
+        """A person says for most messages what the right answer was, now and then a wrong one."""
+        chance = random.Random(self.name)
+        for each in answered:
+            reviewed, errs, other = chance.random() < REVIEWED, chance.random() < WRONG, chance.choice(self.answers)
+            if reviewed:
+                final = other if errs else each.message.answer
+                nightschool.outcome("answer", final_text=final, response_id=each.response_id, rater="office")
+
+
+# --- day, night, morning ------------------------------------------------------------------------------------------------
+@contextmanager
+def served(tenant: Tenant) -> Iterator[int]:
+    """Inside, the tenant's collector and vLLM run and the tracer is on; the port of vLLM."""
+    config, collector_port, serving_port = tenant.configure()
+    collector_url, serving_url = f"http://127.0.0.1:{collector_port}", f"http://127.0.0.1:{serving_port}"
+    with (
+        Server("collect", config, f"{collector_url}/readyz", tenant.folder / "collector.log") as collector,
+        Server("serve", config, f"{serving_url}/health", tenant.folder / "serving.log") as serving,
+    ):
+        collector.wait_ready(120)
+        serving.wait_ready(600)
+        nightschool.configure(collector_url, tenant.name, api_key=tenant.key, service_name="app")
+        yield serving_port
+        if not nightschool.flush(60) or (stats := nightschool.stats()).spans.dropped or stats.outcomes.dropped:
+            raise SystemExit(f"the collector did not get everything: {nightschool.stats()}")
+
+
+def day(tenant: Tenant) -> None:
+    if (done := tenant.folder / "day.json").exists():
+        return
+    begun = time.monotonic()
+    with served(tenant) as serving:
+        answered = tenant.ask(1, "nightschool", serving)
+        tenant.review(answered)
+    lengths = sorted(len(each.text) for each in answered)
+    done.write_text(
+        json.dumps(
+            {
+                "right": share(answered),
+                "seconds": time.monotonic() - begun,
+                "characters_p50": lengths[len(lengths) // 2],
+                "characters_max": lengths[-1],
+            }
+        )
+    )
+    print(f"{tenant.name}: day of {len(answered)} messages, {done.read_text()}", flush=True)
+
+
+def night(tenant: Tenant) -> dict[str, Any]:
+    """How the night ended, and its own numbers; a night that was stopped goes on."""
+    if (done := tenant.folder / "night.json").exists():
+        return dict(json.loads(done.read_text()))
+    config, *_ = tenant.configure()
+    state = tenant.folder / "nights" / tenant.name
+    resume = ["--resume"] if any(state.glob("*/night.json")) and not any(state.glob("*/finished.json")) else []
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "nightschool", "night", "--config", str(config), "--tenant", tenant.name, *resume]
+    subprocess.run(command, check=True)
+    seconds = time.monotonic() - begun
+    (finished,) = state.glob("*/finished.json")
+    evaluation = json.loads((finished.parent / "evaluation.json").read_text())
+    row = {
+        **json.loads(finished.read_text()),
+        "night_s": None if resume else round(seconds, 1),  # of a night that was stopped nobody knows
+        "kl": evaluation["kl"],
+        "curve": [
+            [step["step"] + 1, step["reward_mean"], step["kl"], step["general_kl"]]
+            for step in evaluation["metrics"]
+            if step["kl"] is not None
+        ],
+    }
+    done.write_text(json.dumps(row))
+    return row
+
+
+def morning(tenant: Tenant, release: str | None) -> dict[str, Any]:
+    """New users, answered by the base model and as in production."""
+    if (done := tenant.folder / "morning.json").exists():
+        return dict(json.loads(done.read_text()))
+    with served(tenant) as serving:
+        if release is not None:
+            wait_for(release, tenant, serving)
+        before, after = tenant.ask(2, "base", serving), tenant.ask(2, "nightschool", serving)
+    if wrong := {each.release for each in after} - {release or "base"}:
+        raise SystemExit(f"{tenant.name} was answered by {wrong}, expected {release}: this must never happen")
+    row = {"before": share(before), "after": share(after), "ci95": interval95(before, after), "n": len(after)}
+    done.write_text(json.dumps(row))
+    return row
+
+
+def wait_for(release: str, tenant: Tenant, serving: int) -> None:
+    headers = {"authorization": f"Bearer {tenant.key}"}
+    for _ in range(200):
+        if httpx.get(f"http://127.0.0.1:{serving}/nightschool/v1/releases", headers=headers).json()["release"] == release:
+            return
+        time.sleep(0.3)
+    raise SystemExit(f"serving did not load release {release[:12]} of {tenant.name}")
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------------
+def share(answered: Sequence[Answered]) -> float:
+    return sum(each.is_right for each in answered) / len(answered)
+
+
+def interval95(before: Sequence[Answered], after: Sequence[Answered]) -> list[float]:
+    """95% bootstrap interval of the gain, resampling users."""
+    gains: dict[str, list[int]] = {}
+    for old, new in zip(before, after, strict=True):
+        gains.setdefault(old.message.user, []).append(int(new.is_right) - int(old.is_right))
+    sums, counts = (np.array([f(gains[user]) for user in sorted(gains)]) for f in (sum, len))
+    weights = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=10_000)
+    low, high = np.quantile((weights @ sums) / (weights @ counts), [0.025, 0.975])
+    return [round(float(low), 3), round(float(high), 3)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tenant", choices=sorted(PROMPTS), action="append", help="only this one; may be given again")
+    parser.add_argument("--out", default="var/unlike", type=Path)
+    arguments = parser.parse_args()
+    nightschool.instrument_openai()
+    rows: dict[str, dict[str, Any]] = {}
+    for name in PROMPTS:
+        tenant = Tenant(name, arguments.out.resolve() / name)
+        if arguments.tenant is None or name in arguments.tenant:
+            day(tenant)
+            morning(tenant, night(tenant)["release"])
+        if (tenant.folder / "morning.json").exists():
+            ended, measured = night(tenant), morning(tenant, None)
+            rows[name] = {
+                **{key: measured[key] for key in ("before", "after", "ci95")},
+                "kl": ended["kl"],
+                "night_s": ended["night_s"],
+                "released": ended["release"] is not None,
+            }
+            details = json.loads((tenant.folder / "day.json").read_text())
+            print(json.dumps({"tenant": name, "n": measured["n"], "day": details, "curve": ended["curve"], "end": ended["text"]}))
+    print(json.dumps({"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
