@@ -34,8 +34,8 @@ from servers import Server, free_ports
 
 import nightschool
 from nightschool.keys import hash_key, new_key
-from nightschool.registry.folder import Registry
 from nightschool.machine import read_machine
+from nightschool.registry.folder import Registry
 from nightschool.remaining import in_words
 
 HERE = Path(__file__).resolve().parent
