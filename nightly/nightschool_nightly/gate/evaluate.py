@@ -8,7 +8,10 @@ from nightschool_nightly.examples.example import Example
 from nightschool_nightly.gate.evaluation import Answers, Contender
 from nightschool_nightly.rewards.items import Answer
 from nightschool_nightly.rewards.rubric import Rubric
-from nightschool_nightly.rollouts.sampler import Sampler, SampleRequest, SaveAdapter, seed_of
+from nightschool_nightly.rollouts.sampler import Rollout, Sampler, SampleRequest, SaveAdapter, seed_of
+
+_REFUSED = Rollout((), (), "", finished=True)
+"""In place of an answer where the engine refuses the request: no policy has one, so the prompt is unscored for all."""
 
 
 def answer_holdout(
@@ -40,9 +43,9 @@ def answer_holdout(
         )
         for example in examples
     ]
-    rollouts = [answers[0] for answers in sampler.sample(requests)]
+    rollouts = [answers[0] if answers else _REFUSED for answers in sampler.sample(requests)]
     rewards = tuple(
-        rubrics[example.task].score(example, Answer(rollout.text)).reward
+        None if rollout is _REFUSED else rubrics[example.task].score(example, Answer(rollout.text)).reward
         for example, rollout in zip(examples, rollouts, strict=True)
     )
     cut = tuple(not rollout.finished for rollout in rollouts)

@@ -58,16 +58,41 @@ class RolloutEngine:
             self._adapter = LoRARequest(lora_name=f"night.v{number}", lora_int_id=number, lora_path=str(path))
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
-        """Sampled answers, for each request `num_samples` of them, in order."""
+        """Sampled answers, for each request `num_samples` of them, in order; none for one that vLLM refuses."""
         # A resumed night starts with an empty cache. What comes out of the cache may differ in rounding from what is
         # computed, so every step starts with an empty one.
         self._llm.reset_prefix_cache(reset_connector=self._shares_tails)
-        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests]
+        parameters = list(map(_sampling_parameters, requests))
+        accepted = [number for number in range(len(requests)) if self._accepts(parameters[number])]
+        prompts = [{"prompt_token_ids": list(requests[number].prompt_ids)} for number in accepted]
         if self._shares_tails and any(request.num_samples > 1 for request in requests):
             self._compute_prompts(prompts)
-        parameters = [_sampling_parameters(request) for request in requests]
-        outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
-        return [[_rollout(completion) for completion in output.outputs] for output in outputs]
+        outputs = self._llm.generate(
+            prompts, [parameters[number] for number in accepted], lora_request=self._adapter, use_tqdm=False
+        )
+        answers: list[list[Rollout]] = [[] for _ in requests]
+        for number, output in zip(accepted, outputs, strict=True):
+            answers[number] = [_rollout(completion) for completion in output.outputs]
+        return answers
+
+    def _accepts(self, parameters: Any) -> bool:
+        """Whether vLLM takes a request with a schema or with token ids: it alone knows which of them it can follow.
+
+        Everything else was checked when the examples were chosen (`examples.sampling`).
+        """
+        if parameters.structured_outputs is None and not parameters.logit_bias:
+            return True
+        config = self._llm.llm_engine.vllm_config
+        try:
+            parameters.verify(
+                config.model_config,
+                config.speculative_config,
+                config.structured_outputs_config,
+                self._llm.get_tokenizer(),
+            )
+        except ValueError:
+            return False
+        return True
 
     def _compute_prompts(self, prompts: Sequence[Mapping[str, list[int]]]) -> None:
         """Sample one token of each prompt, so that the rollouts after it share its last block (see `prompt_tails`)."""

@@ -53,7 +53,7 @@ class Sampler(Protocol):
         """Answer with the adapter that `save` writes; None means the base model."""
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
-        """`num_samples` rollouts for each request, in order."""
+        """`num_samples` rollouts for each request, in order; none for a request that the engine refuses."""
 
 
 def seed_of(*parts: str) -> int:

@@ -240,6 +240,16 @@ def test_tools_and_sampling_parameters_come_along(day: Day, build: Build) -> Non
     assert (call.request, call.finish_reason) == ({"temperature": 0.5}, "stop")
 
 
+def test_the_server_knows_best_what_was_sent(day: Day, build: Build) -> None:
+    """A package of the app's may record less of a request than arrived, or defaults that were never sent."""
+    seen = {"GEN_AI_REQUEST_TEMPERATURE": 0.5, "REQUEST_PARAMETERS": json.dumps({"min_p": 0.1, "echo": None})}
+    app = {"GEN_AI_REQUEST_TEMPERATURE": 1.0, "GEN_AI_REQUEST_TOP_K": 3}
+    day.append(day.server(99, "r1", **seen), day.app(1, GEN_AI_RESPONSE_ID="r1", **app))
+    built, _ = build(day)
+    (call,) = only(built).calls
+    assert call.request == {"temperature": 0.5, "top_k": 3, "min_p": 0.1, "echo": None}
+
+
 def test_a_span_sent_twice_counts_once(day: Day, build: Build) -> None:
     """An exporter that retries changes nothing but a count; the first copy stays."""
     day.append(day.app(1, answer="first", span=7), day.app(1, answer="second", span=7))

@@ -17,7 +17,7 @@ RUBRICS = {"triage": parse_rubric('task = "triage"\n[[items]]\nname = "right"\nk
 class Script:
     """A sampler that answers what it is told, and remembers what it was asked."""
 
-    def __init__(self, *answers: Rollout) -> None:
+    def __init__(self, *answers: Rollout | None) -> None:
         self.answers = answers
         self.asked: list[SampleRequest] = []
         self.used: list[SaveAdapter | None] = []
@@ -27,7 +27,7 @@ class Script:
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
         self.asked += requests
-        return [[answer] for answer in self.answers]
+        return [[answer] if answer else [] for answer in self.answers]
 
 
 def said(text: str, *, finished: bool = True) -> Rollout:
@@ -50,6 +50,14 @@ def test_an_answer_cut_where_production_cuts_is_scored_as_users_got_it(make_exam
     found = answer_holdout(Contender.CANDIDATE, script, None, examples, RUBRICS, night="n")
     assert (found.rewards, found.texts, found.cut) == ((0.0, 1.0), ("fraud, because", "fraud"), (True, True))
     assert [request.max_tokens for request in script.asked] == [90, 4]
+
+
+def test_a_request_that_the_engine_refuses_is_unscored(make_example: Callable[..., Example]) -> None:
+    """A schema that vLLM cannot follow stops no night; nobody has an answer, so nobody has a score."""
+    found = answer_holdout(
+        Contender.BASE, Script(None, said("fraud")), None, [make_example("a"), make_example("b")], RUBRICS, night="n"
+    )
+    assert (found.texts, found.rewards, found.cut) == (("", "fraud"), (None, 1.0), (False, False))
 
 
 def test_every_policy_is_asked_the_same(make_example: Callable[..., Example]) -> None:
