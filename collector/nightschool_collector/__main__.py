@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nightschool.config.reader import load_config
 from nightschool.errors import MissingExtraError, NightschoolError
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from nightschool_collector.server import serve
         except ModuleNotFoundError as error:
             raise MissingExtraError("the collector", "collector", error.name or "fastapi") from error
-        serve(config)
+        serve(config, Path(arguments.config))
     except NightschoolError as error:
         print(f"nightschool collect: {error}", file=sys.stderr)
         return 2

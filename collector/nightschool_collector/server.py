@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from nightschool.config.follow import ConfigFollower, KeyChanges
 from nightschool.config.redactors import redactors
 from nightschool.config.settings import CollectorConfig, Config, duration_ms
 from nightschool.config.stream import open_configured
+from nightschool.connections import ConnectionLimits, limited_http
 from nightschool.errors import ConfigError, MissingExtraError, StreamError
 from nightschool.keys import KeyRing
 from nightschool.stream import Stream, retention_warnings
@@ -32,10 +35,13 @@ KEEP_ALIVE_S = 75  # longer than an exporter's pause between two batches, so tha
 DRAIN_S = 10  # the official exporters give a request up after 10 s
 
 
-def serve(config: Config) -> None:
-    """Receive until SIGTERM or SIGINT; what is being written then is finished and acknowledged first."""
-    hashes = {name: tenant.key_sha256 for name, tenant in config.tenants.items() if tenant.key_sha256}
-    if not hashes:
+def serve(config: Config, path: Path) -> None:
+    """Receive until SIGTERM or SIGINT; what is being written then is finished and acknowledged first.
+
+    The keys that count are those that the file at `path`, where `config` came from, has at the time.
+    """
+    hashes = {name: tenant.key_sha256 for name, tenant in config.tenants.items()}
+    if not any(hashes.values()):
         raise ConfigError(
             "no tenant has a key, so the collector could accept nothing; 'nightschool key --tenant NAME' makes one,"
             " put its SHA-256 into [tenants.NAME] key_sha256"
@@ -50,11 +56,18 @@ def serve(config: Config) -> None:
         where = f"http://{settings.host}:{listener.getsockname()[1]}"
         if settings.grpc_port:
             where += f" and grpc://{settings.host}:{settings.grpc_port}"
-        greeting = f"collecting on {where} into {config.stream.url} for tenants {', '.join(hashes)}"
+        greeting = (
+            f"collecting on {where} into {config.stream.url} for tenants {', '.join(name for name in hashes if hashes[name])}"
+        )
 
         def run(index: int, ready: Callable[[], None]) -> None:
             counters.use_row(index)
-            _receive(config, KeyRing(hashes), counters, browser, listener, ready)
+            ring = KeyRing(hashes)
+            follower = _follow_keys(path, ring, hashes, says=index == 0)
+            try:
+                _receive(config, ring, counters, browser, listener, ready)
+            finally:
+                follower.close()
 
         def ready() -> None:
             print(greeting, flush=True)
@@ -63,6 +76,19 @@ def serve(config: Config) -> None:
             run(0, ready)
         else:
             Workers(settings.workers, run).supervise(ready)
+
+
+def _follow_keys(path: Path, ring: KeyRing, hashes: Mapping[str, tuple[str, ...]], *, says: bool) -> ConfigFollower:
+    """Keep `ring` as the file at `path` is; of several processes only one `says` what has changed."""
+
+    def say(line: str) -> None:
+        if says:
+            print(f"nightschool collect: {line}", file=sys.stderr, flush=True)
+
+    follower = ConfigFollower(path, KeyChanges(ring, hashes, say=say).apply, say=say)
+    follower.look_on_hangup()
+    follower.start()
+    return follower
 
 
 def _receive(
@@ -82,6 +108,7 @@ def _receive(
         writer = RecordWriter(stream, counters, redactors=redactors(config))
         uvicorn_settings = uvicorn.Config(
             app_of(receiver, writer, operators=settings.metrics_key_sha256, browser=browser),
+            http=limited_http(ConnectionLimits()),
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,

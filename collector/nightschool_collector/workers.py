@@ -39,6 +39,7 @@ class Workers:
         """Run until a signal has stopped all workers; call `ready` when all are. `SystemExit` for wrong settings."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._pass_on)
         for index in range(self._num_workers):
             self._start(index)
         Thread(target=self._await_ready, args=(ready,), daemon=True).start()
@@ -66,6 +67,7 @@ class Workers:
         os.close(self._alive_writer)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until `run` sets its own
         os._exit(self._work(index))
 
     def _work(self, index: int) -> int:
@@ -96,6 +98,11 @@ class Workers:
         with suppress(ChildProcessError):
             while self._pids:
                 self._pids.pop(os.wait()[0], None)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        for pid in list(self._pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True

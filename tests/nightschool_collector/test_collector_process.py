@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -193,6 +194,51 @@ def workers(config: Path) -> Path:
 
 def children_of(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_keys_come_and_go_while_it_runs(start: Start, config: Path, url: str, requests: Any, num_workers: int) -> None:
+    """A key added to the file opens, a removed one is refused, and meanwhile no request of another key is lost."""
+    text = config.read_text().replace("[collector]", f"[collector]\nworkers = {num_workers}")
+    config.write_text(text)
+    process = start()
+    stop = Event()
+
+    def keep_sending() -> set[int]:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            return {post_spans(client, requests.spans(1)).status_code for _ in iter(stop.is_set, True)}
+
+    def status_of(key: str) -> int:
+        request = requests.spans(1).SerializeToString()
+        headers = {"content-type": "application/x-protobuf", "authorization": f"Bearer {key}"}
+        return httpx.post(f"{url}/v1/traces", content=request, headers=headers, timeout=30).status_code
+
+    def until(key: str, status: int) -> None:
+        # A new connection each time: both workers answer.
+        while [status_of(key) for _ in range(4)] != [status] * 4:
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(keep_sending)
+        config.write_text(text.replace("key_sha256 = [", f'key_sha256 = ["{hash_key("new")}", '))
+        until("new", 200)
+        config.write_text(text)
+        process.send_signal(signal.SIGHUP)  # which would end the process
+        until("new", 401)
+        stop.set()
+        assert sending.result() == {200}
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=30)[1]
+    assert said.count("1 keys added") == 1
+    assert said.count("1 revoked") == 1
+
+
+def test_a_silent_connection_is_closed_by_the_collector(start: Start, unused_port: int) -> None:
+    """The limits on connections are in force in the process that runs."""
+    start()
+    with socket.create_connection(("127.0.0.1", unused_port), timeout=30) as connection:
+        connection.sendall(b"POST /v1/traces HTTP/1.1\r\n" + b"x: " + b"a" * 70_000)
+        assert connection.recv(100).startswith(b"HTTP/1.1 431")
 
 
 def test_workers_share_a_port_and_their_numbers(start: Start, workers: Path, url: str, requests: Any) -> None:
