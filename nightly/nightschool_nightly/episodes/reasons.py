@@ -141,6 +141,11 @@ class DropReason(StrEnum):
         "no outcome says what the right answer was; that is not counted as a bad answer",
         "send outcomes under the names the rubric reads",
     )
+    UNREAD_OUTCOME = (
+        "unread-outcome",
+        "an outcome has a name (in brackets) that the rubric of its task does not read; its episode may have others",
+        "correct the name in the app or in the rubric; 'nightschool config --check' lists the names that rubrics read",
+    )
     UNSETTLED = (
         "outcome-not-settled",
         "an outcome is younger than [outcomes.NAME] settles_after and may still be corrected",
