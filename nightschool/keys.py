@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 
 from nightschool.errors import ConfigError
 from nightschool.tenants import check_tenant
+
+_KEY = re.compile(r"ns-([a-z0-9][a-z0-9-]{0,62})-[\w-]{43}", re.ASCII)
 
 
 def new_key(tenant: str) -> str:
@@ -19,6 +22,12 @@ def new_key(tenant: str) -> str:
 def hash_key(key: str) -> str:
     """The SHA-256 of `key` in hex, as `nightschool.toml` stores it. A key is random, so a fast hash is safe."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def tenant_named_in(key: str) -> str | None:
+    """The tenant in the text of a key that `new_key` made; None for a key of another form."""
+    found = _KEY.fullmatch(key)
+    return found[1] if found else None
 
 
 class KeyRing:

@@ -83,7 +83,10 @@ def test_init_writes_a_configuration_that_is_valid_and_knows_its_key(tmp_path: P
     done = nightschool("init", "--tenant", "acme", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     checked = nightschool("config", "--check", cwd=tmp_path)
-    assert (checked.returncode, checked.stdout) == (0, "nightschool.toml is valid: 1 tenants (acme)\n")
+    assert (checked.returncode, checked.stdout) == (
+        0,
+        "nightschool.toml is valid: 1 tenants (acme)\ntenant acme, task 'triage': its rubric reads 'queue'\n",
+    )
     key = re.search(r"shown once: (ns-acme-\S+)", done.stdout)
     assert key
     config = load_config(tmp_path / "nightschool.toml")
@@ -114,6 +117,23 @@ def test_check_finds_a_rubric_that_is_not_there(tmp_path: Path) -> None:
     done = nightschool("config", "--check", cwd=tmp_path)
     assert done.returncode == 2
     assert "tenant 'acme' names the rubric" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rubric", "said"),
+    [
+        ('task = "t"\nitems = 3\n', r"rubrics.acme\.toml: a rubric needs at least one \[\[items\]\] table"),
+        ('task = "t"\n[[items]]\nname = "a"\nkind = "check"\ncheck = "none"\n', r"item 1 \('a'\): "),
+        ("task", "not valid TOML"),
+    ],
+)
+def test_check_reads_the_rubrics(tmp_path: Path, rubric: str, said: str) -> None:
+    """A rubric that no night could use makes the configuration not valid, in the evening and not at night."""
+    nightschool("init", "--tenant", "acme", cwd=tmp_path)
+    (tmp_path / "rubrics" / "acme.toml").write_text(rubric)
+    done = nightschool("config", "--check", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(said, done.stderr)
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:

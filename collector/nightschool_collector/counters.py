@@ -25,6 +25,7 @@ _COUNTERS = {
     "accepted_requests": "Requests that were stored and acknowledged.",
     "accepted_items": "Spans, log records and outcomes that were stored and acknowledged.",
     "rejected_items": "Spans, log records and outcomes that can never be stored where they belong, written to ns.dlq.",
+    "other_tenant_requests": "Acknowledged requests whose resource names another tenant than that of their key.",
     "received_bytes": "Bytes of acknowledged requests, decompressed.",
 }
 _REFUSED = "refused_requests"
@@ -61,6 +62,11 @@ class Counters:
         with self._lock:
             for name, number in added.items():
                 self._numbers[self._first + self._place[name, tenant, signal]] += number
+
+    def named_another(self, tenant: str, signal: str) -> None:
+        """One request with a key of `tenant` whose resource names another one."""
+        with self._lock:
+            self._numbers[self._first + self._place["other_tenant_requests", tenant, signal]] += 1
 
     def refused(self, tenant: str, signal: str, reason: str) -> None:
         """One refused request."""

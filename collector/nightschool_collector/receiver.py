@@ -60,7 +60,8 @@ class Receiver:
                 tenant = self._tenant_of(request.authorization)
             self.check_open()
             request.check()
-            with self.admission.reserve(request.traffic, tenant, request.expected_bytes()) as reservation:
+            expected = request.expected_bytes()
+            with self.admission.reserve(request.traffic, tenant, expected, address=request.address) as reservation:
                 body = await request.read(reservation.hold)
 
                 def work() -> T:

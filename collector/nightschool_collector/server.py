@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nightschool_collector.grpc_server import GrpcServer
 
 KEEP_ALIVE_S = 75  # longer than an exporter's pause between two batches, so that it never meets a closing connection
+_OPEN_FILES = 2 * ConnectionLimits().connections  # each connection is one; the stream and gRPC have the rest
 DRAIN_S = 10  # the official exporters give a request up after 10 s
 
 
@@ -48,6 +49,7 @@ def serve(config: Config, path: Path) -> None:
             "no tenant has a key, so the collector could accept nothing; 'nightschool key --tenant NAME' makes one,"
             " put its SHA-256 into [tenants.NAME] key_sha256"
         )
+    _allow_connections()
     settings = config.collector
     browser = BrowserSettings.of(config)
     counters = Counters(hashes, num_workers=settings.workers)
@@ -78,6 +80,18 @@ def serve(config: Config, path: Path) -> None:
             run(0, ready)
         else:
             Workers(settings.workers, run).supervise(ready)
+
+
+def _allow_connections() -> None:
+    """Ask for as many open files as the limit on connections and the rest need; often a process begins with 1,024."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _follow_keys(path: Path, ring: KeyRing, hashes: Mapping[str, tuple[str, ...]], *, says: bool) -> ConfigFollower:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 from nightschool import semconv
 from nightschool.errors import ConfigError
-from nightschool.keys import hash_key, subject_of
+from nightschool.keys import hash_key, subject_of, tenant_named_in
 from nightschool.outcomes.tokens import OutcomeKey
 from nightschool.redaction import Rules
 from nightschool.redaction.otlp import redact_span
@@ -93,6 +93,12 @@ class Client:
         parse_endpoint(endpoint)
         if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable() or not api_key:
             raise ConfigError("api_key must be the tenant's key, printable ASCII text as `nightschool key` printed it")
+        if (named := tenant_named_in(api_key)) not in (None, tenant):
+            # No error: a tenant may have been renamed, and the collector goes by the key.
+            self.shield.log_once(
+                f"api_key is a key of tenant {named!r}, but tenant is {tenant!r}: the collector goes by the key; "
+                "if that is no renamed tenant, correct one of them"
+            )
         if max_queue_bytes <= 0:
             raise ConfigError(f"max_queue_bytes is {max_queue_bytes}; it must be above 0")
         self._capture = parse_capture(capture_content, self.shield)

@@ -241,6 +241,17 @@ def test_a_silent_connection_is_closed_by_the_collector(start: Start, unused_por
         assert connection.recv(100).startswith(b"HTTP/1.1 431")
 
 
+def test_a_small_limit_on_open_files_is_raised(config: Path) -> None:
+    """A process that may open 256 files asks for as many as the limit on connections needs."""
+    command = f"ulimit -S -n 256; exec {sys.executable} -m nightschool_collector --config {config}"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("collecting on ")
+        soft, hard = psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE)
+        process.kill()
+    assert soft >= min(hard, 4096)
+
+
 def test_workers_share_a_port_and_their_numbers(start: Start, workers: Path, url: str, requests: Any) -> None:
     """Two processes answer on one port, and /metrics of either counts both; a signal ends both in order."""
     process = start()

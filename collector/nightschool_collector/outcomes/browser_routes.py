@@ -25,7 +25,7 @@ from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_collector.outcomes.idempotency import IdempotentWriter, Verdict
 from nightschool_collector.outcomes.pages import confirm_page, page, parse_fields
 from nightschool_collector.outcomes.token_scope import outcome_of
-from nightschool_collector.outcomes.write_limits import WRITES_PER_TOKEN, WriteLimits
+from nightschool_collector.outcomes.write_limits import WRITES_PER_TOKEN, WriteLimits, network_of
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Hold, Traffic
 from nightschool_collector.request.body_count import NoCount
@@ -173,9 +173,15 @@ class _PageRequest(HttpRequest):
     def __init__(self, request: Request, check_rate: Callable[[Request], None]) -> None:
         super().__init__(request, "outcomes", Traffic.OUTCOMES, limit=MAX_BODY_BYTES, count=NoCount)
         self._check_rate = check_rate
+        self.address = network_of(request.client.host if request.client else "unknown")
 
     def check(self) -> None:
         self._check_rate(self._request)
+
+    def expected_bytes(self) -> int:
+        """None before they come: who announces much and sends nothing would take the room of others."""
+        super().expected_bytes()
+        return 0
 
 
 def _is_own(origin: str, request: Request) -> bool:

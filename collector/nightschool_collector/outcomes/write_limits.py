@@ -31,7 +31,7 @@ class WriteLimits:
 
         A token bucket: it holds a minute's requests and refills evenly.
         """
-        network, per_second = _network_of(address), self._per_minute / 60
+        network, per_second = network_of(address), self._per_minute / 60
         with self._lock:
             left, at = self._buckets.pop(network, (float(self._per_minute), now_s))
             left = min(float(self._per_minute), left + max(0.0, now_s - at) * per_second)
@@ -58,7 +58,7 @@ class WriteLimits:
                 self._writes[tenant, token_id] = writes - 1
 
 
-def _network_of(address: str) -> str:
+def network_of(address: str) -> str:
     """The address, or for IPv6 its /64 network: one subscriber has all of a /64."""
     try:
         parsed = ipaddress.ip_address(address)

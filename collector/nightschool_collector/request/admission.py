@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from threading import Lock
+from typing import TypeVar
 
 from nightschool_collector.request.refusal import UNAVAILABLE, RefusedError
 
@@ -19,6 +20,7 @@ from nightschool_collector.request.refusal import UNAVAILABLE, RefusedError
 # bounded too.
 FLOOR_BYTES = 16 << 10
 
+K = TypeVar("K")
 Hold = Callable[[int], None]
 """Reserves at least so many bytes for a request, or raises `RefusedError`: `Reservation.hold`."""
 
@@ -41,7 +43,7 @@ class Budgets:
     """Of all tenants together."""
     spans_per_tenant: int
     outcomes: int
-    """Of all tenants together; one tenant may use half of it."""
+    """Of all tenants together; one tenant may use half of it, and all requests without a key the other half."""
 
     def of(self, traffic: Traffic) -> tuple[int, int]:
         """The budget of this traffic for all tenants together, and for one tenant."""
@@ -49,12 +51,17 @@ class Budgets:
             return self.spans, self.spans_per_tenant
         return self.outcomes, self.outcomes // 2
 
+    @property
+    def of_address(self) -> int:
+        """The most for requests of outcomes without a key from one network address: an eighth of what all such have."""
+        return self.outcomes // 16
+
 
 class Reservation:
     """One request's share of the budgets; it grows when the body turns out larger than announced."""
 
-    def __init__(self, admission: Admission, traffic: Traffic, tenant: str) -> None:
-        self._admission, self._traffic, self._tenant, self._held = admission, traffic, tenant, 0
+    def __init__(self, admission: Admission, traffic: Traffic, tenant: str, address: str) -> None:
+        self._admission, self._traffic, self._tenant, self._address, self._held = admission, traffic, tenant, address, 0
 
     def hold(self, num_bytes: int) -> None:
         """Reserve at least `num_bytes` in all; `RefusedError` (503) if the budget has not so many left.
@@ -63,13 +70,15 @@ class Reservation:
         reserves the whole budget: it is accepted when nothing else is in flight.
         """
         num_bytes = min(num_bytes, *self._admission.budgets.of(self._traffic))
+        if self._address:
+            num_bytes = min(num_bytes, self._admission.budgets.of_address)
         if num_bytes > self._held:
-            self._admission._take(self._traffic, self._tenant, num_bytes - self._held)
+            self._admission._take(self._traffic, self._tenant, self._address, num_bytes - self._held)
             self._held = num_bytes
 
     def release(self) -> None:
         """Give everything back."""
-        self._admission._give_back(self._traffic, self._tenant, self._held)
+        self._admission._give_back(self._traffic, self._tenant, self._address, self._held)
         self._held = 0
 
 
@@ -82,11 +91,15 @@ class Admission:
         self._lock = Lock()
         self._by_traffic: Counter[Traffic] = Counter()
         self._by_tenant: Counter[tuple[Traffic, str]] = Counter()
+        self._by_address: Counter[str] = Counter()
 
     @contextmanager
-    def reserve(self, traffic: Traffic, tenant: str, num_bytes: int) -> Iterator[Reservation]:
-        """Admit a request of `num_bytes` (0 if unknown) of `tenant` for as long as the block runs."""
-        reservation = Reservation(self, traffic, tenant)
+    def reserve(self, traffic: Traffic, tenant: str, num_bytes: int, *, address: str = "") -> Iterator[Reservation]:
+        """Admit a request of `num_bytes` (0 if unknown) of `tenant` for as long as the block runs.
+
+        `address` is where a request without a key comes from: what one address has in flight is bounded too.
+        """
+        reservation = Reservation(self, traffic, tenant, address)
         try:
             reservation.hold(max(num_bytes, FLOOR_BYTES))
             yield reservation
@@ -97,26 +110,35 @@ class Admission:
         """Bytes admitted and not yet answered."""
         return self._by_traffic[traffic]
 
-    def _take(self, traffic: Traffic, tenant: str, num_bytes: int) -> None:
+    def _take(self, traffic: Traffic, tenant: str, address: str, num_bytes: int) -> None:
         of_all, of_tenant = self.budgets.of(traffic)
         with self._lock:
             if self._by_traffic[traffic] + num_bytes > of_all:
                 raise _full(f"{of_all} bytes of {traffic} are in flight")
             if self._by_tenant[traffic, tenant] + num_bytes > of_tenant:
                 raise _full(f"{of_tenant} bytes of your {traffic} are in flight")
+            if address and self._by_address[address] + num_bytes > self.budgets.of_address:
+                raise _full(f"{self.budgets.of_address} bytes from your network address are in flight")
             self._by_traffic[traffic] += num_bytes
             self._gauge(traffic, self._by_traffic[traffic])
             self._by_tenant[traffic, tenant] += num_bytes
+            if address:
+                self._by_address[address] += num_bytes
 
-    def _give_back(self, traffic: Traffic, tenant: str, num_bytes: int) -> None:
+    def _give_back(self, traffic: Traffic, tenant: str, address: str, num_bytes: int) -> None:
         with self._lock:
             self._by_traffic[traffic] -= num_bytes
             self._gauge(traffic, self._by_traffic[traffic])
-            left = self._by_tenant[traffic, tenant] - num_bytes
-            if left:
-                self._by_tenant[traffic, tenant] = left
-            else:
-                del self._by_tenant[traffic, tenant]  # a tenant with nothing in flight takes no memory
+            _lower(self._by_tenant, (traffic, tenant), num_bytes)
+            if address:
+                _lower(self._by_address, address, num_bytes)
+
+
+def _lower(held: Counter[K], key: K, num_bytes: int) -> None:
+    """Take `num_bytes` away; who has nothing in flight takes no memory."""
+    held[key] -= num_bytes
+    if not held[key]:
+        del held[key]
 
 
 def _full(what: str) -> RefusedError:

@@ -21,6 +21,8 @@ class Incoming(ABC):
 
     needs_key = True
     """Whether it must carry a tenant's API key."""
+    address = ""
+    """Of a request without a key: where it comes from."""
 
     def __init__(self, signal: str, traffic: Traffic, authorization: str | None, *, limit: int) -> None:
         self.signal, self.traffic, self.authorization, self.limit = signal, traffic, authorization, limit

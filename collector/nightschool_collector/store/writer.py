@@ -30,6 +30,7 @@ from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
 from nightschool_collector.store.checking import check
+from nightschool_collector.store.claimed_tenant import other_tenant
 from nightschool_collector.store.cleaning import CleanFrames, Cleaning
 from nightschool_collector.store.logs import split_logs
 from nightschool_collector.store.signals import LOGS, TRACES, Signal
@@ -75,7 +76,8 @@ class RecordWriter:
         response = ExportTraceServiceResponse()
         if found.num_rejected:
             response.partial_success.rejected_spans = found.num_rejected
-            response.partial_success.error_message = _why(found)
+        if warning := self._warning(TRACES, tenant, raw, found):
+            response.partial_success.error_message = warning
         return response
 
     def logs(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportLogsServiceResponse:
@@ -87,7 +89,8 @@ class RecordWriter:
         response = ExportLogsServiceResponse()
         if found.other.num_rejected:
             response.partial_success.rejected_log_records = found.other.num_rejected
-            response.partial_success.error_message = _why(found.other)
+        if warning := self._warning(LOGS, tenant, raw, found.other):
+            response.partial_success.error_message = warning
         return response
 
     def redact_outcome(self, tenant: str, outcome: Outcome) -> Outcome:
@@ -144,6 +147,16 @@ class RecordWriter:
         self._write_dead_letters(signal.topic, tenant, found.rejected.values())
         self._counters.accepted(tenant, signal.name, items=found.num_items, rejected=found.num_rejected, num_bytes=num_bytes)
 
+    def _warning(self, signal: Signal, tenant: str, raw: bytes, found: Splitter) -> str:
+        """What the client should know of a request that was stored: why items were rejected, or that it names another tenant.
+
+        OTLP allows a message in `partial_success` where nothing was rejected; official exporters log it.
+        """
+        named = other_tenant(raw, tenant)
+        if named:
+            self._counters.named_another(tenant, signal.name)
+        return next(iter(found.rejected.values())).reason if found.rejected else named
+
     def _append(self, topic: str, tenant: str, records: Iterable[tuple[bytes, bytes]]) -> None:
         """Make records (key and value) durable with the headers that every record carries."""
         headers = self._headers(tenant)
@@ -185,11 +198,6 @@ class _Room:
     def hold_beside(self, num_bytes: int) -> None:
         """Reserve so many bytes in all beside those of the request itself."""
         self._hold(self._num_bytes + num_bytes)
-
-
-def _why(found: Splitter) -> str:
-    """The reason of the first item that was rejected."""
-    return next(iter(found.rejected.values())).reason
 
 
 def _in_goes(records: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:

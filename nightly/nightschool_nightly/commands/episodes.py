@@ -160,9 +160,8 @@ def _show_episodes(console: Any, found: Preview) -> None:
         outcomes = "\n".join(_short(text, 60) for text in one.outcomes) or "-"
         release, user = (text[:8] if text else "-" for text in (one.release, one.user))
         tokens = "yes" if one.has_tokens else "no"
-        table.add_row(
-            *map(_plain, (one.trace_id[:8], one.task, user, asked, _short(one.answered, 40), outcomes)), tokens, release, one.fate
-        )
+        cells = (one.trace_id[:8], one.task, user, asked, _short(one.answered, 40), outcomes, tokens, release, one.fate)
+        table.add_row(*map(_plain, cells))
     console.print(table)
 
 
@@ -173,12 +172,12 @@ def _show_drops(console: Any, found: Preview) -> None:
         table = Table("left out", "count", "what it means", "what to do", title="what is left out, by reason")
         for name, count in sorted(found.dropped.items(), key=lambda item: (-item[1], item[0])):
             reason = reason_of(name)
-            table.add_row(name, str(count), reason.meaning, reason.remedy)
+            table.add_row(*map(_plain, (name, str(count), reason.meaning, reason.remedy)))
         console.print(table)
 
 
 def _plain(text: str) -> Any:
-    """Text that is only text: recorded content may hold markup of `rich`, or codes that control the terminal."""
+    """Text that is only text, for every cell: what was recorded may hold markup of `rich`, or codes for the terminal."""
     from rich.text import Text
 
     return Text("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))

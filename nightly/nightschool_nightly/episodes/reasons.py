@@ -148,6 +148,11 @@ class DropReason(StrEnum):
         " such outcomes cannot be learned from yet",
         "send what the right answer was under the name the rubric reads: an edit, or a value that is a text",
     )
+    UNREAD_OUTCOME = (
+        "unread-outcome",
+        "an outcome has a name (in brackets) that the rubric of its task does not read; its episode may have others",
+        "correct the name in the app or in the rubric; 'nightschool config --check' lists the names that rubrics read",
+    )
     UNSETTLED = (
         "outcome-not-settled",
         "an outcome is younger than [outcomes.NAME] settles_after and may still be corrected",

@@ -9,13 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nightschool.config.settings import Config
+from nightschool.episode import Episode
 from nightschool.stream import Stream
+from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.episodes.redacted_stream import redacted_for
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.select import Watch, select_examples
+from nightschool_nightly.examples.unread_outcomes import UnreadOutcomes
 from nightschool_nightly.freeze.freeze import check_unchanged
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.freeze.serving_defaults import ServingDefaults
@@ -38,6 +42,14 @@ def choose_examples(
     With `bury`, records that cannot be read are copied to the dead-letter topic: a night does so, a look at it does
     not. The counts of the selection are of records and of episodes: everything that was left out, under its reason.
     """
+    unread = UnreadOutcomes(rubrics)
+
+    def see(episode: Episode, result: Any) -> None:
+        if result is not DropReason.DOCTOR:
+            unread.see(episode)
+        if watch is not None:
+            watch(episode, result)
+
     from transformers import AutoTokenizer  # takes seconds, and only this needs it
 
     with tempfile.TemporaryDirectory(prefix="nightschool-") as work, EpisodeStore(Path(work)) as store:
@@ -54,7 +66,7 @@ def choose_examples(
             serving=ServingDefaults(**manifest.serving),
             tokenizer_digest=manifest.base_model.tokenizer,
             settling=settling_rules(manifest),
-            watch=watch,
+            watch=see,
         )
-    dropped = {**store.counts.dropped, **selection.dropped}
+    dropped = {**store.counts.dropped, **selection.dropped, **unread.counts}
     return Selection(selection.train, selection.holdout, dict(sorted(dropped.items())), selection.num_new_episodes)

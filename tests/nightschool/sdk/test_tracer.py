@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased
 
 import nightschool
 from nightschool.errors import ConfigError, RecordError
-from nightschool.keys import hash_key, subject_of
+from nightschool.keys import hash_key, new_key, subject_of
 from nightschool.sdk.client import Client
 from nightschool.testing import CapturedSpan, Collector, capture
 
@@ -423,6 +423,19 @@ def test_a_client_does_not_show_its_key() -> None:
     client = Client("http://127.0.0.1:1", "acme", api_key="ns-acme-secret")
     assert "secret" not in repr(client)
     client.shutdown(0)
+
+
+@pytest.mark.parametrize("tenant", ["acme", "acme-eu"])
+def test_a_key_of_another_tenant_is_said_at_once(tenant: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A key names its tenant, so `configure` warns where it is not the one given; a key of another form says nothing."""
+    for key in (new_key("acme-eu"), "k", "ns-acme-secret"):
+        Client("http://127.0.0.1:1", tenant, api_key=key).shutdown(0)
+    said = [record.getMessage() for record in caplog.records if record.name == "nightschool"]
+    if tenant == "acme-eu":
+        assert said == []
+    else:
+        (warning,) = said
+        assert "api_key is a key of tenant 'acme-eu', but tenant is 'acme'" in warning
 
 
 def test_disabled_means_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

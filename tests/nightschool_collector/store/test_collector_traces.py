@@ -49,10 +49,13 @@ def test_a_request_of_one_trace_is_stored_byte_for_byte(collector: Any, requests
 
 
 def test_records_carry_the_tenant_of_the_key(collector: Any, requests: Any) -> None:
-    """The tenant in the headers is that of the key, whatever the resource claims."""
+    """The tenant in the headers is that of the key; a resource that claims another is counted, and the client is told."""
     request = requests.spans(1)
     request.resource_spans[0].resource.attributes.add(key="nightschool.tenant.id").value.string_value = "acme"
-    assert collector.post("/v1/traces", request, tenant="globex").status_code == 200
+    partial = response_of(collector.post("/v1/traces", request, tenant="globex")).partial_success
+    assert partial.rejected_spans == 0
+    assert partial.error_message == "nightschool.tenant.id names the tenant 'acme', but the key is one of 'globex': stored there"
+    assert collector.receiver.counters.total("other_tenant_requests", "globex", "traces") == 1
     (record,) = collector.stored(SPANS)
     assert dict(record.headers) == {
         "ns-tenant": b"globex",
@@ -60,6 +63,14 @@ def test_records_carry_the_tenant_of_the_key(collector: Any, requests: Any) -> N
         "ns-recv-ms": b"1790000000123",
         "content-type": b"application/x-protobuf",
     }
+
+
+def test_the_tenant_of_the_key_may_be_named(collector: Any, requests: Any) -> None:
+    """Our own SDK names its tenant in every resource, and is told nothing when it is right."""
+    request = requests.spans(1)
+    request.resource_spans[0].resource.attributes.add(key="nightschool.tenant.id").value.string_value = "acme"
+    assert not response_of(collector.post("/v1/traces", request)).HasField("partial_success")
+    assert collector.receiver.counters.total("other_tenant_requests", "acme", "traces") == 0
 
 
 def test_each_record_holds_one_trace(collector: Any, requests: Any) -> None:

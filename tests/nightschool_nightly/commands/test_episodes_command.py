@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
@@ -17,6 +21,7 @@ from nightschool import semconv as names
 from nightschool.outcomes.record import Outcome, to_logs_request
 from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
+from nightschool_nightly.commands.episodes import EpisodeRow, Preview, show
 from nightschool_nightly.episodes.reasons import DropReason, reason_of
 
 RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
@@ -110,6 +115,37 @@ def test_tables_are_for_a_person(folder: Path) -> None:
     assert "\x1b" not in shown and "[bold]card" in " ".join(shown.split())
     drops = run(folder, "--drops").stdout
     assert "new episodes" in drops and "hello" not in drops and "task-without-rubric" in drops
+
+
+# Markup of rich, codes for a terminal, marks that turn the direction of text, and halves of characters.
+ANY_TEXT = st.text() | st.text(alphabet="[]/xab\x1b\x9b\x07\r\u202e\u2028\ud800")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(texts=st.lists(ANY_TEXT, min_size=8, max_size=8), tenant=ANY_TEXT)
+def test_no_recorded_text_controls_the_terminal(texts: list[str], tenant: str) -> None:
+    """Whatever was recorded in whichever column, all that is printed is printable."""
+    trace_id, task, user, asked, answered, outcome, release, fate = texts
+    row = EpisodeRow(trace_id, task, user, 1, asked, answered, (outcome,), False, release, fate)
+    found = Preview("bank", "n", num_new_episodes=1, dropped={f"unknown-dialect ({tenant})": 1}, episodes=[row])
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        show(found, drops_only=False)
+    assert all(line.isprintable() for line in printed.getvalue().split("\n"))
+
+
+def test_outcomes_that_no_rubric_reads_are_named(folder: Path) -> None:
+    """A name that the app spells differently is shown with its count, and not only as an episode without an outcome."""
+    said = Outcome({"response_id": "r-2"}, "quene [/x]\x1b", final_text="card", source_id="ann", occurred_at_ns=1000)
+    other = Outcome({"response_id": "r-3"}, "other", value=True, source_id="ann", occurred_at_ns=1000)  # of a task without rubric
+    with SqliteStream(folder / "stream.db", partitions=2) as stream:
+        for one in (said, other):
+            request = to_logs_request(one, tenant="bank", received_ns=1000)
+            stream.append(names.TOPIC_OUTCOMES, [Record(one.key, request.SerializeToString(), HEADERS)])
+    dropped = {one["reason"]: one["count"] for one in json.loads(run(folder, "--json").stdout)["dropped"]}
+    unread = {name: count for name, count in dropped.items() if name.startswith("unread-outcome")}
+    assert unread == {"unread-outcome (quene ?/x??)": 1}
+    assert dropped[DropReason.NO_OUTCOME] == 1
+    assert "quene ?/x??" in run(folder, "--drops").stdout
 
 
 def test_an_unknown_tenant_is_one_line(folder: Path) -> None:
