@@ -17,6 +17,7 @@ from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import NIGHT, BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.parent import verify_parent
 from nightschool_nightly.freeze.settling import HOUR_MS, settling_of
 from nightschool_nightly.rewards.rubric import Rubric
 
@@ -38,7 +39,8 @@ def freeze_tenant(
     now_ms: int,
 ) -> NightManifest:
     """The manifest of a night that begins now, going on where the night of the tenant's release ended."""
-    pointer = registry.pointer(tenant)
+    pointer, base = registry.pointer(tenant), describe_base_model(model)
+    verify_parent(registry, tenant, pointer, base_model=base, max_rank=config.serving.max_lora_rank)
     last = None
     if pointer.stable is not None:
         frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
@@ -48,7 +50,7 @@ def freeze_tenant(
         tenant=tenant,
         settings=config.night,
         dtype=config.model.dtype,
-        base_model=describe_base_model(model),
+        base_model=base,
         rubrics=rubrics,
         pointer=pointer,
         last_published=last,
