@@ -37,8 +37,8 @@ path = "registry"
 max_model_len = 512
 [night]
 state = "nights"
-steps = 12
-prompts_per_step = 6
+steps = 16
+prompts_per_step = 8
 group_size = 4
 max_tokens = 4
 learning_rate = 2e-3
@@ -46,6 +46,7 @@ warmup_steps = 0
 holdout_share = 0.4
 min_holdout = 5
 min_train = 5
+confidence = 0.99  # the default lets one in twenty nights of pure noise through, as it says
 [tenants.bank]
 rubrics = ["rubric.toml"]
 """
