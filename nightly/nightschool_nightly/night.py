@@ -35,6 +35,7 @@ from nightschool_nightly.examples.forgotten import refuse_forgotten
 from nightschool_nightly.folder import FINISHED, MANIFEST, SELECTION, NightFolder, NightFolders
 from nightschool_nightly.freeze.freeze import freeze_tenant, redaction_of
 from nightschool_nightly.freeze.manifest import NightManifest
+from nightschool_nightly.freeze.parent import verify_parent
 from nightschool_nightly.freeze.serving_defaults import serving_defaults
 from nightschool_nightly.freeze.settling import settling_of
 from nightschool_nightly.gate.evaluation import Evaluation
@@ -43,7 +44,7 @@ from nightschool_nightly.inputs import FrozenNight, NightInputs
 from nightschool_nightly.learning import learn_and_evaluate
 from nightschool_nightly.progress import Progress
 from nightschool_nightly.publish.lineage import with_lineage
-from nightschool_nightly.publish.publish import publish_release
+from nightschool_nightly.publish.publish import has_moved, publish_release
 from nightschool_nightly.publish.report import render_report
 from nightschool_nightly.rewards.load import load_rubrics
 
@@ -55,6 +56,8 @@ class NightEnd(StrEnum):
     """The candidate passed the gate and is the tenant's release."""
     REJECTED = "rejected"
     """The candidate did not pass; the release is as it was."""
+    FROZEN = "frozen"
+    """A person has stopped automatic changes of the tenant's release, so nothing was trained."""
     NOTHING_NEW = "nothing-new"
     """No new evidence since the last night."""
     NOTHING_TO_LEARN = "nothing-to-learn"
@@ -85,6 +88,8 @@ def run_night(
         stack.enter_context(folders.locked())
         stream = stack.enter_context(open_configured(config.stream))
         inputs = NightInputs(config, tenant, model, rubrics, registry, stream)
+        if registry.pointer(tenant).frozen and not dry_run:
+            return NightResult(NightEnd.FROZEN, _frozen(tenant, resume=resume))
         # Step 1, which a resumed night has already done.
         manifest, folder = _find_unfinished(inputs, folders) if resume else _freeze(inputs, folders, now_ms())
         if (ended := folder.finished) is not None or not manifest.has_new_records:
@@ -139,7 +144,27 @@ def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightM
     ):
         if frozen != now:
             raise NightError(f"{name} changed since night {manifest.digest[:12]} was frozen; start a new night without --resume")
+    _check_release(inputs, manifest)
     return manifest, folder
+
+
+def _check_release(inputs: NightInputs, manifest: NightManifest) -> None:
+    """Raise before anything is computed if the release that the night began from no longer serves, or is damaged."""
+    registry, tenant = inputs.registry, inputs.tenant
+    pointer = registry.pointer(tenant)
+    if has_moved(manifest.pointer, pointer):
+        if pointer.stable is not None and registry.manifest(tenant, pointer.stable).night == manifest.digest:
+            return  # this night moved it, and was killed before it had written so
+        raise NightError(
+            f"the pointer of {tenant!r} was moved since night {manifest.digest[:12]} was frozen; start a new night without --resume"
+        )
+    max_rank = inputs.config.serving.max_lora_rank
+    verify_parent(registry, tenant, manifest.pointer, base_model=manifest.base_model, max_rank=max_rank)
+
+
+def _frozen(tenant: str, *, resume: bool) -> str:
+    again = "run the night again with --resume" if resume else "run the night again"
+    return f"the pointer of {tenant!r} is frozen, so nothing was trained; unfreeze it (docs/registry.md says how) and {again}"
 
 
 def _begin(night: FrozenNight, *, anew: bool, dry_run: bool) -> None:

@@ -10,10 +10,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nightschool.config.settings import NightConfig
-from nightschool.registry.folder import Pointer
-from nightschool.registry.release import BaseModel
+from nightschool.registry.folder import Pointer, Registry
+from nightschool.registry.release import NIGHT, REPORT, BaseModel
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.gate.gate import Decision, compare
+from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.training.policy import Policy
 
 VOCABULARY = 64
@@ -98,3 +100,21 @@ def make_manifest() -> Callable[..., NightManifest]:
         return NightManifest(**{**plain, **changes})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def file_release(
+    tmp_path: Path, make_policy: Callable[..., Policy], make_manifest: Callable[..., NightManifest]
+) -> Callable[..., str]:
+    """Publishes a release of the tiny model into a registry; keywords are fields of its night's manifest."""
+    users = [f"u{n}" for n in range(10)]
+    gain = Decision(True, (), (compare("base", [0.0] * 10, [1.0] * 10, users, confidence=0.95, seed=0),), kl=0.0)
+
+    def publish(registry: Registry, **changes: object) -> str:
+        folder, manifest = tmp_path / "filed", make_manifest(**changes)
+        make_policy(moved=0.2).save(folder)
+        (folder / REPORT).write_text("<p>better</p>")
+        (folder / NIGHT).write_text(manifest.to_json())
+        return publish_release(registry, folder, manifest, gain)
+
+    return publish

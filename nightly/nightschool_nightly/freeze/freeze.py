@@ -20,6 +20,7 @@ from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import NIGHT, BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
+from nightschool_nightly.freeze.parent import verify_parent
 from nightschool_nightly.freeze.serving_defaults import ServingDefaults, serving_defaults
 from nightschool_nightly.freeze.settling import HOUR_MS, settling_of
 from nightschool_nightly.rewards.rubric import Rubric
@@ -45,7 +46,8 @@ def freeze_tenant(
 ) -> NightManifest:
     """The manifest of a night that begins now on this machine, going on where the night of the tenant's release ended."""
     machine = read_machine()
-    pointer = registry.pointer(tenant)
+    pointer, base = registry.pointer(tenant), describe_base_model(model)
+    verify_parent(registry, tenant, pointer, base_model=base, max_rank=config.serving.max_lora_rank)
     last = None
     if pointer.stable is not None:
         frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
@@ -55,7 +57,7 @@ def freeze_tenant(
         tenant=tenant,
         settings=config.night,
         dtype=resolve_dtype(config.model.dtype),
-        base_model=describe_base_model(model),
+        base_model=base,
         rubrics=rubrics,
         pointer=pointer,
         last_published=last,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nightschool.errors import PointerConflict
-from nightschool.registry.folder import Registry
+from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import ADAPTER_CONFIG, NIGHT, REPORT, WEIGHTS, ReleaseManifest, describe_file
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision
@@ -16,8 +16,8 @@ from nightschool_nightly.gate.gate import Decision
 def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision) -> str:
     """File the adapter in the folder `candidate` and point at it; returns the release's digest.
 
-    A failure before the pointer moves leaves serving as it was. `PointerConflict` when somebody moved or froze the
-    pointer since the night began: the release stays filed, and a person decides.
+    A failure before the pointer moves leaves serving as it was. `PointerConflict` when the pointer is frozen, or when
+    somebody moved it since the night began: the release stays filed, and a person decides.
     """
     config = json.loads((candidate / ADAPTER_CONFIG).read_text())
 
@@ -42,9 +42,16 @@ def publish_release(registry: Registry, candidate: Path, manifest: NightManifest
     pointer = registry.pointer(manifest.tenant)
     if pointer.stable == release:
         return release  # this night was killed after it published
+    filed = f"release {release[:12]} is filed, but the pointer of {manifest.tenant!r}"
+    if has_moved(manifest.pointer, pointer):
+        raise PointerConflict(f"{filed} was moved while the night ran, and stays as it is; start a new night without --resume")
     if pointer.frozen:
-        raise PointerConflict(
-            f"release {release[:12]} is filed, but the pointer of {manifest.tenant!r} is frozen; unfreeze it and run --resume"
-        )
-    registry.move_pointer(manifest.tenant, manifest.pointer, stable=release, canary=None, weight=0)
+        raise PointerConflict(f"{filed} is frozen; unfreeze it and run --resume")
+    # From the pointer as it is now: frozen and unfrozen again, it is at a later epoch than the night's.
+    registry.move_pointer(manifest.tenant, pointer, stable=release, canary=None, weight=0)
     return release
+
+
+def has_moved(before: Pointer, now: Pointer) -> bool:
+    """Whether the pointer names other releases than before. Whether it is frozen is another question."""
+    return (before.stable, before.canary, before.weight) != (now.stable, now.canary, now.weight)

@@ -71,8 +71,7 @@ def policy_loss(
     advantage_N = torch.repeat_interleave(torch.tensor([m.advantage for m in members]), torch.tensor(list(lengths)))
     loss = -(weight_N * advantage_N * torch.exp(logprobs_N - current_N)).sum() / total_tokens
     metrics = LossMetrics(
-        mismatch_sum=float(difference_N.abs().sum()),
-        mismatch_tokens=int(sampled_N.sum()),
+        mismatches=tuple(difference_N[sampled_N].abs().tolist()),
         truncated_tokens=int((sampled_N & (ratio_N > _TRUNCATE_AT)).sum()),
         members_left_out=left_out,
         left_out_tokens=int((keep_N == 0).sum()),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -41,6 +42,8 @@ class StepMetrics:
     """Forward KL to the base model on the gate's general prompts, nats per token; None where it was not measured."""
     general_kl: float | None = None
     """The same on the general prompts in the step's loss, before its update; None without a KL term."""
+    mismatch_p99: float | None = None
+    """The 99th percentile of what `mismatch` is the mean of."""
 
     def with_kl(self, kl: float) -> StepMetrics:
         """The same metrics with the KL that was measured after the step."""
@@ -60,10 +63,8 @@ class StepMetrics:
 class LossMetrics:
     """What one evaluation of the loss measured, as sums: they add up over micro-batches."""
 
-    mismatch_sum: float
-    """Sum of |l - l_sampler| over sampled tokens, nats."""
-    mismatch_tokens: int
-    """Sampled tokens."""
+    mismatches: tuple[float, ...]
+    """|l - l_sampler| of every sampled token, nats."""
     truncated_tokens: int
     """Sampled tokens whose importance weight was cut at 2."""
     members_left_out: int
@@ -71,13 +72,22 @@ class LossMetrics:
     left_out_tokens: int
     """Their tokens."""
 
+    @property
+    def mismatch_sum(self) -> float:
+        """Sum of |l - l_sampler| over sampled tokens."""
+        return math.fsum(self.mismatches)
+
+    @property
+    def mismatch_tokens(self) -> int:
+        """Sampled tokens."""
+        return len(self.mismatches)
+
 
 @dataclass(slots=True)
 class StepTotals:
     """Sums over the trees of one step; all zero when the step changed nothing."""
 
-    mismatch: float = 0.0
-    sampled_tokens: int = 0
+    mismatches: list[float] = field(default_factory=list)
     truncated: int = 0
     left_out: int = 0
     left_out_tokens: int = 0
@@ -90,8 +100,7 @@ class StepTotals:
 
     def add(self, loss: LossMetrics, *, entropy: float, tokens: int, tree_tokens: int, padded_tokens: int) -> None:
         """Add one tree with `tokens` trained tokens, whose entropies sum to `entropy`."""
-        self.mismatch += loss.mismatch_sum
-        self.sampled_tokens += loss.mismatch_tokens
+        self.mismatches += loss.mismatches
         self.truncated += loss.truncated_tokens
         self.left_out += loss.members_left_out
         self.left_out_tokens += loss.left_out_tokens

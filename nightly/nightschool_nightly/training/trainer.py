@@ -25,7 +25,9 @@ from nightschool_nightly.training.advantage import GroupFate, group_advantages
 from nightschool_nightly.training.anchor import Anchor
 from nightschool_nightly.training.group import Group, Member, score_group
 from nightschool_nightly.training.loss import MemberTerms, policy_loss
+from nightschool_nightly.training.loss_scale import loss_scales
 from nightschool_nightly.training.metrics import StepMetrics, StepTotals
+from nightschool_nightly.training.mismatch import check_mismatch, mean_and_p99
 from nightschool_nightly.training.policy import Policy
 from nightschool_nightly.training.tree import Sample, pack_tree
 
@@ -39,6 +41,7 @@ _CLIP_NORM = 1.0  # one batch with an odd gradient must not undo a night
 
 ScoredGroup = tuple[Group, Sequence[float | None]]
 """A group and the advantage of each of its members; None takes no part."""
+_Tree = tuple[Sequence[Sample], Sequence[MemberTerms]]
 
 
 class Trainer:
@@ -70,7 +73,8 @@ class Trainer:
     def step(self, number: int, examples: Sequence[Example]) -> StepMetrics:
         """Sample, score and learn from one batch of prompts; `number` counts from 0.
 
-        `NightError` when the loss or the gradient is not finite; then the policy is as it was before.
+        `NightError` when the loss or the gradient is not finite, or when the sampler does not sample from this policy;
+        then the policy is as it was before.
         """
         groups = self.score(examples, self.sample(number, examples))
         advantages = group_advantages([group.rewards for group in groups], negative_weight=self.settings.negative_weight)
@@ -123,25 +127,40 @@ class Trainer:
         """One optimizer step on the groups that carry a signal."""
         totals = self._accumulate_gradient(number, kept)
         if totals.tokens > totals.left_out_tokens:
+            check_mismatch(number, totals.mismatches)
             totals.grad_norm = self._update(number)
         else:  # nobody is left to learn from: not even the KL term or Adam's momentum moves anything
             self.optimizer.zero_grad(set_to_none=True)
         return totals
 
     def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
-        """Forward and backward pass over every tree of the step."""
+        """Forward and backward pass over every tree of the step; again at a smaller scale where fp16 overflows."""
         trees = list(_split(kept, self._max_tree_tokens))
         total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
         totals = StepTotals()
-        for samples, terms in trees[:-1]:
-            loss, _ = self._add_tree(samples, terms, totals, total_tokens=total_tokens)
-            _backward(loss, number)
-        for samples, terms in trees[-1:]:
+        for scale in loss_scales(self.policy.dtype, total_tokens):
+            self.optimizer.zero_grad(set_to_none=True)
+            totals = self._pass_over(number, trees, total_tokens=total_tokens, scale=scale)
+            gradients = [p.grad.div_(scale) for p in self.policy.parameters.values() if p.grad is not None]
+            if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+                break
+        return totals
+
+    def _pass_over(self, number: int, trees: Sequence[_Tree], *, total_tokens: int, scale: float) -> StepTotals:
+        """One forward and backward pass; the gradients are `scale` times too large."""
+        totals = StepTotals()
+        for place, (samples, terms) in enumerate(trees):
             # General prompts go into one tree only, and their term is a mean of its own: any split has the same gradient.
-            general = self._anchor.of_step(number) if self._anchor is not None else []
+            is_last = place + 1 == len(trees)
+            general = self._anchor.of_step(number) if self._anchor is not None and is_last else []
             loss, kl = self._add_tree(samples, terms, totals, total_tokens=total_tokens, general=general)
-            loss = loss * self._leave_out(totals, total_tokens)
-            _backward(loss if kl is None else loss + self.settings.kl_weight * kl, number)
+            if is_last:
+                loss = loss * self._leave_out(totals, total_tokens)
+            if kl is not None:
+                loss = loss + self.settings.kl_weight * kl
+            if not torch.isfinite(loss):
+                raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
+            (scale * loss).backward()  # type: ignore[no-untyped-call]
         return totals
 
     def _leave_out(self, totals: StepTotals, total_tokens: int) -> float:
@@ -216,7 +235,9 @@ class Trainer:
             parameter.data.copy_(tensors[f"adapter/{name}"])
             keys = ("step", "exp_avg", "exp_avg_sq")
             if f"adam/step/{name}" in tensors:  # Adam has no state before the first update
-                self.optimizer.state[parameter] = {key: tensors[f"adam/{key}/{name}"].clone() for key in keys}
+                state = {key: tensors[f"adam/{key}/{name}"].clone() for key in keys}
+                # Moments stand beside their parameter; AdamW counts its steps on the CPU.
+                self.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
 
 
 def _split(kept: Sequence[ScoredGroup], max_tree_tokens: int) -> Iterator[tuple[list[Sample], list[MemberTerms]]]:
@@ -246,16 +267,11 @@ def _learns_from(member: Member, advantage: float) -> bool:
     return bool(member.token_ids) and (advantage > 0 or (advantage < 0 and member.sampler_logprobs is not None))
 
 
-def _backward(loss: torch.Tensor, number: int) -> None:
-    if not torch.isfinite(loss):
-        raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
 def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], totals: StepTotals) -> StepMetrics:
     rollouts = [member for group in groups for member in group.rollouts]
     rewards = [member.reward for member in rollouts if member.reward is not None]
     counts = Counter(fates)
+    mismatch, mismatch_p99 = mean_and_p99(totals.mismatches)
     return StepMetrics(
         step=number,
         reward_mean=math.fsum(rewards) / len(rewards) if rewards else None,
@@ -265,7 +281,8 @@ def _measure(number: int, groups: Sequence[Group], fates: Sequence[GroupFate], t
         num_demonstrations=sum(len(group.members) - len(group.rollouts) for group in groups),
         groups={fate.value: counts[fate] for fate in GroupFate},
         entropy=totals.entropy / totals.tokens if totals.tokens else None,
-        mismatch=totals.mismatch / totals.sampled_tokens if totals.sampled_tokens else None,
+        mismatch=mismatch,
+        mismatch_p99=mismatch_p99,
         truncated_weights=totals.truncated,
         members_left_out=totals.left_out,
         tree_tokens=totals.tree_tokens,

@@ -66,6 +66,7 @@ class TreePlan:
                 self,
                 top_bias_TT=self.top_bias_TT.masked_fill(_too_far(top_D, top_D, window), float("-inf")),
                 bias_KRC=self.bias_KRC.masked_fill(_too_far(rows_KR, keys_KC, window), float("-inf")),
+                _windowed={},  # its own: a plan that holds itself would keep its tensors until Python looks for cycles
             )
         return self._windowed[window]
 

@@ -87,7 +87,7 @@ def test_a_pointer_moved_meanwhile_is_left_alone(
     """Somebody decided while the night ran: the release is filed, and the pointer stays as they set it."""
     manifest = make_manifest()
     other = publish_release(registry, make_candidate(manifest), manifest, GAIN)
-    with pytest.raises(PointerConflict, match="at epoch 1, expected 0"):
+    with pytest.raises(PointerConflict, match=r"is filed, but .* was moved while the night ran.* start a new night"):
         publish_release(registry, make_candidate(manifest, seed=1), manifest, GAIN)
     assert registry.pointer("acme") == Pointer(epoch=1, stable=other)
     assert len(registry.releases("acme")) == 2
@@ -105,3 +105,31 @@ def test_a_frozen_pointer_is_left_alone(
         publish_release(registry, make_candidate(manifest), manifest, GAIN)
     assert registry.pointer("acme") == frozen
     assert len(registry.releases("acme")) == 1
+
+
+def test_freezing_and_unfreezing_does_not_cost_the_night(
+    registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
+) -> None:
+    """The advice above is true: once unfrozen, the same night publishes the release it had filed, on a later epoch."""
+    manifest = make_manifest(pointer=registry.pointer("acme"))
+    candidate = make_candidate(manifest)
+    frozen = registry.move_pointer("acme", manifest.pointer, frozen=True)
+    with pytest.raises(PointerConflict):
+        publish_release(registry, candidate, manifest, GAIN)
+    registry.move_pointer("acme", frozen, frozen=False)
+    digest = publish_release(registry, candidate, manifest, GAIN)
+    assert registry.pointer("acme") == Pointer(epoch=3, stable=digest)
+    assert registry.releases("acme") == [digest]
+
+
+def test_a_move_while_frozen_is_still_a_move(registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest) -> None:
+    """Frozen, set back to the base model and unfrozen: the person's choice stays, and the message does not say --resume."""
+    first = make_manifest()
+    publish_release(registry, make_candidate(first), first, GAIN)
+    following = make_manifest(pointer=registry.pointer("acme"))
+    changed = registry.move_pointer("acme", following.pointer, frozen=True)
+    changed = registry.move_pointer("acme", changed, stable=None)
+    now = registry.move_pointer("acme", changed, frozen=False)
+    with pytest.raises(PointerConflict, match="start a new night without --resume"):
+        publish_release(registry, make_candidate(following, seed=1), following, GAIN)
+    assert registry.pointer("acme") == now

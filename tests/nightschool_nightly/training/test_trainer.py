@@ -1,4 +1,4 @@
-"""One step after another on a tiny model that samples from itself."""
+"""One step after another on a tiny model, with a sampler that knows the policy only by the adapters it writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nightschool.config.settings import NightConfig
 from nightschool.errors import NightError
+from nightschool.registry.release import WEIGHTS
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.rewards.rubric import parse_rubric
 from nightschool_nightly.rollouts.sampler import Rollout, SampleRequest, SaveAdapter, seed_of
@@ -33,16 +35,22 @@ RUBRICS = {
 }
 
 
-class SelfSampler:
-    """Samples from the policy that learns, with plain forward passes; what `RolloutEngine` does with vLLM."""
+class AdapterSampler:
+    """Samples with plain forward passes from the adapter files it is handed; what `RolloutEngine` does with vLLM.
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    Its model is its own: an adapter that is not written, or written wrongly, is not sampled from.
+    """
+
+    def __init__(self, policy: Policy, folder: Path) -> None:
+        self.policy, self.folder = policy, folder
         self.asked: list[list[SampleRequest]] = []
         self.num_adapters = 0
 
     def use_adapter(self, save: SaveAdapter | None) -> None:
-        self.num_adapters += save is not None
+        assert save is not None
+        self.num_adapters += 1
+        save(self.folder)
+        self.policy.load(self.folder / WEIGHTS)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[list[Rollout]]:
         self.asked.append(list(requests))
@@ -68,28 +76,42 @@ class SelfSampler:
         ]
 
 
-class BrokenSampler(SelfSampler):
+class BrokenSampler(AdapterSampler):
     """An engine that returns NaN log-probabilities."""
 
     def answer(self, request: SampleRequest) -> list[Rollout]:
         return [replace(rollout, logprobs=(math.nan,) * len(rollout.logprobs)) for rollout in super().answer(request)]
 
 
+class StaleSampler(AdapterSampler):
+    """An engine that goes on with the first adapter it was handed."""
+
+    def use_adapter(self, save: SaveAdapter | None) -> None:
+        if not self.num_adapters:
+            super().use_adapter(save)
+
+
 Start = Callable[..., Trainer]
 
 
 @pytest.fixture
-def start(make_policy: Callable[..., Policy]) -> Start:
+def start(make_policy: Callable[..., Policy], tmp_path: Path) -> Start:
     """Makes a trainer on a new policy; keywords are settings of the night, or the policy's seed."""
 
     def make(
-        *, seed: int = 0, sampler: type[SelfSampler] = SelfSampler, max_tree_tokens: int = MAX_TREE_TOKENS, **settings: Any
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        sampler: type[AdapterSampler] = AdapterSampler,
+        max_tree_tokens: int = MAX_TREE_TOKENS,
+        **settings: Any,
     ) -> Trainer:
-        policy = make_policy(seed=seed)
+        policy = make_policy(seed=seed, dtype=dtype)
+        folder = Path(mkdtemp(dir=tmp_path))
         plain = {"learning_rate": 1e-2, "group_size": 8, "warmup_steps": 0}
         return Trainer(
             policy,
-            sampler(policy),
+            sampler(make_policy(seed=seed + 100, dtype=dtype), folder),
             settings=NightConfig(**{**plain, **settings}),
             rubrics=RUBRICS,
             night="night-1",
@@ -193,6 +215,16 @@ def test_a_loss_that_is_not_a_number_stops_the_night(start: Start, examples: Exa
     assert_equal_states(trainer.state(), before)
 
 
+def test_a_sampler_with_other_weights_stops_the_night(start: Start, examples: Examples) -> None:
+    """An engine that keeps to an old adapter is noticed by its log-probabilities, before the policy learns from them."""
+    trainer = start(sampler=StaleSampler, learning_rate=0.1)
+    trainer.step(0, examples(max_tokens=3, demonstration=str(X)))
+    before = trainer.state()
+    with pytest.raises(NightError, match=r"in step 1 vLLM's log-probabilities of \d+ sampled tokens are .* nats from"):
+        trainer.step(1, examples(max_tokens=3, demonstration=str(X)))
+    assert_equal_states(trainer.state(), before)
+
+
 # --- the mechanics of a step --------------------------------------------------------------------------------------------
 def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: Start, examples: Examples) -> None:
     """One hot-load a step; production's own limits and stops; a seed for each step and prompt, the same every time."""
@@ -201,7 +233,7 @@ def test_every_step_samples_from_the_newest_adapter_with_its_own_seeds(start: St
         for one in (trainer, again):
             one.step(number, examples(stop=("\n",)))
     sampler, other = trainer.sampler, again.sampler
-    assert isinstance(sampler, SelfSampler) and isinstance(other, SelfSampler)
+    assert isinstance(sampler, AdapterSampler) and isinstance(other, AdapterSampler)
     assert sampler.num_adapters == 3 and sampler.asked == other.asked
     asked = [request for step in sampler.asked for request in step]
     assert len({request.seed for request in asked}) == len(asked) == 3 * len(PROMPTS)
@@ -225,9 +257,12 @@ def test_a_human_may_write_as_much_as_production_would(start: Start, examples: E
 
 
 def test_sampler_and_trainer_agree_at_any_temperature(start: Start, examples: Examples) -> None:
-    """The mismatch is zero when the same model samples and learns: both use the temperature of the rollouts."""
-    metrics = start(temperature=0.6).step(0, examples(max_tokens=3, demonstration=str(X)))
-    assert metrics.mismatch == pytest.approx(0.0, abs=1e-4)
+    """The mismatch is zero in every step, because the newest adapter samples at the temperature that the trainer takes."""
+    trainer = start(temperature=0.6)
+    for number in range(3):
+        metrics = trainer.step(number, examples(max_tokens=3, demonstration=str(X)))
+        assert metrics.mismatch == pytest.approx(0.0, abs=1e-4)
+        assert metrics.mismatch_p99 == pytest.approx(0.0, abs=1e-4)
     assert (metrics.truncated_weights, metrics.members_left_out) == (0, 0)
     assert metrics.entropy is not None and 0 < metrics.entropy < math.log(64)
 
@@ -254,6 +289,31 @@ def test_a_batch_too_large_for_one_tree_has_the_same_gradient(start: Start, exam
         torch.testing.assert_close(split.state()[name], whole.state()[name], rtol=1e-3, atol=1e-7)
 
 
+def test_a_small_gradient_is_not_lost_in_fp16(start: Start, examples: Examples) -> None:
+    """The direction of an update is fp32's, also where the gradients of single logits are below what fp16 can hold."""
+    moments = []
+    for dtype in (torch.float32, torch.float16):
+        trainer = start(dtype=dtype)
+        batch = examples(max_tokens=3)
+        groups = start().score(batch, start().sample(0, batch))  # the same rollouts for both
+        trainer.learn(0, [(group, [2e-4, -1e-4] * 4) for group in groups])
+        state = trainer.state()
+        moments.append(torch.cat([state[name].flatten() for name in sorted(state) if name.startswith("adam/exp_avg/")]))
+    assert float(torch.cosine_similarity(moments[0], moments[1], dim=0)) > 0.99
+    assert float(moments[1].norm() / moments[0].norm()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_an_overflow_in_fp16_is_passed_over_again_at_a_smaller_scale(start: Start, examples: Examples) -> None:
+    """A scale that is too large for a step costs a second pass and changes nothing."""
+    trainer, plain = start(dtype=torch.float16), start()
+    batch = examples(max_tokens=3)
+    groups = start().score(batch, start().sample(0, batch))
+    values = [3e5, -3e5] * 4  # times the scale, above 65,504
+    for one in (trainer, plain):
+        totals = one.learn(0, [(group, values) for group in groups])
+        assert totals.grad_norm is not None and math.isfinite(totals.grad_norm) and totals.tokens == 8 * len(PROMPTS) * 3
+
+
 def test_the_learning_rate_warms_up(start: Start, examples: Examples) -> None:
     """It grows linearly over the first steps and then stays, by the step's number and not by how many ran before."""
     trainer = start(warmup_steps=4, learning_rate=1e-3)
@@ -277,6 +337,38 @@ def test_a_resumed_run_is_the_uninterrupted_one(start: Start, examples: Examples
     metrics = [second.step(number, examples()) for number in (2, 3)]
     assert metrics == expected[2:]
     assert_equal_states(second.state(), whole.state())
+
+
+def restore_on(device: str, start: Start, examples: Examples) -> Trainer:
+    """A trainer on `device`, restored from the state of one on the CPU that has made a step."""
+    state, trainer = start(), start()
+    state.step(0, examples())
+    for name, parameter in trainer.policy.parameters.items():
+        trainer.policy.parameters[name] = torch.nn.Parameter(parameter.data.to(device))
+    trainer.restore({name: tensor.cpu() for name, tensor in state.state().items()})
+    return trainer
+
+
+def test_moments_are_restored_beside_their_parameter(start: Start, examples: Examples) -> None:
+    """A checkpoint is read into the CPU's memory; Adam wants its moments on the parameter's device, its count on the CPU."""
+    trainer = restore_on("meta", start, examples)
+    for parameter in trainer.policy.parameters.values():
+        state = trainer.optimizer.state[parameter]
+        assert (state["exp_avg"].device, state["exp_avg_sq"].device) == (parameter.device, parameter.device)
+        assert state["step"].device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_resumed_trainer_on_a_gpu_can_take_a_step(start: Start, examples: Examples) -> None:
+    """The next update of AdamW finds parameter, gradient and moments on one device."""
+    trainer = restore_on("cuda", start, examples)
+    optimizer = torch.optim.AdamW(list(trainer.policy.parameters.values()))
+    optimizer.state.update(trainer.optimizer.state)
+    for parameter in trainer.policy.parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in trainer.policy.parameters.values())
 
 
 def test_restoring_forgets_what_came_after(start: Start, examples: Examples) -> None:
