@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,17 @@ from nightschool.registry.release import BaseModel
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.training.policy import Policy
+from tests.warm_python import WarmPython
 
 VOCABULARY = 64
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Runs `python -m` of nightly's modules without importing torch, transformers and DuckDB for each run again."""
+    python = WarmPython(["transformers", "duckdb", "nightschool_nightly.doctor.checkup", "nightschool_nightly.night"])
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.gate.gate import Comparison, decide
 from nightschool_nightly.night import describe_gain
+from tests.warm_python import WarmPython
 
 TENANT = "bank"
 NIGHT_TIMEOUT_S = 1200  # only a night that hangs takes as long, also on an old machine with other work beside it
@@ -78,6 +79,11 @@ class Workplace:
 
     def night(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=NIGHT_TIMEOUT_S, check=False)
+
+    def quick_night(self, python: WarmPython, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A night that ends before anything is sampled."""
+        config = str(self.folder / "nightschool.toml")
+        return python.run("nightschool_nightly", "--config", config, "--tenant", TENANT, *arguments)
 
     def night_killed_at(self, event: dict[str, object], *arguments: str) -> None:
         """Start a night and kill -9 it as soon as its event log holds `event`."""
@@ -147,29 +153,29 @@ def span(number: int, trace: bytes) -> bytes:
     return request.SerializeToString()
 
 
-def test_an_empty_day_says_so_and_exits_0_without_a_release(tmp_path: Path) -> None:
+def test_an_empty_day_says_so_and_exits_0_without_a_release(tmp_path: Path, warm_python: WarmPython) -> None:
     """No traffic is no error: cron must not page anybody."""
     workplace = make_workplace(tmp_path, messages=0)
-    done = workplace.night()
+    done = workplace.quick_night(warm_python)
     assert done.returncode == 0, done.stderr
     assert "no new evidence" in done.stdout
     assert workplace.registry.releases(TENANT) == []
 
 
-def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path) -> None:
+def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path, warm_python: WarmPython) -> None:
     """Unknown is not zero: silence is counted as left out, and nothing is published."""
     workplace = make_workplace(tmp_path, outcomes=False)
-    done = workplace.night()
+    done = workplace.quick_night(warm_python)
     assert done.returncode == 0, done.stderr
     assert "left out, no-outcome: 48" in done.stdout
     assert "nothing-to-learn" in done.stdout
     assert workplace.registry.releases(TENANT) == []
 
 
-def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path, warm_python: WarmPython) -> None:
     """--dry-run freezes nothing that a real night would then find finished."""
     workplace = make_workplace(tmp_path)
-    done = workplace.night("--dry-run")
+    done = workplace.quick_night(warm_python, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "48 new episodes" in done.stdout
     assert not list(tmp_path.glob("nights/*/*/*"))
