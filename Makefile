@@ -16,7 +16,7 @@ help:  ## list the targets
 
 setup: .venv/.ready  ## make .venv with everything in requirements.lock
 
-demo: .venv/.ready  ## a real day, a real night, a better morning (about 10 minutes)
+demo: .venv/.ready  ## a real day, a real night, a better morning; it says first how long it takes here
 	$(BIN)/nightschool demo
 
 test: .venv/.ready  ## the whole suite; starts real Kafka and vLLM itself

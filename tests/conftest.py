@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 POM = Path(__file__).parents[1] / "deploy" / "kafka" / "pom.xml"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 
 _SERVER_PROPERTIES = """\
 process.roles=broker,controller

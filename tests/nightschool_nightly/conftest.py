@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,17 @@ from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.gate.gate import Decision, compare
 from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.training.policy import Policy
+from tests.warm_python import WarmPython
 
 VOCABULARY = 64
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[WarmPython]:
+    """Runs `python -m` of nightly's modules without importing torch, transformers and DuckDB for each run again."""
+    python = WarmPython(["transformers", "duckdb", "nightschool_nightly.doctor.checkup", "nightschool_nightly.night"])
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

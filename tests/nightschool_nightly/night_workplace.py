@@ -25,6 +25,7 @@ from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.night import NightResult, run_night
 from nightschool_nightly.progress import Progress
+from tests.warm_python import WarmPython
 
 TENANT = "bank"
 NIGHT_TIMEOUT_S = 1200  # only a night that hangs takes as long, also on an old machine with other work beside it
@@ -91,6 +92,11 @@ class Workplace:
 
     def night(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=NIGHT_TIMEOUT_S, check=False)
+
+    def quick_night(self, python: WarmPython, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A night that ends before anything is sampled."""
+        config = str(self.folder / "nightschool.toml")
+        return python.run("nightschool_nightly", "--config", config, "--tenant", TENANT, *arguments)
 
     def night_here(self, *, resume: bool = False) -> NightResult:
         """A night in this process, for those that end before a model is loaded."""

@@ -13,33 +13,34 @@ from nightschool.registry.release import REPORT, WEIGHTS
 from nightschool_nightly.gate.gate import Comparison, decide
 from nightschool_nightly.night import describe_gain
 from tests.nightschool_nightly.night_workplace import RIGHT_QUEUE, TENANT, Workplace, make_workplace
+from tests.warm_python import WarmPython
 
 ALWAYS_FINE = 'task = "triage"\n[[items]]\nname = "short"\nkind = "check"\ncheck = "length"\nmax_chars = 10000\n'
 
 
-def test_an_empty_day_says_so_and_exits_0_without_a_release(tmp_path: Path) -> None:
+def test_an_empty_day_says_so_and_exits_0_without_a_release(tmp_path: Path, warm_python: WarmPython) -> None:
     """No traffic is no error: cron must not page anybody."""
     workplace = make_workplace(tmp_path, messages=0)
-    done = workplace.night()
+    done = workplace.quick_night(warm_python)
     assert done.returncode == 0, done.stderr
     assert "no new evidence" in done.stdout
     assert workplace.registry.releases(TENANT) == []
 
 
-def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path) -> None:
+def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path, warm_python: WarmPython) -> None:
     """Unknown is not zero: silence is counted as left out, and nothing is published."""
     workplace = make_workplace(tmp_path, outcomes=False)
-    done = workplace.night()
+    done = workplace.quick_night(warm_python)
     assert done.returncode == 0, done.stderr
     assert "left out, no-outcome: 48" in done.stdout
     assert "nothing-to-learn" in done.stdout
     assert workplace.registry.releases(TENANT) == []
 
 
-def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path, warm_python: WarmPython) -> None:
     """--dry-run freezes nothing that a real night would then find finished."""
     workplace = make_workplace(tmp_path)
-    done = workplace.night("--dry-run")
+    done = workplace.quick_night(warm_python, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "48 new episodes" in done.stdout
     assert not list(tmp_path.glob("nights/*/*/*"))

@@ -42,7 +42,7 @@ def test_an_old_machine_learns_and_serves_in_fp32(tmp_path: Path, unused_port: i
         answered_by, answer = first_answer(f"http://127.0.0.1:{unused_port}", server, log)
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(NIGHT_TIMEOUT_S)
     assert "float32" in log.read_text().partition("\n")[0]
     assert answered_by == release
     assert answer.strip().lower() in {right_queue(number) for number in range(len(MESSAGES))}

@@ -259,7 +259,7 @@ class RunningServer:
     def publish(self, tenant: str, seed: int, **changes: Any) -> str:
         return publish(self.registry, tenant, self.folder / "adapters", self.shape, seed, **changes)
 
-    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not happen; server log:\n{self.log.read_text()[-3000:]}"
@@ -321,7 +321,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, module_span_sink: SpanSink)
     """One real server; its spans go into a sink."""
     running = run_server(tmp_path_factory.mktemp("serving"), module_span_sink, start_server)
     try:
-        running.wait_until(lambda: running.is_up(), "start of the server", seconds=240.0)
+        running.wait_until(lambda: running.is_up(), "start of the server", seconds=600.0)
         yield running
     finally:
         stop(running.process)

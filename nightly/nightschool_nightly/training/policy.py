@@ -125,6 +125,8 @@ class Policy:
     def kv_bytes_per_token(self) -> int | None:
         """Bytes of keys and values that a sampler keeps for each token; None for a model whose layers are not all alike."""
         config = self.body.config
+        if len(set(getattr(config, "layer_types", None) or ())) > 1:
+            return None  # vLLM keeps a cache for each kind, of sizes that it computes itself
         heads = getattr(config, "num_key_value_heads", None)
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return 2 * config.num_hidden_layers * heads * size * self.dtype.itemsize if isinstance(heads, int) else None

@@ -7,7 +7,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.commands.episodes import EpisodeRow, Preview, show
 from nightschool_nightly.episodes.reasons import DropReason, reason_of
+from tests.warm_python import WarmPython
 
 RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
 CONFIG = '[stream]\nurl = "sqlite:stream.db"\n[registry]\npath = "registry"\n[night]\nstate = "nights"\n[tenants.bank]\nrubrics = ["r.toml"]\n'
@@ -67,19 +68,24 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nightschool", "episodes", "--config", "nightschool.toml", "--tenant", "bank"]
-    return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, timeout=100)
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(folder: Path, warm_python: WarmPython) -> Run:
+    """What `nightschool episodes` becomes, in the folder of the configuration."""
+    command = ["nightschool_nightly.commands.episodes", "--config", "nightschool.toml", "--tenant", "bank"]
+    return lambda *arguments: warm_python.run(*command, *arguments, cwd=folder)
 
 
 def files(folder: Path) -> Sequence[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("stream.db"))
 
 
-def test_json_tells_every_new_episode_with_its_fate(folder: Path) -> None:
+def test_json_tells_every_new_episode_with_its_fate(folder: Path, run: Run) -> None:
     """Nothing is shortened; each episode has its fate, and each reason what to do. Nothing is written."""
     before = files(folder)
-    done = run(folder, "--json")
+    done = run("--json")
     assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     first, *others = found["episodes"]
@@ -108,12 +114,12 @@ def test_json_tells_every_new_episode_with_its_fate(folder: Path) -> None:
     assert files(folder) == before
 
 
-def test_tables_are_for_a_person(folder: Path) -> None:
+def test_tables_are_for_a_person(run: Run) -> None:
     """Recorded text stays text: neither markup nor terminal codes in it do anything. --limit and --drops show less."""
-    shown = run(folder, "--limit", "2").stdout
+    shown = run("--limit", "2").stdout
     assert "the first 2 of 4 new episodes" in shown and "queue: fraud -> card" in shown
     assert "\x1b" not in shown and "[bold]card" in " ".join(shown.split())
-    drops = run(folder, "--drops").stdout
+    drops = run("--drops").stdout
     assert "new episodes" in drops and "hello" not in drops and "task-without-rubric" in drops
 
 
@@ -150,6 +156,7 @@ def test_outcomes_that_no_rubric_reads_are_named(folder: Path) -> None:
 
 def test_an_unknown_tenant_is_one_line(folder: Path) -> None:
     """A mistake is a sentence and exit status 2."""
-    done = run(folder, "--tenant", "nobody")
+    command = [sys.executable, "-m", "nightschool", "episodes", "--config", "nightschool.toml", "--tenant", "nobody"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("nightschool episodes: tenant 'nobody' is not in nightschool.toml")

@@ -38,6 +38,7 @@ from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_serving.telemetry.recorder import Choice, Recording
 from nightschool_serving.telemetry.sender import Telemetry
 from nightschool_serving.telemetry.spans import ServedRequest, TraceParent
+from tests.warm_python import WarmPython
 
 RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
 RESPONSE_ID = "chatcmpl-d0c"
@@ -194,6 +195,7 @@ class Clinic:
     folder: Path
     key: str
     collector: str
+    python: WarmPython
     stop_serving: Callable[[], None] = lambda: None
     proxies: list[Proxy] = field(default_factory=list)
 
@@ -231,10 +233,10 @@ class Clinic:
         self.proxies.clear()
 
     def examine(self, *arguments: str, wait_s: int = WAIT_S, **environment: str) -> tuple[int, dict[str, Any]]:
-        """Run the command as a person does; its exit status and what it found."""
-        command = [sys.executable, "-m", "nightschool", "doctor", "--config", str(self.config()), "--json", "--wait", str(wait_s)]
+        """Run the doctor in a process of its own; its exit status and what it found."""
+        command = ["--config", str(self.config()), "--json", "--wait", str(wait_s), *arguments]
         variables = {**os.environ, "NIGHTSCHOOL_API_KEY": self.key, **environment}
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=variables)
+        done = self.python.run("nightschool_nightly.doctor", *command, env=variables)
         assert done.stderr == ""
         return done.returncode, json.loads(done.stdout)
 
@@ -248,7 +250,7 @@ def settings(key: str, collector_port: int, serving_port: int, *, stream: str = 
 
 
 @contextmanager
-def collecting(folder: Path, key: str) -> Iterator[Clinic]:
+def collecting(folder: Path, key: str, python: WarmPython) -> Iterator[Clinic]:
     """A collector process with a configuration and a stream of its own."""
     collector_port, serving_port = free_ports(2)
     (folder / "nightschool.toml").write_text(settings(key, collector_port, serving_port))
@@ -259,17 +261,17 @@ def collecting(folder: Path, key: str) -> Iterator[Clinic]:
     url = f"http://127.0.0.1:{collector_port}"
     try:
         wait_until_ready(process, url, folder / "collector.log")
-        yield Clinic(folder, key, url)
+        yield Clinic(folder, key, url, python)
     finally:
         process.terminate()
         process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clinic]:
+def hospital(tmp_path_factory: pytest.TempPathFactory, warm_python: WarmPython) -> Iterator[Clinic]:
     """A collector process that all tests share."""
     base_model_folder(PACKAGED)  # unpacked on first use, with a bar on stderr: not while a doctor is examined
-    with collecting(tmp_path_factory.mktemp("clinic"), new_key("bank")) as clinic:
+    with collecting(tmp_path_factory.mktemp("clinic"), new_key("bank"), warm_python) as clinic:
         yield clinic
 
 
@@ -295,7 +297,7 @@ def clinic(hospital: Clinic) -> Iterator[Clinic]:
 @pytest.fixture
 def elsewhere(hospital: Clinic, tmp_path: Path) -> Iterator[Clinic]:
     """Another collector that knows the same key and has a stream of its own."""
-    with collecting(tmp_path, hospital.key) as other:
+    with collecting(tmp_path, hospital.key, hospital.python) as other:
         yield other
         other.stop()
 

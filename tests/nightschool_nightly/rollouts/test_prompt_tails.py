@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 _PROGRAM = """
 import json, sys
@@ -51,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obj
         [sys.executable, "-c", _PROGRAM, str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "GOMP_SPINCOUNT": "1000"},
     )
     assert run.returncode == 0, run.stderr[-2000:]

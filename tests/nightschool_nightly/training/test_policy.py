@@ -32,6 +32,14 @@ def stock_model(folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
+def test_a_policy_knows_what_a_token_takes_of_a_kv_cache(make_policy: Callable[..., Policy]) -> None:
+    """Keys and values of 2 layers with 2 key heads of size 8, in fp32; nothing is said where layers are of two kinds."""
+    policy = make_policy()
+    assert policy.kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
+    policy.body.config.layer_types = ["full_attention", "sliding_attention"]
+    assert policy.kv_bytes_per_token is None
+
+
 def test_a_new_policy_is_the_base_model(tiny_model: Path, make_policy: Callable[..., Policy]) -> None:
     """At step 0 the policy, in a tree or a row, gives the logits of the base model as transformers loads it."""
     policy = make_policy()

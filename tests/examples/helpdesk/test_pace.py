@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nightschool.machine import Machine
 
-HELPDESK = Path(__file__).parents[1] / "examples" / "helpdesk"
+HELPDESK = Path(__file__).parents[3] / "examples" / "helpdesk"
 
 
 @pytest.fixture
