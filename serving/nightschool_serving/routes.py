@@ -103,9 +103,9 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
             tokenizer=serving.tokenizer,
             captures_content=raw_request.headers.get(CAPTURE_REQUEST_HEADER) != "off",
             sent=sent,
+            is_beam_search=request.use_beam_search,
         )
         context.closing.callback(partial(_finish, served, context, serving.telemetry))
-        # Beam search asks the engine many times for one answer, so there is no single list of sampled tokens to record.
         current_recording.set(None if request.use_beam_search else served.recording)
     return await handler(request, raw_request)
 
@@ -121,7 +121,7 @@ def overwrite(request: Any, target: Target) -> None:
 
 
 def _finish(served: ServedRequest, context: RequestContext, telemetry: Telemetry) -> None:
-    served.ended_ns, served.status = time.time_ns(), context.status
+    served.ended_ns, served.status, served.is_complete = time.time_ns(), context.status, context.is_complete
     telemetry.record(served)
 
 

@@ -57,6 +57,8 @@ class RequestContext:
     """Set by the route; sent as a response header, also on errors."""
     status: int | None = None
     """HTTP status; None before the response has begun."""
+    is_complete: bool = False
+    """Whether the whole response was sent."""
     closing: ExitStack = field(default_factory=ExitStack)
     """What to do when the response is over, however it ended."""
 
@@ -133,6 +135,8 @@ class TenantGuard:
                     release = (RELEASE_RESPONSE_HEADER.encode(), context.release.encode())
                     message["headers"] = [*message.get("headers", ()), release]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                context.is_complete = True
 
         await self._app(scope, replay, observe)
 

@@ -215,13 +215,13 @@ async def test_the_release_goes_out_as_a_header() -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError("broken")])
 async def test_what_hangs_on_a_request_is_closed_however_it_ends(error: Exception | None) -> None:
     """Leases and spans are closed once after an answer and once after an error."""
-    closed: list[int | None] = []
+    closed: list[tuple[int | None, bool]] = []
     inner = Inner()
     inner.error = error
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         context = scope["state"]["nightschool"]
-        context.closing.callback(lambda: closed.append(context.status))
+        context.closing.callback(lambda: closed.append((context.status, context.is_complete)))
         await inner(scope, receive, send)
 
     guarded = Inner()
@@ -231,7 +231,7 @@ async def test_what_hangs_on_a_request_is_closed_however_it_ends(error: Exceptio
             await call(guarded)
     else:
         await call(guarded)
-    assert closed == [None if error else 200]
+    assert closed == [(None, False) if error else (200, True)]
 
 
 async def test_a_websocket_is_closed_and_lifespan_passes() -> None:
