@@ -47,6 +47,7 @@ SETTINGS = {
         "max_cpu_loras",
         "max_lora_rank",
         "max_model_len",
+        "default_max_tokens",
         "kv_cache_gib",
     },
     "night": {

@@ -157,6 +157,9 @@ class ServingConfig:
     max_cpu_loras: int = _setting(16, "adapters kept in memory (vLLM max_cpu_loras)", ge=1, le=4096)
     max_lora_rank: int = _setting(16, "largest adapter rank served", one_of=(8, 16, 32, 64, 128, 256, 320, 512))
     max_model_len: int = _setting(2048, "longest prompt plus answer, in tokens", ge=16)
+    default_max_tokens: int = _setting(
+        0, "longest answer to a chat request that names no limit, in tokens; 0: whatever max_model_len leaves", ge=0, le=1 << 20
+    )
     kv_cache_gib: int = _setting(1, "memory for the KV cache on CPUs, in GiB", ge=1)
 
 

@@ -56,7 +56,7 @@ async def complete(request: CompletionRequest, raw_request: Request) -> Response
 @router.get("/v1/models")
 async def list_models(raw_request: Request) -> JSONResponse:
     """The caller's aliases; never the names or paths of adapters."""
-    serving: Serving = raw_request.app.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
     shared = {"object": "model", "created": 0, "owned_by": "nightschool", "max_model_len": serving.max_model_len}
     return JSONResponse({"object": "list", "data": [{"id": alias, **shared} for alias in ALIASES]})
 
@@ -64,15 +64,15 @@ async def list_models(raw_request: Request) -> JSONResponse:
 @router.get("/nightschool/v1/releases")
 async def show_releases(raw_request: Request) -> JSONResponse:
     """The release that answers the caller's tenant, and the last one that was refused."""
-    serving: Serving = raw_request.app.state.nightschool
-    context: RequestContext = raw_request.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
+    context: RequestContext = raw_request.state.nightschool_request
     return JSONResponse(serving.replica.describe(context.tenant))
 
 
 async def answer(request: Any, raw_request: Request, handler: Handler, *, operation: str, id_prefix: str) -> Response:
     """Route one inference request and let vLLM's `handler` answer it."""
-    serving: Serving = raw_request.app.state.nightschool
-    context: RequestContext = raw_request.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
+    context: RequestContext = raw_request.state.nightschool_request
     alias = request.model
     for name, why in REFUSED_FIELDS.items():
         if getattr(request, name, None) is not None:
@@ -85,6 +85,8 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
         return _error(503, "ServiceUnavailable", str(error))
     sent = request.model_dump(include=request.model_fields_set & SENT_FIELDS)
     overwrite(request, target)
+    if operation == "chat":
+        limit_answer(request, serving.default_max_tokens)
     context.release = target.release
     # From here to the handler there is no await, so what is checked here is still true when the handler uses it.
     check_isolation(target, tenant=context.tenant, adapter_id=serving.engine.adapter_id(target.model))
@@ -118,6 +120,12 @@ def overwrite(request: Any, target: Target) -> None:
     request.request_id = secrets.token_hex(16)
     for name in FORBIDDEN_FIELDS:
         setattr(request, name, None)
+
+
+def limit_answer(request: Any, default_max_tokens: int) -> None:
+    """Give a chat request without a limit of its own the server's; 0 is none. Completions have vLLM's own default."""
+    if default_max_tokens and request.max_completion_tokens is None and request.max_tokens is None:
+        request.max_completion_tokens = default_max_tokens
 
 
 def _finish(served: ServedRequest, context: RequestContext, telemetry: Telemetry) -> None:

@@ -107,6 +107,25 @@ def test_the_request_fields_we_overwrite(name: str) -> None:
     assert suspicious <= ours
 
 
+def test_a_chat_request_without_a_limit_gets_the_servers() -> None:
+    """[serving] default_max_tokens; a request's own limit stays, and vLLM takes the smaller of it and what is left."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+
+    from nightschool_serving.routes import limit_answer
+
+    def limits(default: int, **sent: int) -> list[int | None]:
+        request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], **sent)
+        limit_answer(request, default)
+        return [request.max_completion_tokens, request.max_tokens]
+
+    assert limits(0) == [None, None]
+    assert limits(100) == [100, None]
+    assert limits(100, max_tokens=7) == [None, 7]
+    assert limits(100, max_completion_tokens=200) == [200, None]
+    assert get_max_tokens(50, 100, 20, {}) == 30
+
+
 def test_the_headers_that_beat_the_body() -> None:
     """The four that the guard removes are all that vLLM's handlers read to steer the engine."""
     from vllm.entrypoints.generate.base import serving

@@ -46,7 +46,7 @@ _LATER = ((b"retry-after", b"1"),)
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the guard knows of a request and what the routes add to it; `request.state.nightschool` in a route."""
+    """What the guard knows of a request and what the routes add to it; `request.state.nightschool_request` in a route."""
 
     tenant: str
     authorization: str
@@ -122,7 +122,7 @@ class TenantGuard:
         serving.in_progress += 1
         context.closing.callback(partial(_is_answered, serving))
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS]
-        scope.setdefault("state", {})["nightschool"] = context
+        scope.setdefault("state", {})["nightschool_request"] = context
         pending = [{"type": "http.request", "body": content, "more_body": False}]
 
         async def replay() -> Message:
@@ -147,7 +147,7 @@ def _is_answered(serving: Any) -> None:
 
 def _serving(scope: Scope) -> Any:
     """The `Serving` of this app; None if our endpoint plugin is not loaded, and vLLM's own routes would answer."""
-    return getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
+    return getattr(scope["app"].state, "nightschool_serving", None) if "app" in scope else None
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -45,7 +45,7 @@ class Client:
             "method": "POST",
             "path": "/v1/chat/completions",
             "headers": [(b"authorization", f"Bearer {tenant}".encode())],
-            "app": SimpleNamespace(state=SimpleNamespace(nightschool=server.serving)),
+            "app": SimpleNamespace(state=SimpleNamespace(nightschool_serving=server.serving)),
         }
         self._task = asyncio.create_task(server.guard(scope, self._pieces.get, self._send))
 
