@@ -39,6 +39,7 @@ REFUSED_FIELDS = {
     "logprob_token_ids": "vLLM computes the log-probabilities of the whole batch for it, other tenants' among them",
     "prompt_embeds": "nothing but text and token ids is recorded and learned from",
 }
+LIMIT_FIELDS = {"max_tokens", "max_completion_tokens"}
 
 router = APIRouter()
 
@@ -124,7 +125,7 @@ def overwrite(request: Any, target: Target) -> None:
 
 def limit_answer(request: Any, default_max_tokens: int) -> None:
     """Give a chat request without a limit of its own the server's; 0 is none. Completions have vLLM's own default."""
-    if default_max_tokens and request.max_completion_tokens is None and request.max_tokens is None:
+    if default_max_tokens and not request.model_dump(include=LIMIT_FIELDS, exclude_none=True):
         request.max_completion_tokens = default_max_tokens
 
 

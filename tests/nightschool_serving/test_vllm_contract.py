@@ -112,17 +112,17 @@ def test_a_chat_request_without_a_limit_gets_the_servers() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 
-    from nightschool_serving.routes import limit_answer
+    from nightschool_serving.routes import LIMIT_FIELDS, limit_answer
 
-    def limits(default: int, **sent: int) -> list[int | None]:
+    def limits(default: int, **sent: int) -> dict[str, int]:
         request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], **sent)
         limit_answer(request, default)
-        return [request.max_completion_tokens, request.max_tokens]
+        return dict(request.model_dump(include=LIMIT_FIELDS, exclude_none=True))
 
-    assert limits(0) == [None, None]
-    assert limits(100) == [100, None]
-    assert limits(100, max_tokens=7) == [None, 7]
-    assert limits(100, max_completion_tokens=200) == [200, None]
+    assert limits(0) == {}
+    assert limits(100) == {"max_completion_tokens": 100}
+    assert limits(100, max_tokens=7) == {"max_tokens": 7}
+    assert limits(100, max_completion_tokens=200) == {"max_completion_tokens": 200}
     assert get_max_tokens(50, 100, 20, {}) == 30
 
 
