@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightschool.config.reader import load_config
 from nightschool.keys import KeyRing
 from nightschool.semconv import RELEASE_RESPONSE_HEADER
-from nightschool_serving.front.bodies import Body, BodyBudget, BodyLimits, BodyRefused
+from nightschool_serving.front.bodies import Body, BodyBudget, BodyLimits, BodyRefused, limits_for
 from nightschool_serving.front.configured_keys import CONFIG_VARIABLE, follow_keys
 
 Scope = MutableMapping[str, Any]
@@ -68,7 +69,10 @@ class TenantGuard:
 
     def __init__(self, app: App, keys: KeyRing | None = None, limits: BodyLimits | None = None) -> None:
         self._app = app
-        self._keys = keys if keys is not None else follow_keys(Path(os.environ[CONFIG_VARIABLE]))
+        if keys is None:
+            path = Path(os.environ[CONFIG_VARIABLE])
+            keys, limits = follow_keys(path), limits_for(load_config(path).serving.max_model_len)
+        self._keys = keys
         self._bodies = BodyBudget(limits or BodyLimits())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
