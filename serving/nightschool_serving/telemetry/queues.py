@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nightschool_serving.telemetry.spans import ServedRequest
@@ -85,4 +85,6 @@ def size_of(request: ServedRequest) -> int:
 def _size_of_value(value: object) -> int:
     if isinstance(value, str):
         return len(value)
+    if isinstance(value, Mapping):
+        return _size_of_value(value.keys()) + _size_of_value(value.values())
     return sum(map(_size_of_value, value)) if isinstance(value, Iterable) else 0

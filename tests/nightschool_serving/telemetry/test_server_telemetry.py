@@ -220,6 +220,7 @@ def test_the_queues_are_bounded_in_bytes_for_each_tenant_and_in_all() -> None:
     assert others[0] is None
     assert "bytes are already waiting" in str(others[-1])
     assert size_of(served(sent={"stop": ["x" * 1000, "y" * 1000]})) - size_of(served(sent={})) == 2000
+    assert size_of(served(sent={"form": {"abc": ["de", {"f": 1}]}})) - size_of(served(sent={})) == 6
     while (queue := queues.first()) is not None:
         queues.remove(queue, len(queues.head(queue, 128)))
     assert (len(queues), queues.put(served(recording=long), 0.0)) == (0, None)
