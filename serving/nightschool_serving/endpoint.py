@@ -59,7 +59,7 @@ class NightschoolEndpoint:
             asyncio.create_task(prune_when_ready(serving)),
         )
         drain_before_shutdown(engine_client, serving)
-        state.nightschool = serving
+        state.nightschool_serving = serving
 
 
 async def prune_when_ready(serving: Serving) -> None:
@@ -96,7 +96,16 @@ async def build_serving(config: Config, engine_client: Any, state: Any, args: Na
     if telemetry:
         atexit.register(telemetry.close)
     max_model_len = engine_client.model_config.max_model_len
-    return Serving(table, replica, cache, engine, telemetry, max_model_len, base_model.tokenizer)
+    return Serving(
+        table,
+        replica,
+        cache,
+        engine,
+        telemetry,
+        max_model_len=max_model_len,
+        default_max_tokens=config.serving.default_max_tokens,
+        tokenizer=base_model.tokenizer,
+    )
 
 
 async def check_lora_operations(engine_client: Any) -> None:

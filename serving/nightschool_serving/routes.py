@@ -39,6 +39,7 @@ REFUSED_FIELDS = {
     "logprob_token_ids": "vLLM computes the log-probabilities of the whole batch for it, other tenants' among them",
     "prompt_embeds": "nothing but text and token ids is recorded and learned from",
 }
+LIMIT_FIELDS = {"max_tokens", "max_completion_tokens"}
 
 router = APIRouter()
 
@@ -56,7 +57,7 @@ async def complete(request: CompletionRequest, raw_request: Request) -> Response
 @router.get("/v1/models")
 async def list_models(raw_request: Request) -> JSONResponse:
     """The caller's aliases; never the names or paths of adapters."""
-    serving: Serving = raw_request.app.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
     shared = {"object": "model", "created": 0, "owned_by": "nightschool", "max_model_len": serving.max_model_len}
     return JSONResponse({"object": "list", "data": [{"id": alias, **shared} for alias in ALIASES]})
 
@@ -64,15 +65,15 @@ async def list_models(raw_request: Request) -> JSONResponse:
 @router.get("/nightschool/v1/releases")
 async def show_releases(raw_request: Request) -> JSONResponse:
     """The release that answers the caller's tenant, and the last one that was refused."""
-    serving: Serving = raw_request.app.state.nightschool
-    context: RequestContext = raw_request.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
+    context: RequestContext = raw_request.state.nightschool_request
     return JSONResponse(serving.replica.describe(context.tenant))
 
 
 async def answer(request: Any, raw_request: Request, handler: Handler, *, operation: str, id_prefix: str) -> Response:
     """Route one inference request and let vLLM's `handler` answer it."""
-    serving: Serving = raw_request.app.state.nightschool
-    context: RequestContext = raw_request.state.nightschool
+    serving: Serving = raw_request.app.state.nightschool_serving
+    context: RequestContext = raw_request.state.nightschool_request
     alias = request.model
     for name, why in REFUSED_FIELDS.items():
         if getattr(request, name, None) is not None:
@@ -85,6 +86,8 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
         return _error(503, "ServiceUnavailable", str(error))
     sent = sent_fields(request)
     overwrite(request, target)
+    if operation == "chat":
+        limit_answer(request, serving.default_max_tokens)
     context.release = target.release
     # From here to the handler there is no await, so what is checked here is still true when the handler uses it.
     check_isolation(target, tenant=context.tenant, adapter_id=serving.engine.adapter_id(target.model))
@@ -103,9 +106,9 @@ async def answer(request: Any, raw_request: Request, handler: Handler, *, operat
             tokenizer=serving.tokenizer,
             captures_content=raw_request.headers.get(CAPTURE_REQUEST_HEADER) != "off",
             sent=sent,
+            is_beam_search=request.use_beam_search,
         )
         context.closing.callback(partial(_finish, served, context, serving.telemetry))
-        # Beam search asks the engine many times for one answer, so there is no single list of sampled tokens to record.
         current_recording.set(None if request.use_beam_search else served.recording)
     return await handler(request, raw_request)
 
@@ -120,8 +123,14 @@ def overwrite(request: Any, target: Target) -> None:
         setattr(request, name, None)
 
 
+def limit_answer(request: Any, default_max_tokens: int) -> None:
+    """Give a chat request without a limit of its own the server's; 0 is none. Completions have vLLM's own default."""
+    if default_max_tokens and not request.model_dump(include=LIMIT_FIELDS, exclude_none=True):
+        request.max_completion_tokens = default_max_tokens
+
+
 def _finish(served: ServedRequest, context: RequestContext, telemetry: Telemetry) -> None:
-    served.ended_ns, served.status = time.time_ns(), context.status
+    served.ended_ns, served.status, served.is_complete = time.time_ns(), context.status, context.is_complete
     telemetry.record(served)
 
 

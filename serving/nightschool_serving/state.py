@@ -14,7 +14,7 @@ from nightschool_serving.telemetry.sender import Telemetry
 
 @dataclass(slots=True)
 class Serving:
-    """Everything our routes need; `app.state.nightschool`. It is there only if the plugin was loaded."""
+    """Everything our routes need; `app.state.nightschool_serving`. It is there only if the plugin was loaded."""
 
     table: RoutingTable
     replica: Replica
@@ -23,6 +23,8 @@ class Serving:
     telemetry: Telemetry | None
     max_model_len: int
     """Tokens of prompt and answer together."""
+    default_max_tokens: int
+    """Longest answer to a chat request without a limit of its own; 0 for none."""
     tokenizer: str
     """SHA-256 of the base model's tokenizer.json, recorded together with token ids."""
     draining: bool = False

@@ -136,12 +136,17 @@ class SpanSink:
         self.requests: list[tuple[str, ExportTraceServiceRequest]] = []
         self.statuses: list[int] = []
         """Answers to give first; 200 when empty."""
+        self.refused: set[str] = set()
+        """Keys whose requests get 503."""
+        self.refusals = 0
         sink = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = gzip.decompress(self.rfile.read(int(self.headers["Content-Length"])))
                 status = sink.statuses.pop(0) if sink.statuses else 200
+                if self.headers["Authorization"] in sink.refused:
+                    sink.refusals, status = sink.refusals + 1, 503
                 if status == 200:
                     export = ExportTraceServiceRequest.FromString(body)
                     sink.requests.append((self.headers["Authorization"], export))

@@ -110,25 +110,31 @@ def test_rows_that_lie_together_are_a_view() -> None:
 
 
 def wrapper_for(slots: list[int]) -> GroupedPunicaWrapper:
-    """A wrapper told of a batch the way vLLM does it: adapter ids 10, 11, 12 sit in slots 0, 1, 2."""
+    """A wrapper that was told of one batch."""
+    wrapper = GroupedPunicaWrapper(64, 64, "cpu", max_loras=SLOTS)
+    tell(wrapper, slots)
+    return wrapper
+
+
+def tell(wrapper: GroupedPunicaWrapper, slots: list[int]) -> None:
+    """The batch has changed, told the way vLLM does it: adapter ids 10, 11, 12 sit in slots 0, 1, 2."""
     from vllm.lora.layers import LoRAMapping
 
     ids = tuple(slot + 10 if slot >= 0 else 0 for slot in slots)
-    wrapper = GroupedPunicaWrapper(64, 64, "cpu", max_loras=SLOTS)
     wrapper.update_metadata(LoRAMapping(ids, ids, is_prefill=False), [10, 11, 12], SLOTS + 1, 100)
-    return wrapper
 
 
 @pytest.mark.parametrize("slots", MIXTURES.values(), ids=MIXTURES)
 def test_vllms_linear_layers_get_the_same(slots: list[int]) -> None:
-    """Through vLLM's own metadata, and again after the batch has changed."""
+    """Through vLLM's own metadata, in one wrapper: before, and after the batch has changed, and changed back."""
     a, b = weights()
-    wrapper = wrapper_for([2, 2, 0])
-    wrapper = wrapper_for(slots)
-    x, y = torch.randn(len(slots), HIDDEN), torch.randn(len(slots), sum(WIDTHS))
-    expected = reference(x, slots, y, 1.0)
-    wrapper.add_lora_linear(y, x, tuple(a), tuple(b), 1.0, WIDTHS)
-    torch.testing.assert_close(y, expected)
+    wrapper, before = wrapper_for([2, 2, 0]), [2, 2, 0]
+    for batch in (before, slots, before):
+        tell(wrapper, batch)
+        x, y = torch.randn(len(batch), HIDDEN), torch.randn(len(batch), sum(WIDTHS))
+        expected = reference(x, batch, y, 1.0)
+        wrapper.add_lora_linear(y, x, tuple(a), tuple(b), 1.0, WIDTHS)
+        torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("slots", [[0, -1, 2], [-1, -1], [1, 1]])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from nightschool.errors import ConfigError
@@ -52,6 +55,14 @@ def test_options_that_have_nothing_to_do_with_tenants_pass() -> None:
     """Sizes, kernels and parallelism are the operator's, in the spellings of vLLM's parser."""
     check_extra(["--max-num-seqs", "64", "--tensor_parallel_size=2", "-tp", "2", "--seed", "-1", "--enforce-eager"])
     check_extra(["--no-enable-prefix-caching", "--cudagraph-capture-sizes", "1", "2", "4", "--gpu-memory-utilization", "0.8"])
+
+
+def test_the_page_lists_every_allowed_option() -> None:
+    """docs/serving.md and the list are the same."""
+    page = Path(__file__).parents[2] / "docs" / "serving.md"
+    section = page.read_text(encoding="utf-8").partition("## vLLM options")[2].partition("\n## ")[0]
+    rows = section[section.index("|---|---|") :]
+    assert {name.lstrip("-") for name in re.findall(r"`([a-z-]+)`", rows)} == set(allowed_options())
 
 
 def test_an_option_that_takes_a_value_has_no_negative_form() -> None:

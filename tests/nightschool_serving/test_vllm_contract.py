@@ -138,6 +138,25 @@ def test_the_parameters_that_are_only_known_by_name(name: str) -> None:
 ONLY_BY_NAME = {"ChatCompletionRequest": {"echo"}, "CompletionRequest": {"echo"}}
 
 
+def test_a_chat_request_without_a_limit_gets_the_servers() -> None:
+    """[serving] default_max_tokens; a request's own limit stays, and vLLM takes the smaller of it and what is left."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+
+    from nightschool_serving.routes import LIMIT_FIELDS, limit_answer
+
+    def limits(default: int, **sent: int) -> dict[str, int]:
+        request = ChatCompletionRequest(messages=[{"role": "user", "content": "x"}], **sent)
+        limit_answer(request, default)
+        return dict(request.model_dump(include=LIMIT_FIELDS, exclude_none=True))
+
+    assert limits(0) == {}
+    assert limits(100) == {"max_completion_tokens": 100}
+    assert limits(100, max_tokens=7) == {"max_tokens": 7}
+    assert limits(100, max_completion_tokens=200) == {"max_completion_tokens": 200}
+    assert get_max_tokens(50, 100, 20, {}) == 30
+
+
 def test_the_headers_that_beat_the_body() -> None:
     """The four that the guard removes are all that vLLM's handlers read to steer the engine."""
     from vllm.entrypoints.generate.base import serving

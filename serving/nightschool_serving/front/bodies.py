@@ -16,13 +16,23 @@ class BodyLimits:
     """What the guard holds at most."""
 
     body_bytes: int = 16 << 20
-    """One body: several times the longest prompt that a model takes, as JSON."""
+    """One body."""
     seconds: float = 30.0
     """From the end of the headers to the end of the body: 16 MiB at half a megabyte a second."""
     tenant_bytes: int = 32 << 20
     """Bodies of one tenant, from their first byte to the end of the answer: 64 prompts of 100,000 tokens."""
     total_bytes: int = 128 << 20
     """Bodies of all tenants: half of what a server may need for requests beside the model."""
+
+
+def limits_for(max_model_len: int) -> BodyLimits:
+    """The limits of a server for prompts of up to `max_model_len` tokens.
+
+    A token is four characters or so, and a character at most six bytes of JSON: 64 bytes are far above both, and the
+    megabyte is for tools and schemas. What is larger could never be answered, but is a hundred times as large once it
+    is parsed.
+    """
+    return BodyLimits(body_bytes=min(BodyLimits().body_bytes, (1 << 20) + 64 * max_model_len))
 
 
 class BodyRefused(Exception):  # noqa: N818 - named by what happened

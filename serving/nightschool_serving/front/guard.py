@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nightschool.config.reader import load_config
 from nightschool.keys import KeyRing
 from nightschool.semconv import RELEASE_RESPONSE_HEADER
-from nightschool_serving.front.bodies import Body, BodyBudget, BodyLimits, BodyRefused
+from nightschool_serving.front.bodies import Body, BodyBudget, BodyLimits, BodyRefused, limits_for
 from nightschool_serving.front.configured_keys import CONFIG_VARIABLE, follow_keys
 
 Scope = MutableMapping[str, Any]
@@ -46,7 +47,7 @@ _LATER = ((b"retry-after", b"1"),)
 
 @dataclass(slots=True)
 class RequestContext:
-    """What the guard knows of a request and what the routes add to it; `request.state.nightschool` in a route."""
+    """What the guard knows of a request and what the routes add to it; `request.state.nightschool_request` in a route."""
 
     tenant: str
     authorization: str
@@ -57,6 +58,8 @@ class RequestContext:
     """Set by the route; sent as a response header, also on errors."""
     status: int | None = None
     """HTTP status; None before the response has begun."""
+    is_complete: bool = False
+    """Whether the whole response was sent."""
     closing: ExitStack = field(default_factory=ExitStack)
     """What to do when the response is over, however it ended."""
 
@@ -66,7 +69,10 @@ class TenantGuard:
 
     def __init__(self, app: App, keys: KeyRing | None = None, limits: BodyLimits | None = None) -> None:
         self._app = app
-        self._keys = keys if keys is not None else follow_keys(Path(os.environ[CONFIG_VARIABLE]))
+        if keys is None:
+            path = Path(os.environ[CONFIG_VARIABLE])
+            keys, limits = follow_keys(path), limits_for(load_config(path).serving.max_model_len)
+        self._keys = keys
         self._bodies = BodyBudget(limits or BodyLimits())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,7 +126,7 @@ class TenantGuard:
         serving.in_progress += 1
         context.closing.callback(partial(_is_answered, serving))
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS]
-        scope.setdefault("state", {})["nightschool"] = context
+        scope.setdefault("state", {})["nightschool_request"] = context
         pending = [{"type": "http.request", "body": content, "more_body": False}]
 
         async def replay() -> Message:
@@ -133,6 +139,8 @@ class TenantGuard:
                     release = (RELEASE_RESPONSE_HEADER.encode(), context.release.encode())
                     message["headers"] = [*message.get("headers", ()), release]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                context.is_complete = True
 
         await self._app(scope, replay, observe)
 
@@ -143,7 +151,7 @@ def _is_answered(serving: Any) -> None:
 
 def _serving(scope: Scope) -> Any:
     """The `Serving` of this app; None if our endpoint plugin is not loaded, and vLLM's own routes would answer."""
-    return getattr(scope["app"].state, "nightschool", None) if "app" in scope else None
+    return getattr(scope["app"].state, "nightschool_serving", None) if "app" in scope else None
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -88,6 +88,10 @@ class ServedRequest:
     ended_ns: int = 0
     status: int | None = None
     """HTTP status; None when the client went away before there was one."""
+    is_complete: bool = False
+    """Whether the whole answer went out."""
+    is_beam_search: bool = False
+    """Beam search asks the engine many times for one answer, so its tokens are not recorded."""
 
 
 def to_export_request(tenant: str, requests: Iterable[ServedRequest]) -> ExportTraceServiceRequest:
@@ -127,7 +131,11 @@ def error_of(request: ServedRequest) -> str | None:
     """Why the request has no complete answer; None when it has one."""
     if request.status is not None and request.status >= 400:
         return str(request.status)
+    if request.is_beam_search:
+        return None if request.is_complete else "cancelled"
     finished = [choice.finish_reason for choice in request.recording.choices.values()]
+    if "abort" in finished:  # the engine stopped the request, as when the server ends
+        return "abort"
     if not finished or None in finished:
         return "cancelled"
     return "generation_error" if "error" in finished else None
@@ -166,8 +174,14 @@ def _about_answer(request: ServedRequest) -> dict[str, Any]:
     }
     if request.sent.get("stream") and recording.first_token_ns:
         about[semconv.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK] = (recording.first_token_ns - request.started_ns) / 1e9
-    # These attributes hold one answer: the tokens of several would be mixed up, so they are left out.
-    if request.captures_content and len(choices) == 1 and len(choices[0].logprobs) == len(choices[0].token_ids):
+    # These attributes hold one whole answer: the tokens of several would be mixed up, and those of one that was cut off
+    # are not what the policy would have said. So they are left out.
+    if (
+        error_of(request) is None
+        and request.captures_content
+        and len(choices) == 1
+        and len(choices[0].logprobs) == len(choices[0].token_ids)
+    ):
         about[semconv.PROMPT_TOKEN_IDS] = recording.prompts[0]
         about[semconv.COMPLETION_TOKEN_IDS] = choices[0].token_ids
         about[semconv.COMPLETION_LOGPROBS] = choices[0].logprobs

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nightschool.keys import KeyRing, hash_key
-from nightschool_serving.front.bodies import BodyLimits
+from nightschool_serving.front.bodies import BodyLimits, limits_for
 from nightschool_serving.front.guard import TenantGuard
 
 KEYS = KeyRing({name: [hash_key(name)] for name in ("bank", "telecom", "third")})
@@ -45,7 +45,7 @@ class Client:
             "method": "POST",
             "path": "/v1/chat/completions",
             "headers": [(b"authorization", f"Bearer {tenant}".encode())],
-            "app": SimpleNamespace(state=SimpleNamespace(nightschool=server.serving)),
+            "app": SimpleNamespace(state=SimpleNamespace(nightschool_serving=server.serving)),
         }
         self._task = asyncio.create_task(server.guard(scope, self._pieces.get, self._send))
 
@@ -96,6 +96,13 @@ async def test_half_sent_bodies_of_one_tenant_are_bounded_and_leave_others_alone
     assert await other.status() == 200
     held.write(100, last=True)
     assert await held.status() == 200
+
+
+def test_the_limit_of_a_body_follows_the_longest_prompt() -> None:
+    """A prompt of every token in its longest spelling fits; the limit has an end of its own."""
+    assert limits_for(2048).body_bytes == (1 << 20) + (128 << 10)
+    assert limits_for(1 << 20).body_bytes == 16 << 20
+    assert limits_for(2048).seconds == BodyLimits().seconds
 
 
 async def test_all_tenants_together_are_bounded() -> None:

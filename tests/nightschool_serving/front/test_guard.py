@@ -29,7 +29,7 @@ class Inner:
         if scope["type"] != "http":
             return
         message = await receive()
-        context: RequestContext | None = scope.get("state", {}).get("nightschool")
+        context: RequestContext | None = scope.get("state", {}).get("nightschool_request")
         if context:
             context.release = self.release
         if self.error:
@@ -50,7 +50,7 @@ async def call(
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Status, headers and body of one request through the guard; `ready=None` is an app without our plugin."""
     serving = SimpleNamespace(ready=ready, draining=draining, in_progress=0)
-    state = SimpleNamespace() if ready is None else SimpleNamespace(nightschool=serving)
+    state = SimpleNamespace() if ready is None else SimpleNamespace(nightschool_serving=serving)
     authorization = ((b"authorization", f"Bearer {key}".encode()),) if key else ()
     scope = {
         "type": "http",
@@ -152,7 +152,7 @@ async def test_the_tenant_of_the_key_reaches_the_route() -> None:
     """The route finds tenant and key in the request state, whatever headers the client adds."""
     inner = Inner()
     await call(inner, key="telecom-key", headers=((b"x-tenant", b"bank"),))
-    context = inner.scopes[0]["state"]["nightschool"]
+    context = inner.scopes[0]["state"]["nightschool_request"]
     assert (context.tenant, context.authorization) == ("telecom", "Bearer telecom-key")
 
 
@@ -197,7 +197,7 @@ async def test_a_client_that_goes_away_while_sending_never_reaches_vllm() -> Non
         sent.append(message)
 
     serving = SimpleNamespace(ready=True, draining=False, in_progress=0)
-    app = SimpleNamespace(state=SimpleNamespace(nightschool=serving))
+    app = SimpleNamespace(state=SimpleNamespace(nightschool_serving=serving))
     headers = [(b"authorization", b"Bearer bank-key")]
     scope = {"type": "http", "method": "POST", "path": CHAT[1], "headers": headers, "app": app}
     await TenantGuard(inner, KEYS)(scope, receive, send)
@@ -215,13 +215,13 @@ async def test_the_release_goes_out_as_a_header() -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError("broken")])
 async def test_what_hangs_on_a_request_is_closed_however_it_ends(error: Exception | None) -> None:
     """Leases and spans are closed once after an answer and once after an error."""
-    closed: list[int | None] = []
+    closed: list[tuple[int | None, bool]] = []
     inner = Inner()
     inner.error = error
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        context = scope["state"]["nightschool"]
-        context.closing.callback(lambda: closed.append(context.status))
+        context = scope["state"]["nightschool_request"]
+        context.closing.callback(lambda: closed.append((context.status, context.is_complete)))
         await inner(scope, receive, send)
 
     guarded = Inner()
@@ -231,7 +231,7 @@ async def test_what_hangs_on_a_request_is_closed_however_it_ends(error: Exceptio
             await call(guarded)
     else:
         await call(guarded)
-    assert closed == [None if error else 200]
+    assert closed == [(None, False) if error else (200, True)]
 
 
 async def test_a_websocket_is_closed_and_lifespan_passes() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from nightschool_serving.telemetry.queues import SpanQueues, size_of
 from nightschool_serving.telemetry.recorder import Choice, Recording
 from nightschool_serving.telemetry.sender import Telemetry
 from nightschool_serving.telemetry.spans import ServedRequest, TraceParent, error_of, to_export_request, to_span
@@ -134,13 +137,19 @@ def test_several_answers_are_counted_but_not_mixed() -> None:
         ({"recording": Recording([[7]], {(0, 0): Choice([1], [-1.0], None)})}, "cancelled"),
         ({"status": None, "recording": Recording()}, "cancelled"),
         ({"recording": Recording([[7]], {(0, 0): Choice([1], [-1.0], "error")})}, "generation_error"),
+        ({"recording": Recording([[7]], {(0, 0): Choice([1], [-1.0], "abort")})}, "abort"),
+        ({"is_beam_search": True, "is_complete": True, "recording": Recording()}, None),
+        ({"is_beam_search": True, "is_complete": False, "recording": Recording()}, "cancelled"),
+        ({"is_beam_search": True, "is_complete": True, "status": 400, "recording": Recording()}, "400"),
     ],
 )
 def test_an_answer_that_is_not_whole_is_an_error(changes: dict[str, Any], error: str | None) -> None:
     """Refused, failed and cancelled requests have the reason in their span."""
     request = served(**changes)
     assert error_of(request) == error
-    assert attributes(request).get("error.type") == error
+    found = attributes(request)
+    assert found.get("error.type") == error
+    assert ("nightschool.completion.token_ids" in found) is (changes == {})
 
 
 def test_the_tenant_is_on_the_resource() -> None:
@@ -187,11 +196,48 @@ def test_a_refused_span_is_dropped_and_counted(span_sink: Any) -> None:
 
 def test_a_missing_collector_blocks_nobody() -> None:
     """With no collector and a full queue, recording and closing return, and every lost span is counted."""
-    telemetry = Telemetry("http://127.0.0.1:9", max_queued=2, retry_seconds=60.0)
+    telemetry = Telemetry("http://127.0.0.1:9", tenant_bytes=2 * size_of(served()), retry_seconds=60.0)
     for _ in range(1000):
         telemetry.record(served())
     dropped_while_full = telemetry.dropped
     telemetry.close()
-    # At most the queue and one batch of 128 were held back.
-    assert dropped_while_full >= 1000 - 2 - 128
+    assert dropped_while_full == 1000 - 2
     assert (telemetry.sent, telemetry.dropped) == (0, 1000)
+
+
+def test_a_tenant_whose_share_is_full_delays_no_other(span_sink: Any) -> None:
+    """While the collector refuses one tenant's spans for now, those of another arrive; the first is tried again later."""
+    span_sink.refused = {"Bearer bank-key"}
+    telemetry = Telemetry(span_sink.url, retry_seconds=3600.0)
+    for _ in range(3):
+        telemetry.record(served())
+    wait_until(lambda: span_sink.refusals > 0)
+    telemetry.record(served(tenant="telecom", authorization="Bearer telecom-key"))
+    wait_until(lambda: len(span_sink.spans()) == 1)
+    span_sink.refused = set()
+    telemetry.close()
+    assert [key for key, _ in span_sink.spans()] == ["Bearer telecom-key"] + ["Bearer bank-key"] * 3
+    assert (telemetry.sent, telemetry.dropped) == (4, 0)
+
+
+def test_the_queues_are_bounded_in_bytes_for_each_tenant_and_in_all() -> None:
+    """A tenant's long answers fill its own share; many tenants together fill no more than the whole."""
+    long = Recording([[7] * 50_000], {(0, 0): Choice([1] * 50_000, [-0.5] * 50_000, "stop")})
+    queues = SpanQueues(tenant_bytes=size_of(served(recording=long)), total_bytes=size_of(served(recording=long)) + 10_000)
+    assert queues.put(served(recording=long), 0.0) is None
+    assert "of tenant bank" in str(queues.put(served(), 0.0))
+    others = [queues.put(served(tenant=f"t{number}"), 0.0) for number in range(20)]
+    assert others[0] is None
+    assert "bytes are already waiting" in str(others[-1])
+    assert size_of(served(sent={"stop": ["x" * 1000, "y" * 1000]})) - size_of(served(sent={})) == 2000
+    assert size_of(served(sent={"form": {"abc": ["de", {"f": 1}]}})) - size_of(served(sent={})) == 6
+    while (queue := queues.first()) is not None:
+        queues.remove(queue, len(queues.head(queue, 128)))
+    assert (len(queues), queues.put(served(recording=long), 0.0)) == (0, None)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
