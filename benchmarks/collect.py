@@ -1,20 +1,23 @@
-"""Capture, measured: what the tracer adds to a request, what the collector takes, what it does under twice that, and episodes.
+"""Measures capture: the tracer in an app, the collector at full load and at twice that, and the building of episodes.
 
-`make bench NAME=collect`. Everything is real: the `openai` client, the collector as a process, Apache Kafka of `deploy/kafka`, the
-official OpenTelemetry Collector (built once, with Go) beside ours in the same run, the official Python exporter. The last
-line is a JSON object:
+`make bench NAME=collect`. Everything is real: the `openai` client, the collector as a process, Apache Kafka of
+`deploy/kafka`, the official OpenTelemetry Collector (built once, with Go) beside ours in the same run, and the official
+Python exporter. The last line is a JSON object:
 
-`sdk_us_p50`, `sdk_us_p99`        microseconds a request with one call of the `openai` client and 8 KB of content spends in the
-                                  tracer, on the app's thread, while the exporter's thread works
-`spans_per_cpu_s_kafka`,          2.3 KB spans, each its own trace, acknowledged by Kafka, per CPU second of the collector's process;
-`spans_per_cpu_s_otelcol`,        the same of the official collector without its queue; ours by theirs, one connection
-`ratio_vs_otelcol`
-`spans_per_s_sqlite`              spans a second into SQLite, one connection
-`ack_ms_p50`, `ack_ms_p99`        milliseconds to the acknowledgement of 128 spans by Kafka, one connection that never rests
-`overload_acked_lost`,            spans acknowledged to twice as many official exporters as the collector lets in, and not in the
-`overload_rss_mb`                 stream afterwards; the collector's peak memory
-`episodes_per_s`,                 a million spans in SQLite with an outcome for every fourth, read, joined and iterated, before redaction;
-`episodes_peak_mb`                peak memory of that process (`..._small` in the file: of a tenth of the day)
+`sdk_us_p50`, `sdk_us_p99`    microseconds that a request with one call of the `openai` client and 8 KB of content
+                              spends in the tracer, on the app's thread, while the exporter's thread works
+`spans_per_cpu_s_kafka`       spans of 2.3 KB, each a trace of its own, that Kafka acknowledged, for each CPU second of
+                              the collector's process; one connection
+`spans_per_cpu_s_otelcol`     the same of the official collector, without its queue
+`ratio_vs_otelcol`            ours divided by theirs
+`spans_per_s_sqlite`          spans a second into SQLite; one connection
+`ack_ms_p50`, `ack_ms_p99`    milliseconds until Kafka acknowledged 128 spans; one connection that never rests
+`overload_acked_lost`         spans that were acknowledged and are not in the stream, with twice as many official
+                              exporters as the collector admits
+`overload_rss_mb`             the collector's peak memory meanwhile
+`episodes_per_s`              episodes of a million spans in SQLite, every fourth with an outcome: read, joined and
+                              iterated, without redaction
+`episodes_peak_mb`            peak memory of that process (`episodes_peak_mb_small` in the file: for a tenth of the day)
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from nightschool.keys import hash_key  # noqa: E402
 
 TENANT, KEY = "acme", "ns-acme-benchmark"
 MODEL_S = 0.002
-"""How long the pretended model thinks: the exporter's thread works meanwhile, as in an app."""
+"""How long the simulated model takes to answer. The exporter's thread works meanwhile, as in an app."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything."""
+    """How much work each part gets."""
 
     requests: int
     flood_s: float
@@ -67,7 +70,7 @@ def quantile(values: list[float], share: float) -> float:
 
 # --- what a request pays ------------------------------------------------------------------------------------------------
 def run_model() -> None:
-    """A process with a pretended model and a collector that takes everything; prints their ports."""
+    """A process with a simulated model and a collector that accepts everything; prints their addresses."""
     from nightschool.testing import Collector
 
     answer = json.dumps(
@@ -107,7 +110,7 @@ def run_model() -> None:
 
 
 def run_sdk(size: Size) -> dict[str, Any]:
-    """Time in the tracer of every request; and, to check the clockwork, whole requests with and without it, taken in turns."""
+    """Time that each request spends in the tracer; and, as a check, whole requests with and without it, in turns."""
     import openai
 
     import nightschool
@@ -206,7 +209,7 @@ def run_sdk(size: Size) -> dict[str, Any]:
         for name in ("openai", "by_hand")
         for label, share in (("p50", 0.5), ("p99", 0.99))
     }
-    # The same without a wait between: what the caches of a processor make of it that has nothing else to do.
+    # The same without a wait between requests: the processor's caches stay warm, so this is the best case.
     result["sdk_back_to_back_us_p50"] = round(quantile(back_to_back, 0.5), 1)
     result["sdk_back_to_back_us_p99"] = round(quantile(back_to_back, 0.99), 1)
     added = [a - b for a, b in zip(figures["whole_with"], figures["whole_without"], strict=True)]
@@ -250,7 +253,7 @@ service:
   telemetry: {{metrics: {{level: none}}}}
   pipelines: {{traces: {{receivers: [otlp], exporters: [kafka]}}}}
 """
-"""Nothing but what is measured: no authentication and no tenant, which ours does besides. 200 means that Kafka has it."""
+"""Only what is measured: no authentication and no tenant, which ours has in addition. 200 means that Kafka has it."""
 
 
 @contextlib.contextmanager
@@ -285,7 +288,7 @@ def kafka(folder: Path) -> Iterator[str]:
 
 @dataclass(slots=True)
 class Taken:
-    """What a collector took."""
+    """What a collector stored, and how fast."""
 
     spans_per_s: float
     spans_per_cpu_s: float
@@ -294,7 +297,7 @@ class Taken:
 
 
 def measure(url: str, pid: int, requests: list[bytes], *, connections: int, seconds: float) -> Taken:
-    """Flood a collector for so long; its CPU time is taken a moment later, when what it put off is done too."""
+    """Flood a collector for `seconds`. Its CPU time is read half a second later, when work that it put off is done."""
     before = load.cpu_s(pid)
     result = load.flood(url, KEY, requests, connections=connections, seconds=seconds)
     time.sleep(0.5)
@@ -339,12 +342,12 @@ def run_collectors(size: Size, folder: Path, brokers: str) -> dict[str, Any]:
     return {**result, "collectors": every}
 
 
-# --- twice what it can take ---------------------------------------------------------------------------------------------
+# --- twice what it admits -----------------------------------------------------------------------------------------------
 LET_IN_MIB = 8
 
 
 def run_overload(size: Size, folder: Path, brokers: str) -> dict[str, Any]:
-    """Official exporters that together hold out twice as many bytes as the collector lets in, all the time."""
+    """Official exporters that together offer twice as many bytes as the collector admits, all the time."""
     from nightschool.stream import open_stream
 
     requests = 2 * (LET_IN_MIB << 20) // (load.SPANS_PER_REQUEST * 2300)
@@ -399,13 +402,13 @@ def run_press(url: str, *, seconds: float, threads: int) -> dict[str, Any]:
 # --- episodes -----------------------------------------------------------------------------------------------------------
 START_NS = 1_767_225_600 * 10**9
 _PLACES = (b"T" * 16, b"S" * 8, START_NS.to_bytes(8, "little"), b"chatcmpl-#########", b"user-####")
-"""What differs between the spans of a day, as it stands in the encoded span of a text."""
+"""The bytes that differ between the spans of a day, as they are in an encoded span; `write_day` replaces them."""
 
 
 def write_day(path: Path, num_spans: int) -> None:
-    """A day straight into a SQLite stream: 2.3 KB spans of a thousand users, each its own trace; every fourth has an outcome.
+    """Write a day into a SQLite stream: spans of 2.3 KB by a thousand users, each a trace; every fourth has an outcome.
 
-    A thousand texts are encoded once; a span is one of them with its own ids, time, user and response id put in.
+    A thousand spans are encoded once. Each span of the day is a copy of one, with its own ids, time and user.
     """
     from nightschool import semconv as names
     from nightschool.outcomes.record import Outcome, to_logs_request
@@ -473,7 +476,7 @@ def _encoded_span(question: str, answer: str) -> bytes:
 
 
 def run_episodes(path: Path) -> dict[str, Any]:
-    """Freeze the day, build its episodes and read every one; called in a process of its own, whose memory is watched."""
+    """Freeze the day, build its episodes and read each; runs in a process of its own, whose memory is watched."""
     from nightschool.stream.sqlite import SqliteStream
     from nightschool_nightly.episodes.store import EpisodeStore
     from nightschool_nightly.freeze.freeze import freeze_whole_stream
@@ -502,7 +505,7 @@ def run_episodes(path: Path) -> dict[str, Any]:
 
 
 def run_days(size: Size, folder: Path) -> dict[str, Any]:
-    """A whole day and a tenth of one: the figures of the whole, and whether memory grew with it."""
+    """A whole day and a tenth of one: the figures of the whole day, and the peak memory of both."""
     days = {}
     for name, num_spans in (("small", size.episodes // 10), ("whole", size.episodes)):
         path = folder / f"{name}.db"
@@ -523,7 +526,7 @@ def run_days(size: Size, folder: Path) -> dict[str, Any]:
 
 # --- all of it ----------------------------------------------------------------------------------------------------------
 def in_own_process(part: str, *arguments: str) -> dict[str, Any]:
-    """Run one part in a fresh process; its last line is its result, and what it and its children held at most is added."""
+    """Run one part in a fresh process: its last line is its result, and the peak memory with its children is added."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen([sys.executable, __file__, "--part", part, *arguments], stdout=output)
         peak_mb = 0.0

@@ -2,11 +2,12 @@
 
     make bench NAME=faults
 
-A real Apache Kafka and the real collector as processes. Spans go through the official Python OTLP exporter, handed to it again
-until it reports success; outcomes through nightschool's own SDK, which retries by itself. Meanwhile, whenever another share of the
-spans is acknowledged, one of the two processes, or both, is killed and started again on the same data. Then everything is read back
-the way a night reads it: through the episode store, which drops what came twice. Every acknowledged span must be one episode and
-every acknowledged outcome must be on its episode, once. Exits with 1 when one is not.
+A real Apache Kafka and the real collector run as processes. Spans go through the official Python OTLP exporter, which
+gets each batch again until it reports success. Outcomes go through nightschool's own SDK, which retries by itself. Each
+time another share of the spans is acknowledged, one of the two processes, or both, is killed and started again on the
+same data. Then everything is read back as a night reads it: through the episode store, which drops copies. Every
+acknowledged span must be in one episode, and every acknowledged outcome must be on its episode once. If not, the exit
+status is 1.
 """
 
 from __future__ import annotations
@@ -83,19 +84,19 @@ class Load:
     spans_acked: bytearray = field(init=False)
     outcomes_acked: int = 0
     exporter_gave_up: int = 0
-    """Times the exporter reported failure; it was handed the same batch again."""
+    """How often the exporter reported failure; it then got the same batch again."""
     sdk_retries: int = 0
 
     def __post_init__(self) -> None:
         self.spans_acked = bytearray(self.num_spans)
 
     def traces_with_outcome(self) -> Iterator[int]:
-        """Numbers of the spans that an outcome is about, evenly over all."""
+        """Numbers of the spans that have an outcome, spread evenly over all."""
         return (number * self.num_spans // self.num_outcomes for number in range(self.num_outcomes))
 
 
 def trace_id(number: int) -> int:
-    """The trace of span `number`: no two close together, and the number can be read off it."""
+    """The trace id of span `number`: ids are spread over the whole range, and the number can be read from each."""
     return (number * 0x9E3779B97F4A7C15 % (1 << 64)) << 64 | number + 1
 
 
@@ -104,7 +105,7 @@ def span_number(trace: str) -> int:
 
 
 def send_spans(load: Load, url: str, sender: int, failures: list[BaseException]) -> None:
-    """Batches of one sender, each handed to the official exporter until it says that it is in."""
+    """Send the batches of one sender; the official exporter gets each again until it reports success."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExportResult
@@ -154,7 +155,7 @@ def span(number: int, resource: Any) -> Any:
 
 
 def send_outcomes(load: Load, url: str, failures: list[BaseException]) -> None:
-    """Through the SDK, in step with the spans; it keeps what the collector does not take and tries again by itself."""
+    """Send outcomes through the SDK, in step with the spans; it keeps what is not acknowledged and tries again."""
     import nightschool
 
     try:
@@ -175,7 +176,7 @@ def send_outcomes(load: Load, url: str, failures: list[BaseException]) -> None:
 
 # --- faults -------------------------------------------------------------------------------------------------------------
 def kill_under_load(load: Load, collector: Collector, broker: Any, kills: int, failures: list[BaseException]) -> list[str]:
-    """Kill whenever another share of the spans is acknowledged, and start again a moment later; which were killed."""
+    """Kill each time another share of the spans is acknowledged, and start again; returns what was killed."""
     chance = random.Random(7)
     killed: list[str] = []
     for number in range(kills):
@@ -201,7 +202,7 @@ def kill_under_load(load: Load, collector: Collector, broker: Any, kills: int, f
 
 # --- reading back -------------------------------------------------------------------------------------------------------
 def read_back(stream_url: str, load: Load, folder: Path) -> dict[str, Any]:
-    """Read everything as a night does, and hold it against what was acknowledged."""
+    """Read everything as a night does, and compare it with what was acknowledged."""
     from nightschool.stream import open_stream
     from nightschool_nightly.episodes.store import EpisodeStore
     from nightschool_nightly.freeze.freeze import freeze_whole_stream
@@ -222,10 +223,10 @@ def read_back(stream_url: str, load: Load, folder: Path) -> dict[str, Any]:
 
 
 def held_against(load: Load, spans: bytearray, outcomes: bytearray) -> dict[str, int]:
-    """Counts of what was read, of what is missing though acknowledged, and of what is there more than once."""
+    """How much was read, how much is missing though it was acknowledged, and how much is there more than once."""
     outcomes_read = sum(outcomes[about] == 1 for about in load.traces_with_outcome())
     lost = sum(bool(acked and not read) for acked, read in zip(load.spans_acked, spans, strict=True))
-    # An SDK says how many were taken, not which; all of them or the missing ones are counted as lost.
+    # The SDK says how many outcomes were acknowledged, not which, so only their number can be compared.
     lost += max(0, load.outcomes_acked - sum(outcomes[about] > 0 for about in load.traces_with_outcome()))
     twice = sum(read > 1 for read in spans) + sum(read > 1 for read in outcomes)
     return {"read_back": sum(read == 1 for read in spans) + outcomes_read, "acked_lost": lost, "read_twice": twice}
@@ -288,12 +289,12 @@ def main() -> int:
     if not 0 < arguments.outcomes <= arguments.spans:
         parser.error(f"--outcomes is {arguments.outcomes}; allowed is 1 to --spans, {arguments.spans}")
     for name in ("opentelemetry", "kafka", "nightschool"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell of every failure, which is what we cause
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log every failure, and this run causes failures
     with tempfile.TemporaryDirectory(prefix="nightschool-faults-") as folder:
         result = run(Load(arguments.spans, arguments.outcomes), arguments.kills, Path(folder))
     details = result.pop("details")
     written = {**result, **details, "hardware": cpu_name()}
-    if arguments.spans == parser.get_default("spans"):  # a small run leaves the committed figures alone
+    if arguments.spans == parser.get_default("spans"):  # a small run does not overwrite the committed figures
         (ROOT / "benchmarks/faults.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(details))
     print(json.dumps(result))

@@ -1,11 +1,12 @@
-"""Whatever is sent, the collector answers with its own words: no 5xx, no crash, nothing wrong in the stream.
+"""Whatever is sent, the collector answers as its documentation says: no 5xx, no crash, nothing wrong in the stream.
 
     make bench NAME=fuzz            (200,000 inputs, a few minutes)
 
-Hypothesis draws well-formed requests (OTLP traces and logs, outcomes, browser outcomes) with awkward content. Each is then sent as
-it is and in many broken forms: bytes flipped, cut, doubled and spliced, JSON nodes replaced, encodings and headers that lie. HTTP
-requests go straight into the ASGI application, without a socket; every eighth OTLP body also goes through real gRPC on a loopback
-socket. The stream behind it checks every record: one trace a record, keyed by it, readable, small enough, under the right tenant.
+Hypothesis draws well-formed requests (OTLP traces and logs, outcomes, browser outcomes) with unusual content. Each is
+sent as it is and in many broken forms: bytes flipped, cut, doubled and spliced, JSON nodes replaced, encodings and
+headers that are not true. HTTP requests go into the ASGI application without a socket. Every eighth OTLP body also goes
+through real gRPC on a loopback socket. The stream behind it checks every record: it holds one trace, has its id as key,
+can be read, is small enough, and is under the right tenant.
 """
 
 from __future__ import annotations
@@ -67,13 +68,13 @@ _GRPC = {
     LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
-# What a client can be told; 429 is for browsers, whose writes are counted.
+# Every status that a client may get; 429 is for browsers, whose writes are limited.
 SAID = {200, 202, 204, 400, 401, 403, 404, 405, 409, 413, 415, 429}
 SAID_BY_GRPC = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own word for a message over the limit
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # gRPC's own code for a message over the limit
     grpc.StatusCode.UNIMPLEMENTED,  # and for a compression that it does not have
 }
 
@@ -152,7 +153,7 @@ def scalar(draw: st.DrawFn, of: Any) -> Any:
 
 
 def fill(draw: st.DrawFn, message: Message, depth: int = 0) -> None:
-    """Some fields of `message`, over and over where they repeat, down to where values may nest."""
+    """Fill some fields of `message`: repeated ones several times, nested ones down to a limit."""
     fields: list[Any] = list(message.DESCRIPTOR.fields)
     frames = [
         one
@@ -241,7 +242,7 @@ def examples(draw: st.DrawFn) -> tuple[str, bytes, str]:
 
 
 def _otlp_json(message: Message) -> Any:
-    """OTLP's JSON: protobuf's, with ids in hexadecimal and enums as numbers."""
+    """OTLP/JSON: the JSON form of protobuf, with ids in hexadecimal and enums as numbers."""
     data = json_format.MessageToDict(message, use_integers_for_enums=True)
     waiting: list[Any] = [data]
     while waiting:
@@ -292,7 +293,7 @@ ODD_JSON: list[Any] = [
 
 
 def forms(path: str, body: bytes, form: str, chance: random.Random) -> Iterator[Sent]:
-    """The request as it is, then ever more of it broken."""
+    """The request as it is, then with more and more of it broken."""
     yield _sent(path, body, form.encode(), chance, lies=False)
     while True:
         broken = body
@@ -373,7 +374,7 @@ def _splice(body: bytes, chance: random.Random) -> bytes:
 
 
 def _lengthen(body: bytes, chance: random.Random) -> bytes:
-    """A length that promises more than there is, or needs no so many bytes."""
+    """A length that is larger than the content, or that is written with more bytes than it needs."""
     at = chance.randrange(len(body) + 1)
     return (
         body[:at]
@@ -384,7 +385,7 @@ def _lengthen(body: bytes, chance: random.Random) -> bytes:
 
 
 def _odd_json(body: bytes, chance: random.Random) -> bytes:
-    """One node of the JSON replaced by something else; other bodies stay."""
+    """One node of the JSON replaced by something else; a body that is not JSON stays as it is."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
@@ -406,7 +407,7 @@ def _odd_json(body: bytes, chance: random.Random) -> bytes:
 
 
 def _deep(body: bytes, chance: random.Random) -> bytes:
-    """Nesting that a recursive reader does not survive, now and then."""
+    """Sometimes a nesting so deep that a recursive reader would crash."""
     if chance.random() < 0.9:
         return body
     if body.startswith(b"{"):
@@ -465,7 +466,7 @@ def _check_spans(record: Record) -> None:
 
 @dataclass
 class Found:
-    """What came of the inputs."""
+    """What the collector did with the inputs."""
 
     inputs: int = 0
     by_grpc: int = 0
@@ -475,7 +476,7 @@ class Found:
 
 
 class Fuzzer:
-    """A collector in this process, and what sends to it."""
+    """A collector in this process, and the clients that send to it."""
 
     def __init__(self) -> None:
         self.found, self.stream = Found(), CheckingStream()
@@ -501,7 +502,7 @@ class Fuzzer:
         self._loop.close()
 
     def send(self, inputs: Sequence[Sent]) -> None:
-        """Send the inputs at once, and keep what must not happen."""
+        """Send the inputs at once, and remember everything that must not happen."""
         self._loop.run_until_complete(self._send_all(inputs))
 
     async def _send_all(self, inputs: Sequence[Sent]) -> None:

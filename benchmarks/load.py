@@ -1,7 +1,8 @@
-"""Load on a collector: bodies of 2.3 KB spans with real texts, each span its own trace, and who sends them how fast.
+"""Load on a collector: spans of 2.3 KB with real texts, each a trace of its own, and two ways to send them.
 
-`flood` keeps some connections busy with ready-made bodies, so that next to nothing of the measured time is the sender's. `press`
-is the official Python exporter in many threads, which is slower and does what an app does: encode, send, and try again after a 503.
+`flood` keeps some connections busy with bodies that are made beforehand, so that nearly all of the measured time is the
+collector's. `press` is the official Python exporter in many threads. It is slower, and does what an app does: encode,
+send, and try again after a 503.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MESSAGES = ROOT.parent / "shared" / "data" / "banking77" / "train.csv"
 SPANS_PER_REQUEST = 128
 TEXT_BYTES = 1000
-"""Of each of a span's two contents; the span then has about 2.3 KB."""
+"""The size of each of the two contents of a span; the span then has about 2.3 KB."""
 
 
 def texts(count: int, *, seed: int) -> list[str]:
-    """Contents of about `TEXT_BYTES` out of real messages to a help desk: the large set where it is, else the example's."""
+    """Texts of `TEXT_BYTES` made of real messages to a help desk: the large set where there is one, else the example."""
     if MESSAGES.is_file():
         with MESSAGES.open(encoding="utf-8", newline="") as lines:
             messages = [row["text"] for row in csv.DictReader(lines)]
@@ -53,7 +54,7 @@ def content(role: str, text: str) -> str:
 
 
 def bodies(count: int, *, tenant: str) -> list[bytes]:
-    """`count` OTLP requests of `SPANS_PER_REQUEST` spans, each span its own trace."""
+    """`count` OTLP requests of `SPANS_PER_REQUEST` spans, each span a trace of its own."""
     made = []
     for number in range(count):
         request, ids = ExportTraceServiceRequest(), random.Random(number)
@@ -77,7 +78,7 @@ def bodies(count: int, *, tenant: str) -> list[bytes]:
 # --- as fast as it goes -------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Flood:
-    """What came of a flood."""
+    """What a flood measured."""
 
     num_spans: int = 0
     wall_s: float = 0.0
@@ -86,7 +87,7 @@ class Flood:
 
 
 def flood(url: str, key: str, requests: list[bytes], *, connections: int, seconds: float) -> Flood:
-    """Send `requests` over and over on so many connections, each waiting for its acknowledgement before the next."""
+    """Send `requests` again and again on each of the connections, one after the acknowledgement of the one before."""
     address, result, lock = urlsplit(url), Flood(), threading.Lock()
     headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {key}"}
     started = time.perf_counter()
@@ -119,31 +120,31 @@ def flood(url: str, key: str, requests: list[bytes], *, connections: int, second
     return result
 
 
-# --- more than it can take ----------------------------------------------------------------------------------------------
+# --- more than it admits ------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class Press:
-    """What came of pressing: batches by number, from which every trace id follows."""
+    """What `press` measured: batches by number, from which every trace id follows."""
 
     acked: list[int] = field(default_factory=list)
     num_given_up: int = 0
-    """Times the exporter gave a batch up; it was then handed the same spans again, until they were in."""
+    """How often the exporter gave a batch up; it then got the same spans again, until they were acknowledged."""
     wall_s: float = 0.0
 
 
 def trace_id(batch: int, index: int) -> int:
-    """The trace of one span; says which it is, so that a reader can check them off."""
+    """The trace id of one span; batch and place can be read from it, so that a reader knows which span it is."""
     return batch + 1 << 64 | index
 
 
 def press(url: str, key: str, *, num_threads: int, seconds: float) -> Press:
-    """Let official exporters hand over batch after batch, and at the end each its last until it is in."""
+    """Let official exporters send batch after batch; each goes on after the end until its last one is acknowledged."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExportResult
     from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it tells of every 503, which is what we ask for
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it logs every 503, and this run provokes them
     result, lock, started = Press(), threading.Lock(), time.perf_counter()
     words = texts(2 * SPANS_PER_REQUEST, seed=0)
     contents = [
@@ -183,7 +184,7 @@ def press(url: str, key: str, *, num_threads: int, seconds: float) -> Press:
 
 # --- watching a process -------------------------------------------------------------------------------------------------
 def process_tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """A process and all its descendants."""
     found = [pid]
     for parent in found:
         with contextlib.suppress(OSError):
@@ -193,7 +194,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """CPU seconds, user and system, of a process and all below it."""
+    """CPU seconds, user and system, of a process and all its descendants."""
     total = 0
     for one in process_tree(pid):
         with contextlib.suppress(OSError):
@@ -203,7 +204,7 @@ def cpu_s(pid: int) -> float:
 
 
 def rss_mb(pid: int) -> float:
-    """The memory a process and all below it hold now; pages they share count for each."""
+    """The memory that a process and its descendants hold now; a page that they share counts for each."""
     total = 0
     for one in process_tree(pid):
         with contextlib.suppress(OSError, IndexError):
@@ -212,7 +213,7 @@ def rss_mb(pid: int) -> float:
 
 
 def peak_rss_mb(pid: int) -> float:
-    """The most memory a process and all below it ever held, added up."""
+    """The peak memory of a process and of each of its descendants, added up."""
     total_kb = 0
     for one in process_tree(pid):
         with contextlib.suppress(OSError):

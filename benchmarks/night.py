@@ -2,10 +2,10 @@
 
     make bench NAME=night
 
-The work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 16 prompts of about 150 tokens x 8 rollouts of at most
-6 tokens, rewards by comparing with the right queue. Each trainer runs in a process of its own with the same
-environment, one after the other, from the base model, and its first step (warm-up) is not counted. TRL generates with
-transformers, as it does without a GPU.
+The work: SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 16 prompts of about 150 tokens with 8 rollouts each of
+at most 6 tokens. The reward says whether the answer is the right queue. The trainers run one after the other, each in a
+process of its own with the same environment, from the base model. The first step is a warm-up and does not count. TRL
+generates with transformers, as it does without a GPU.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def run_ours() -> dict[str, Any]:
 
 
 def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, float]:
-    """Forward and backward of the same batch as one tree and as padded rows; the gradients compared in fp32."""
+    """Forward and backward of the same batch as one tree and as padded rows; the gradients are compared in fp32."""
     import torch
 
     from nightschool.registry.base_model import base_model_folder

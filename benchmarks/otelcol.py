@@ -1,4 +1,4 @@
-"""The official OpenTelemetry Collector of `deploy/otelcol/builder.yaml`, built once into the user's cache and run as a process."""
+"""Builds the official OpenTelemetry Collector of `deploy/otelcol/builder.yaml` once, and runs it as a process."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def why_not_buildable() -> str | None:
 
 
 def build_otelcol() -> Path:
-    """The collector's binary; the first call of a builder.yaml compiles it, about 3 minutes on 2 cores.
+    """The collector's binary in the user's cache. The first call for a builder.yaml builds it: 3 minutes on 2 cores.
 
-    `RuntimeError` when Go is missing or the build fails, with the end of what the builder said.
+    `RuntimeError` when Go is missing or the build fails, with the end of what the builder printed.
     """
     binary = _binary()
     if binary.is_file():
@@ -88,7 +88,7 @@ def _answers(url: str) -> bool:
 
 
 def _binary() -> Path:
-    """Its place in the cache, by the content of builder.yaml."""
+    """Its place in the cache, which the content of builder.yaml decides."""
     text = BUILDER_YAML.read_text(encoding="utf-8")
     return cache_folder() / f"otelcol-{_version(text)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}" / _name(text)
 
@@ -112,7 +112,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 
 def _publish(built: Path, binary: Path) -> None:
-    """Into place whole, so that nobody ever runs half a file."""
+    """Put the binary in its place by one rename, so that nobody ever runs half a file."""
     binary.parent.mkdir(parents=True, exist_ok=True)
     partial = binary.with_name(f".{binary.name}.{os.getpid()}")
     shutil.copy2(built, partial)

@@ -1,4 +1,4 @@
-"""A simulated human agent: reads what the model chose, and files the ticket where it belongs. Not always: people are busy and err."""
+"""A simulated human agent: says which queue a ticket finally went to, for most tickets, and sometimes wrongly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from router import Routed
 
 import nightschool
 
-ANSWERS = 0.70  # share of tickets the agent gets round to
-ERRS = 0.03  # share of those that the agent files wrongly
+ANSWERS = 0.70  # share of tickets that the agent reviews
+ERRS = 0.03  # share of those that get a wrong queue
 
 
 class Agent:
@@ -20,7 +20,7 @@ class Agent:
         self._queues, self._random = list(queues), random.Random(seed)
 
     def review(self, routed: Routed) -> bool:
-        """Maybe say where the ticket finally went; True if an outcome was recorded."""
+        """Say where the ticket finally went, if the agent reviews it; True if an outcome was recorded."""
         answers, errs, wrong = self._random.random() < ANSWERS, self._random.random() < ERRS, self._random.choice(self._queues)
         if not answers:
             return False

@@ -1,8 +1,10 @@
 """A real day, a real night, a better morning: two tenants share one small model, on this machine.
 
-Day 1: each tenant's app routes its customers' messages through the serving endpoint, traced; a simulated agent corrects what is
-wrong. Night: each tenant's night learns an adapter and publishes it if it is better. Morning: new customers, new messages, the same
-endpoint, now on each tenant's own release. "Before" is the base model on the same morning messages, so only the weights differ.
+- Day 1: the app of each tenant asks the serving endpoint which queue each customer's message belongs to. The tracer
+  records that, and a simulated agent says for most messages which queue was right.
+- Night: each tenant's night learns an adapter, and publishes it if it is better.
+- Morning: new customers, new messages and the same endpoint, which now serves each tenant's own release. "Before" is
+  the base model on the same messages of the morning, so only the weights differ.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", default="var/demo")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    # Being told to stop must also stop the servers below.
+    # SIGTERM must also stop the servers that are started below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started, out = time.monotonic(), Path(arguments.out).resolve()
     shutil.rmtree(out, ignore_errors=True)
@@ -102,7 +104,7 @@ def main() -> None:
         for tenant in tenants:
             release = wait_for_release(tenant, serving_url)
             mornings[tenant.name] = live_morning(tenant, collector_url, release)
-    summary = summarise(tenants, mornings, arguments.seed, time.monotonic() - started)
+    summary = summarize(tenants, mornings, arguments.seed, time.monotonic() - started)
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     write_picture(summary, out / "morning.svg")
     show(summary, out, config)
@@ -110,7 +112,7 @@ def main() -> None:
 
 # --- setting up ---------------------------------------------------------------------------------------------------------
 def write_config(out: Path, keys: dict[str, str], collector_port: int, serving_port: int, seed: int) -> Path:
-    """The demo's nightschool.toml; the nights use the defaults but for the seed and how short the answers are."""
+    """The demo's nightschool.toml; the nights use the default settings, with the seed of the demo."""
     lines = [
         '[stream]\nurl = "sqlite:stream.db"',
         '[registry]\npath = "registry"',
@@ -127,7 +129,7 @@ def write_config(out: Path, keys: dict[str, str], collector_port: int, serving_p
 
 
 def load_tenant(name: str, key: str, base_url: str) -> Tenant:
-    """A tenant with its messages; the three examples in its prompt are left out of both days."""
+    """A tenant with its messages; the three that are examples in its prompt are left out of both days."""
     lines = (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     tickets = [Ticket(**json.loads(line)) for line in lines]
     queues = sorted({ticket.queue for ticket in tickets})
@@ -139,7 +141,7 @@ def load_tenant(name: str, key: str, base_url: str) -> Tenant:
 
 # --- day, night, morning ------------------------------------------------------------------------------------------------
 def live_day(tenant: Tenant, collector_url: str, seed: int) -> None:
-    """The first day: route every message, let the agent correct some."""
+    """The first day: route every message, and let the agent review most of them."""
     begun = time.monotonic()
     nightschool.configure(collector_url, tenant.name, api_key=tenant.key, service_name="helpdesk")
     routed = route_all(tenant, tenant.of_day(1), "nightschool")
@@ -154,19 +156,19 @@ def live_day(tenant: Tenant, collector_url: str, seed: int) -> None:
 
 
 def route_all(tenant: Tenant, tickets: Sequence[Ticket], model: str) -> list[Routed]:
-    """Route tickets as an app under load does, many at once."""
+    """Route many tickets at once, as an app under load does."""
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         return list(pool.map(lambda ticket: tenant.router.route(ticket, model=model), tickets))
 
 
 def sent_everything() -> None:
-    """A demo on a complete record: stop if anything the app recorded did not arrive."""
+    """Wait until the collector has everything; stop the demo if anything that the app recorded did not arrive."""
     if not nightschool.flush(60) or (stats := nightschool.stats()).spans.dropped or stats.outcomes.dropped:
         raise SystemExit(f"the collector did not get everything: {nightschool.stats()}")
 
 
 def run_night(tenant: Tenant, config: Path) -> float:
-    """`nightschool night`, as cron would call it; its seconds."""
+    """Run `nightschool night` as cron would; returns how many seconds it took."""
     console.print(f"[bold]night[/]    {tenant.name}")
     begun = time.monotonic()
     command = [sys.executable, "-m", "nightschool", "night", "--config", str(config), "--tenant", tenant.name]
@@ -178,7 +180,7 @@ def run_night(tenant: Tenant, config: Path) -> float:
 
 
 def wait_for_release(tenant: Tenant, serving_url: str) -> str:
-    """The release that answers now, once serving has caught up with the registry."""
+    """The release that answers now, once serving has loaded what the registry points at; "base" when there is none."""
     headers = {"authorization": f"Bearer {tenant.key}"}
     for _ in range(100):
         state = httpx.get(f"{serving_url}/nightschool/v1/releases", headers=headers, timeout=10).json()
@@ -190,7 +192,7 @@ def wait_for_release(tenant: Tenant, serving_url: str) -> str:
 
 
 def live_morning(tenant: Tenant, collector_url: str, release: str) -> Morning:
-    """The next morning: new users, first with the base model to compare, then as production does."""
+    """The next morning: messages of new users, first to the base model for comparison, then as in production."""
     nightschool.configure(collector_url, tenant.name, api_key=tenant.key, service_name="helpdesk")
     tickets = tenant.of_day(2)
     before, after = route_all(tenant, tickets, "base"), route_all(tenant, tickets, "nightschool")
@@ -201,8 +203,8 @@ def live_morning(tenant: Tenant, collector_url: str, release: str) -> Morning:
     return Morning(before, after)
 
 
-# --- telling ------------------------------------------------------------------------------------------------------------
-def summarise(tenants: Sequence[Tenant], mornings: dict[str, Morning], seed: int, seconds: float) -> dict[str, object]:
+# --- showing ------------------------------------------------------------------------------------------------------------
+def summarize(tenants: Sequence[Tenant], mornings: dict[str, Morning], seed: int, seconds: float) -> dict[str, object]:
     """var/demo/summary.json: what the served model did."""
     return {
         "seconds": round(seconds, 1),
@@ -250,7 +252,7 @@ def show(summary: dict[str, object], out: Path, config: Path) -> None:
     console.print("try next:", highlight=False)
     for name in releases:
         console.print(
-            f"  nightschool night --config {os.path.relpath(config)} --tenant {name}     (no new evidence: it says so)",
+            f"  nightschool night --config {os.path.relpath(config)} --tenant {name}     (it says that there is no new evidence)",
             soft_wrap=True,
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""The morning as a picture: how many messages each tenant's model got right, before and after its night. One SVG file."""
+"""Draws the morning as one SVG file: how many messages each tenant's model got right, before and after its night."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-# A picture must be readable on a light and on a dark page; where a viewer ignores the media query, the light colours stand.
+# It must be readable on a light and on a dark page. A viewer that ignores the media query shows the light colors.
 _STYLE = """
 text { font: 15px system-ui, sans-serif; fill: #1b1f24; } .soft { fill: #5d6672; font-size: 13px; } .big { font-weight: 600; }
 .track { fill: #eef1f4; } .before { fill: #9aa7b5; } .after { fill: #0b7a4b; }

@@ -1,7 +1,7 @@
 """The app: a help desk that asks a small model which queue a customer's message belongs to.
 
-This is what a nightschool user's code looks like. Three lines of it are nightschool's: `configure`, `instrument_openai`, and the
-`request` around a call. The rest is the official openai client.
+The code of an app that uses nightschool looks like this. Three lines of it are nightschool's: `configure` and
+`instrument_openai`, which `demo.py` calls, and the `request` around a call. The rest is the official openai client.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Self
 
 
 def free_ports(count: int) -> list[int]:
-    """Local ports nobody listens on."""
+    """Local ports on which nobody listens."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:

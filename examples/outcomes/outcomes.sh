@@ -18,16 +18,16 @@ echo "Mia changes her mind, then takes it back"
 send '{"event_id": "e-2", "target": {"response_id": "chatcmpl-123"}, "name": "thumb", "value": false, "source": {"kind": "human", "id": "mia"}}'
 send '{"event_id": "e-3", "target": {"response_id": "chatcmpl-123"}, "name": "thumb", "op": "retract", "source": {"kind": "human", "id": "mia"}}'
 
-echo "The text an agent sent in the end, and the hash of the draft it was made of"
+echo "The text an agent sent in the end, and the hash of the draft it was made from"
 send '{"target": {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}, "name": "edit",
        "edit": {"final_text": "Dear Mia, ...", "original_sha256": "'"$(printf 'Hi Mia, ...' | sha256sum | cut -d' ' -f1)"'"},
        "source": {"kind": "human", "id": "agent-9"}}'
 
-echo "What an agent answered without looking at the model's answer"
+echo "What an agent answered without using the model's answer"
 send '{"target": {"conversation_id": "c-17", "turn": 2}, "name": "reply", "demonstration": {"final_text": "Please call us."},
        "source": {"kind": "human", "id": "agent-9"}}'
 
-echo "A ticket system that knows tickets only, with the key as a header"
+echo "A ticket system that knows only tickets; the event id is in a header"
 send '{"target": {"join_key": {"ns": "ticket", "id": "T-42"}}, "name": "resolved", "value": true, "occurred_at": 1769860800,
        "source": {"kind": "system", "id": "tickets"}}' -H "Idempotency-Key: ticket-T-42-closed"
 

@@ -172,7 +172,7 @@ class NightConfig:
     temperature: float = _setting(
         1.0, "sampling temperature of rollouts; the trainer's log-probabilities use the same", ge=0.1, le=2.0
     )
-    max_tokens: int = _setting(64, "longest rollout; the median request's own max_tokens is used when smaller", ge=1, le=65_536)
+    max_tokens: int = _setting(64, "longest rollout; a request's own max_tokens is used where it is smaller", ge=1, le=65_536)
     learning_rate: float = _setting(5e-4, "AdamW learning rate of the LoRA matrices", ge=1e-8, le=1e-1)
     warmup_steps: int = _setting(3, "steps of linear warm-up", ge=0, le=10_000)
     lora_rank: int = _setting(16, "rank of a new adapter; an existing one keeps its own", one_of=(8, 16, 32, 64, 128))
