@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -159,6 +160,22 @@ def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path) -> None:
     assert "left out, no-outcome: 48" in done.stdout
     assert "nothing-to-learn" in done.stdout
     assert workplace.registry.releases(TENANT) == []
+
+
+def test_nights_that_publish_nothing_may_let_their_records_expire(tmp_path: Path) -> None:
+    """Each has read what it read: a later one goes on from there, and counts only its own records."""
+    workplace = make_workplace(tmp_path, outcomes=False)
+    assert workplace.night().returncode == 0
+    with sqlite3.connect(tmp_path / "stream.db") as connection:
+        connection.execute("DELETE FROM log")
+    connection.close()
+    with SqliteStream(tmp_path / "stream.db", partitions=2) as stream:
+        add_traffic(stream, range(100, 107), outcomes=False)
+    done = workplace.night()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left out, no-outcome: 7" in done.stdout
+    assert "no new evidence since the last night" in workplace.night().stdout
+    assert [night.end for night in workplace.registry.ledger(TENANT).entries()] == ["nothing-to-learn"] * 2
 
 
 def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def test_reasons_are_pinned() -> None:
         "conflicting-outcomes",
         "prompt-too-long",
         "duplicate-prompt",
+        "prompt-trained-before",
         "over-share-of-one-user",
+        "left-for-a-later-night",
         "tokens-of-another-tokenizer",
     ]
 
