@@ -68,6 +68,7 @@ SETTINGS = {
         "max_share_per_user",
         "holdout_share",
         "min_holdout",
+        "max_holdout",
         "min_train",
         "confidence",
         "outcome_window",

@@ -74,9 +74,7 @@ class Acme:
 
     def freeze(self, now_ms: int, *, last: NightManifest | None = None, **settles_after_ms: int) -> NightManifest:
         assert self.client.flush()
-        return freeze_whole_stream(
-            self.stream, tenant="acme", now_ms=now_ms, last_published=last, settles_after_ms=settles_after_ms
-        )
+        return freeze_whole_stream(self.stream, tenant="acme", now_ms=now_ms, last=last, settles_after_ms=settles_after_ms)
 
     def select(self, manifest: NightManifest) -> tuple[list[Example], dict[str, int]]:
         """What a night learns from or tests with, and what it leaves out."""

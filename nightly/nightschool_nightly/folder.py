@@ -9,6 +9,8 @@
     candidate/              the adapter that came out; before step 8 also report.html and night.json
     evaluation.json         held-out answers and scores of base, release and candidate: what step 7 decides on
     finished.json           how it ended; written last
+
+The weights of a night stay until the next one has ended: a person may want to look at a candidate that was rejected.
 """
 
 from __future__ import annotations
@@ -106,6 +108,13 @@ class NightFolder:
         found: Mapping[str, Any] | None = self.read(FINISHED)
         return found
 
+    def drop_weights(self) -> None:
+        """Delete checkpoints and the candidate's weights; what a person reads of the night stays."""
+        for checkpoint in self.path.glob(f"{_CHECKPOINT}*"):
+            shutil.rmtree(checkpoint)
+        for weights in self.path.rglob("*.safetensors"):
+            weights.unlink()
+
     # --- checkpoints ----------------------------------------------------------------------------------------------------
     def save_checkpoint(self, steps: int, state: Mapping[str, torch.Tensor], metrics: Sequence[StepMetrics]) -> None:
         """Keep the state after `steps` training steps; older checkpoints are deleted once it is complete."""
@@ -155,6 +164,12 @@ class NightFolders:
         if not unfinished:
             raise NightError(f"no unfinished night in {self.root}; start one without --resume")
         return max(unfinished)[-1]
+
+    def prune(self, *, keep: str) -> None:
+        """Delete the weights of every night that ended, but not of the one with the digest `keep`."""
+        for path in sorted(self.root.glob(f"*/{FINISHED}")):
+            if path.parent.name != keep:
+                NightFolder(path.parent).drop_weights()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

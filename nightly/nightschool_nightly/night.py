@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from nightschool.config.settings import Config
@@ -43,6 +44,7 @@ from nightschool_nightly.gate.gate import Decision, compare, decide
 from nightschool_nightly.inputs import FrozenNight, NightInputs
 from nightschool_nightly.learning import learn_and_evaluate
 from nightschool_nightly.progress import Progress
+from nightschool_nightly.publish.entry import enter_night, has_left_over, refuse_overtaken
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import has_moved, publish_release
 from nightschool_nightly.publish.report import render_report
@@ -92,7 +94,8 @@ def run_night(
             return NightResult(NightEnd.FROZEN, _frozen(tenant, resume=resume))
         # Step 1, which a resumed night has already done.
         manifest, folder = _find_unfinished(inputs, folders) if resume else _freeze(inputs, folders, now_ms())
-        if (ended := folder.finished) is not None or not manifest.has_new_records:
+        left_over = has_left_over(registry, manifest)
+        if (ended := folder.finished) is not None or not (manifest.has_new_records or left_over):
             return NightResult(NightEnd.NOTHING_NEW, _nothing_new(ended))
         night = FrozenNight(inputs, manifest, folder, progress)
         _begin(night, anew=not resume, dry_run=dry_run)
@@ -100,17 +103,17 @@ def run_night(
         if dry_run:
             text = f"dry run: {len(selection.train)} prompts to learn from, {len(selection.holdout)} to test with"
             return NightResult(NightEnd.DRY_RUN, text)
-        if (too_little := _too_little(config, selection)) is not None:
-            return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
+        if (too_little := _too_little(config, selection, left_over=left_over)) is not None:
+            return _finish(night, selection, NightResult(NightEnd.NOTHING_TO_LEARN, too_little))
         evaluation = learn_and_evaluate(night, selection)  # Steps 3 to 5
         if not evaluation.has_signal:
             text = "no step had a group whose rewards differ: nothing to learn; look at the rubric and at ten answers"
-            return _finish(night, NightResult(NightEnd.NOTHING_TO_LEARN, text))
+            return _finish(night, selection, NightResult(NightEnd.NOTHING_TO_LEARN, text))
         decision = _decide(night, selection, evaluation)  # Step 7
         _describe_candidate(night, selection, evaluation, decision)
         if not decision.accepted:
-            return _finish(night, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
-        return _finish(night, _publish(night, selection, decision))  # Step 8
+            return _finish(night, selection, NightResult(NightEnd.REJECTED, "; ".join(decision.reasons)))
+        return _finish(night, selection, _publish(night, selection, decision))  # Step 8
 
 
 # --- 1: freeze ----------------------------------------------------------------------------------------------------------
@@ -145,6 +148,7 @@ def _find_unfinished(inputs: NightInputs, folders: NightFolders) -> tuple[NightM
         if frozen != now:
             raise NightError(f"{name} changed since night {manifest.digest[:12]} was frozen; start a new night without --resume")
     _check_release(inputs, manifest)
+    refuse_overtaken(inputs.registry, manifest)
     return manifest, folder
 
 
@@ -183,7 +187,7 @@ def _begin(night: FrozenNight, *, anew: bool, dry_run: bool) -> None:
 
 def _nothing_new(ended: Mapping[str, Any] | None) -> str:
     if ended is None:
-        return "no new evidence since the last published night; nothing to do"
+        return "no new evidence since the last night; nothing to do"
     return f"no new evidence: the night on this evidence ended before ({ended['end']}: {ended['text']})"
 
 
@@ -203,16 +207,21 @@ def _select_examples(night: FrozenNight, *, dry_run: bool) -> Selection:
         f"{selection.num_new_episodes} new episodes: "
         f"{len(selection.train)} prompts to learn from, {len(selection.holdout)} held out by user"
     )
+    if selection.num_carried_over:
+        night.progress.note(f"{selection.num_carried_over} of these prompts are carried over from earlier nights")
     for reason, count in selection.dropped.items():
         night.progress.note(f"left out, {reason}: {count}")
     return selection
 
 
-def _too_little(config: Config, selection: Selection) -> str | None:
+def _too_little(config: Config, selection: Selection, *, left_over: bool) -> str | None:
     """Why the selection cannot carry a night; None when it can."""
+    if not selection.num_new_episodes and not left_over:
+        return "no new evidence: no episode is new or has become final since the last night"
+    settings = config.night
     for name, have, need in (
-        ("to learn from", len(selection.train), config.night.min_train),
-        ("held out to test with", len(selection.holdout), config.night.min_holdout),
+        ("to learn from", len(selection.train), min(settings.min_train, settings.steps * settings.prompts_per_step)),
+        ("held out to test with", len(selection.holdout), settings.min_holdout),
     ):
         if have < need:
             found = (
@@ -259,7 +268,9 @@ def _publish(night: FrozenNight, selection: Selection, decision: Decision) -> Ni
     """File the release and move the pointer; `NightError` when a user in it was forgotten while the night ran."""
     refuse_forgotten(night.inputs.stream, night.manifest, selection)
     night.progress.phase("publish", "filing the release and moving the pointer")
-    release = publish_release(night.inputs.registry, night.folder.candidate, night.manifest, decision)
+    registry, manifest = night.inputs.registry, night.manifest
+    enter = partial(enter_night, registry, manifest, selection, end=NightEnd.PUBLISHED.value)
+    release = publish_release(registry, night.folder.candidate, manifest, decision, enter=lambda name: enter(release=name))
     return NightResult(NightEnd.PUBLISHED, describe_gain(release, decision), release)
 
 
@@ -270,7 +281,9 @@ def describe_gain(release: str, decision: Decision) -> str:
     return f"release {release[:12]}: held-out reward {rewards} against {gain.against}"
 
 
-def _finish(night: FrozenNight, result: NightResult) -> NightResult:
-    """Write how the night ended, last of all."""
+def _finish(night: FrozenNight, selection: Selection, result: NightResult) -> NightResult:
+    """Write how the night ended, last of all: into the ledger, then into its folder."""
+    enter_night(night.inputs.registry, night.manifest, selection, end=result.end.value, release=result.release)
     night.folder.write(FINISHED, json.dumps({"end": result.end, "text": result.text, "release": result.release}))
+    NightFolders(night.inputs.config.night.state, night.inputs.tenant).prune(keep=night.manifest.digest)
     return result

@@ -23,6 +23,7 @@ _ORDERED = (
     ("serving.max_loras", "serving.max_cpu_loras", "vLLM also keeps in memory every adapter of a batch"),
     ("night.lora_rank", "serving.max_lora_rank", "serving would refuse every release of the night"),
     ("night.min_groups", "night.prompts_per_step", "no step could ever have that many groups"),
+    ("night.min_holdout", "night.max_holdout", "the gate would never have enough prompts"),
     ("collector.max_body_mib", "collector.max_in_flight_per_tenant_mib", "the largest body could never get in"),
     ("collector.max_in_flight_per_tenant_mib", "collector.max_in_flight_mib", "a tenant could never use its share"),
 )

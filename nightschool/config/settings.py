@@ -208,6 +208,9 @@ class NightConfig:
     max_share_per_user: float = _setting(0.05, "largest share of a night's prompts from one user", ge=0.001, le=1.0)
     holdout_share: float = _setting(0.25, "share of users whose episodes are held out to test the candidate", ge=0.05, le=0.9)
     min_holdout: int = _setting(20, "fewest scored held-out prompts with which the gate decides", ge=2, le=1_000_000)
+    max_holdout: int = _setting(
+        400, "most held-out prompts that every policy answers; a later night may test with the rest", ge=2, le=1_000_000
+    )
     min_train: int = _setting(20, "fewest training prompts with which a night trains", ge=1, le=1_000_000)
     confidence: float = _setting(
         0.95, "one-sided confidence of the bootstrap lower bound that must lie above zero", ge=0.5, le=0.9999

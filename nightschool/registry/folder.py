@@ -2,6 +2,7 @@
 
     <root>/<tenant>/<digest>/{adapter_model.safetensors, adapter_config.json, report.html, manifest.json}
     <root>/<tenant>/pointer.json        {epoch, stable, canary, weight, frozen}, replaced by compare-and-swap on epoch
+    <root>/<tenant>/nights/<n>.json     what the n-th night that ended has read, and what its release was made of (`ledger`)
     <root>/engine_ids/<n>               who holds adapter id n inside vLLM (`adapter_ids`)
 
 A release folder appears complete, by one rename, or not at all. Readers trust only folders with a manifest. Writers of
@@ -22,11 +23,13 @@ from pathlib import Path
 from nightschool.errors import ConfigError, PointerConflict, RegistryError, ReleaseRejected, shown
 from nightschool.registry import adapter_ids
 from nightschool.registry.durable import replace_durably, sync_folder, write_durably, writing
+from nightschool.registry.ledger import Ledger
 from nightschool.registry.release import MANIFEST, WEIGHTS, ReleaseManifest, check_digest, describe_file, verify_release
 from nightschool.tenants import check_tenant
 
 _ENGINE_IDS = "engine_ids"  # with an underscore it is no tenant's name
 _MAX_POINTER_BYTES = 64 << 10  # a pointer has 300; what is larger, or a pipe, would hold up its reader
+_NIGHTS = "nights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,10 @@ class Registry:
         """Digests of every complete release of `tenant`, sorted."""
         folder = self._tenant_folder(tenant)
         return sorted(path.parent.name for path in folder.glob(f"{'[0-9a-f]' * 64}/{MANIFEST}"))
+
+    def ledger(self, tenant: str) -> Ledger:
+        """The nights of `tenant` that ended; none before its first."""
+        return Ledger(self._tenant_folder(tenant) / _NIGHTS)
 
     # --- writing ------------------------------------------------------------------------------------------------------
     def reserve_engine_id(self, tenant: str, weights: Path) -> int:

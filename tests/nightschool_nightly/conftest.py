@@ -124,6 +124,6 @@ def file_release(
         make_policy(moved=0.2).save(folder)
         (folder / REPORT).write_text("<p>better</p>")
         (folder / NIGHT).write_text(manifest.to_json())
-        return publish_release(registry, folder, manifest, gain)
+        return publish_release(registry, folder, manifest, gain, enter=print)
 
     return publish

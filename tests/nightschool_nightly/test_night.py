@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from nightschool.registry.release import REPORT, WEIGHTS
+from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.gate.gate import Comparison, decide
 from nightschool_nightly.night import describe_gain
-from tests.nightschool_nightly.night_workplace import RIGHT_QUEUE, TENANT, Workplace, make_workplace
+from tests.nightschool_nightly.night_workplace import RIGHT_QUEUE, TENANT, Workplace, add_traffic, make_workplace
 from tests.warm_python import WarmPython
 
 ALWAYS_FINE = 'task = "triage"\n[[items]]\nname = "short"\nkind = "check"\ncheck = "length"\nmax_chars = 10000\n'
@@ -35,6 +37,22 @@ def test_traffic_without_outcomes_is_not_trained_on(tmp_path: Path, warm_python:
     assert "left out, no-outcome: 48" in done.stdout
     assert "nothing-to-learn" in done.stdout
     assert workplace.registry.releases(TENANT) == []
+
+
+def test_nights_that_publish_nothing_may_let_their_records_expire(tmp_path: Path, warm_python: WarmPython) -> None:
+    """Each has read what it read: a later one goes on from there, and counts only its own records."""
+    workplace = make_workplace(tmp_path, outcomes=False)
+    assert workplace.quick_night(warm_python).returncode == 0
+    with sqlite3.connect(tmp_path / "stream.db") as connection:
+        connection.execute("DELETE FROM log")
+    connection.close()
+    with SqliteStream(tmp_path / "stream.db", partitions=2) as stream:
+        add_traffic(stream, range(100, 107), queue=None)
+    done = workplace.quick_night(warm_python)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "left out, no-outcome: 7" in done.stdout
+    assert "no new evidence since the last night" in workplace.quick_night(warm_python).stdout
+    assert [night.end for night in workplace.registry.ledger(TENANT).entries()] == ["nothing-to-learn"] * 2
 
 
 def test_a_dry_run_shows_the_selection_and_leaves_nothing(tmp_path: Path, warm_python: WarmPython) -> None:

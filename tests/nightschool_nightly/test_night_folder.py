@@ -106,6 +106,31 @@ def test_starting_over_keeps_only_the_manifest(folder: NightFolder) -> None:
     assert [path.name for path in folder.path.iterdir()] == ["night.json"]
 
 
+def test_weights_of_ended_nights_go_when_the_next_one_has_ended(tmp_path: Path) -> None:
+    """Each checkpoint is three adapters: report, manifest and answers stay, and so does a night that can be resumed."""
+    folders = NightFolders(tmp_path, "acme")
+    for name, ended in (("before", True), ("open", False), ("last", True)):
+        folder = folders.night(name)
+        for file in ("night.json", "evaluation.json", *(("finished.json",) if ended else ())):
+            folder.write(file, "{}")
+        folder.save_checkpoint(5, STATE, [])
+        folder.candidate.mkdir()
+        for file in ("adapter_model.safetensors", "report.html"):
+            (folder.candidate / file).write_text("x")
+    folders.prune(keep="last")
+    left = {name: {path.name for path in folders.night(name).path.rglob("*") if path.is_file()} for name in ("before", "open")}
+    assert left["before"] == {"night.json", "evaluation.json", "finished.json", "report.html"}
+    assert left["open"] == {
+        "night.json",
+        "evaluation.json",
+        "state.safetensors",
+        "metrics.json",
+        "adapter_model.safetensors",
+        "report.html",
+    }
+    assert folders.night("last").load_checkpoint() and (folders.night("last").candidate / "adapter_model.safetensors").exists()
+
+
 def test_the_unfinished_night_frozen_last_is_resumed(tmp_path: Path, make_manifest: Callable[..., NightManifest]) -> None:
     """By the time it was frozen, finished ones and other folders left aside."""
     folders = NightFolders(tmp_path, "acme")

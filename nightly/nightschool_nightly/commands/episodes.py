@@ -81,6 +81,7 @@ def preview(config: Config, tenant: str, *, limit: int, now_ms: int) -> Preview:
 
     rubrics, model, registry = load_rubrics(config, tenant), base_model_folder(config.model.path), Registry(config.registry.path)
     found: list[tuple[Episode, Example | DropReason | LeftOut]] = []
+    left_out: dict[str, DropReason] = {}
 
     def watch(episode: Episode, result: Example | DropReason | LeftOut) -> None:
         if len(found) < limit:
@@ -88,12 +89,13 @@ def preview(config: Config, tenant: str, *, limit: int, now_ms: int) -> Preview:
 
     with open_configured(config.stream) as stream:
         manifest = freeze_tenant(config, tenant, stream, registry=registry, model=model, rubrics=rubrics, now_ms=now_ms)
-        selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch)
-    fates = {example.id: TRAINS for example in selection.train} | {example.id: HELD_OUT for example in selection.holdout}
+        selection = choose_examples(config, stream, manifest, model=model, rubrics=rubrics, watch=watch, left_out=left_out)
+    trained = {example.id for example in selection.train}
 
     def fate_of(result: Example | DropReason | LeftOut) -> str:
-        # An example that is not in the selection was over the share of its user: nothing else happens after `watch`.
-        return str(result if isinstance(result, DropReason | LeftOut) else fates.get(result.id, DropReason.USER_SHARE))
+        if isinstance(result, DropReason | LeftOut):
+            return str(result)
+        return left_out.get(result.id) or (TRAINS if result.id in trained else HELD_OUT)
 
     return Preview(
         tenant=tenant,

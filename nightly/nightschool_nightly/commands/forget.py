@@ -69,6 +69,8 @@ class Forgotten:
     running: bool = False
     """A night of the tenant was running, so that the files of its nights could not be deleted."""
     releases: list[AffectedRelease] = field(default_factory=list)
+    ledger: list[str] = field(default_factory=list)
+    """Digests of the nights whose entry in the registry's ledger holds the user's hash, as the erasure itself does."""
 
 
 def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Callable[[], int], undo: bool = False) -> Forgotten:
@@ -90,7 +92,9 @@ def forget(config: Config, tenant: str, subjects: Sequence[str], *, now_ms: Call
         _count_records(stream, tenant, subjects, found)
     if not undo:
         _purge(config, tenant, hashes, found)
-        found.releases = _affected_releases(Registry(config.registry.path), tenant, hashes)
+        registry = Registry(config.registry.path)
+        found.releases = _affected_releases(registry, tenant, hashes)
+        found.ledger = _nights_in_ledger(registry, tenant, subjects)
     return found
 
 
@@ -178,6 +182,14 @@ def _affected_releases(registry: Registry, tenant: str, hashes: Collection[str])
     return found
 
 
+def _nights_in_ledger(registry: Registry, tenant: str, subjects: Sequence[str]) -> list[str]:
+    """Digests of the nights whose entry names one of the subjects."""
+    from nightschool_nightly.examples.learned import hash_cluster
+
+    hashes = {hash_cluster(tenant, subject) for subject in subjects}
+    return [entry.night for entry in registry.ledger(tenant).entries() if hashes & {*entry.trained, *entry.tested}]
+
+
 # --- in words -----------------------------------------------------------------------------------------------------------
 def describe(found: Forgotten, *, tenant: str, undo: bool) -> str:
     """What was done and what is left, as lines for a person."""
@@ -194,6 +206,11 @@ def describe(found: Forgotten, *, tenant: str, undo: bool) -> str:
         lines.append("a night of this tenant is running: it will publish nothing they are in; run this again when it has ended")
     lines += [f"files deleted: night {night[:12]}" for night in found.nights]
     lines += [_described(release) for release in found.releases]
+    if found.ledger:
+        nights = ", ".join(night[:12] for night in found.ledger)
+        lines.append(
+            f"the registry keeps a hash of this user, as the erasure does, so that who trained never tests: night {nights}"
+        )
     if any(release.learned or release.built_on for release in found.releases):
         lines.append(
             "weights cannot forget: point the tenant at a release that is not named here, or at the base model, and the next"

@@ -28,7 +28,7 @@ _TOKEN_NAMES = {names.PROMPT_TOKEN_IDS, names.COMPLETION_TOKEN_IDS, names.COMPLE
 
 @dataclass(frozen=True, slots=True)
 class BuiltEpisode:
-    """An episode, and whether any of it is new evidence since the last published night."""
+    """An episode, and whether any of it is new: read by no night that ended."""
 
     episode: Episode
     is_new: bool
@@ -116,10 +116,11 @@ class _ByTrace(Generic[Row]):
 
 
 class Assembler:
-    """Makes the episodes of a tenant out of its joined tables, and counts what has to be left out of them."""
+    """Makes the episodes of a tenant out of its joined tables, and counts what has to be left out of tonight's."""
 
     def __init__(self, tenant: str, tables: RawTables, counts: ReadCounts) -> None:
         self._tenant, self._tables, self._counts = tenant, tables, counts
+        self._is_new = True
 
     def episodes(self) -> Iterator[BuiltEpisode]:
         """Every trace that holds a model call with content, in order of trace id."""
@@ -130,9 +131,10 @@ class Assembler:
         )
         for trace, group in groupby(self._rows(_CALLS, _CallRow), key=_trace_of):
             calls, events, outcomes = list(group), events_by.of(trace), outcomes_by.of(trace)
+            self._is_new = any(row.is_new for rows in (calls, events, outcomes) for row in rows)
             episode = self._episode(calls, events, self._histories(outcomes), self._tool_runs(tool_runs_by.of(trace)))
             if episode is not None:
-                yield BuiltEpisode(episode, any(row.is_new for rows in (calls, events, outcomes) for row in rows))
+                yield BuiltEpisode(episode, self._is_new)
 
     def _rows(self, query: str, kind: type[Row]) -> Iterator[Row]:
         """The rows of a query as they come; each query has a cursor of its own."""
@@ -167,6 +169,11 @@ class Assembler:
             tool_runs=tool_runs,
         )
 
+    def _drop(self, reason: DropReason) -> None:
+        """Count what is left out, if it is of tonight; an earlier night has counted the rest."""
+        if self._is_new:
+            self._counts.drop(reason)
+
     # --- calls and tools ------------------------------------------------------------------------------------------------
     def _call(self, row: _CallRow, events: list[Any]) -> RecordedCall | None:
         """The call of one row, with its message events; None, and counted, when its content was not captured."""
@@ -179,11 +186,11 @@ class Assembler:
             # The ids still spell the text before it was redacted; without them a night renders the messages, which are
             # redacted.
             server = {name: value for name, value in server.items() if name not in _TOKEN_NAMES}
-            self._counts.drop(DropReason.TOKEN_IDS_OF_REDACTED_CALL)
+            self._drop(DropReason.TOKEN_IDS_OF_REDACTED_CALL)
         messages = context_of(attributes)
         answers = read_messages(attributes.get(names.GEN_AI_OUTPUT_MESSAGES))
         if messages is None or not answers:
-            self._counts.drop(DropReason.CALL_WITHOUT_CONTENT)
+            self._drop(DropReason.CALL_WITHOUT_CONTENT)
             return None
         return RecordedCall(
             span_id=row.span,
@@ -221,7 +228,7 @@ class Assembler:
             edited = edited_call(outcome, calls)
             edit = measure_edit(edited.answer.text, outcome.final_answer) if edited else None
             if edit is None:
-                self._counts.drop(DropReason.EDIT_NOT_MEASURED)
+                self._drop(DropReason.EDIT_NOT_MEASURED)
             elif outcome.original_sha256 is not None and edited is not None:
                 about = edited.span_id
         if about is None:

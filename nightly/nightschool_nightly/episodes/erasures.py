@@ -52,7 +52,10 @@ def frozen_erasures(stream: Stream, manifest: NightManifest) -> frozenset[str]:
 
 
 def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str]) -> dict[DropReason, int]:
-    """Delete everything of the subjects with these hashes from the raw tables, before they are joined; how much."""
+    """Delete everything of the subjects with these hashes from the raw tables, before they are joined.
+
+    Returned is how many of tonight's records that were.
+    """
     if not (erased := sorted(hashes)):
         return {}
     db.execute("CREATE TABLE erased_subjects AS SELECT unnest($1) AS hash", [erased])
@@ -61,8 +64,9 @@ def erase(db: duckdb.DuckDBPyConnection, tenant: str, hashes: Iterable[str]) -> 
         db.execute(statement, prefix if "$prefix" in statement else None)
     dropped = {}
     for reason, table, condition in _DELETE:
-        statement = f"DELETE FROM {table} WHERE {condition} RETURNING 1"  # noqa: S608 -- names are literals above
-        dropped[reason] = len(db.execute(statement, prefix if "$prefix" in condition else None).fetchall())
+        statement = f"DELETE FROM {table} WHERE {condition} RETURNING is_new"  # noqa: S608 -- names are literals above
+        deleted = db.execute(statement, prefix if "$prefix" in condition else None).fetchall()
+        dropped[reason] = sum(is_new for (is_new,) in deleted)
     return dropped
 
 

@@ -41,18 +41,19 @@ class RecordReader:
             for part in parts:
                 num_read = 0
                 for record in stream.read(part.topic, part.partition, part.start, part.end):
-                    if not self._is_ours(record):
+                    is_new = record.offset >= part.new_from
+                    if not self._is_ours(record, is_new):
                         continue
                     num_read += 1
-                    is_new = record.offset >= part.new_from
                     try:
                         add[part.topic](record, is_new)
                     except RecordError as error:
-                        self._counts.drop(_UNDECODABLE[part.topic])
+                        if is_new:
+                            self._counts.drop(_UNDECODABLE[part.topic])
                         self._dead.add(record, str(error), new=is_new)
                 self._dead.end_of(part, num_read)
 
-    def _is_ours(self, record: StoredRecord) -> bool:
+    def _is_ours(self, record: StoredRecord, is_new: bool) -> bool:
         """Whether a record is the tenant's, by our collector's header; by its resource, if another one wrote it."""
         header = record.headers.get(names.HEADER_TENANT)
         if header is not None:
@@ -61,7 +62,7 @@ class RecordReader:
             owner = _resource_tenant(record)
         except DecodeError:
             return True  # it cannot be said whose it is, so the nights of all tenants count it as unreadable
-        if owner is None:
+        if owner is None and is_new:
             self._counts.drop(DropReason.RECORD_WITHOUT_TENANT)
         return owner == self._tenant
 
@@ -73,7 +74,7 @@ class RecordReader:
             self._tables.add_span(row, is_new=is_new)
             for outcome in row.outcomes:
                 self._tables.add_outcome(outcome, outcome.occurred_at_ns or row.started_ns, is_new=is_new)
-            if row.unknown_dialect is not None:
+            if row.unknown_dialect is not None and is_new:
                 self._counts.drop_unknown_dialect(row.unknown_dialect)
 
     def _add_logs(self, record: StoredRecord, is_new: bool) -> None:

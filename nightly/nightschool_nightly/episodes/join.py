@@ -5,6 +5,8 @@ Every query that chooses one of several rows has a total order, so that the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import duckdb
 
 from nightschool_nightly.episodes.reasons import DropReason
@@ -77,45 +79,53 @@ _JOIN = (
        QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY read_order) = 1""",
     # One row a slot (target, name and source of outcomes): whether its last record took back what the slot held.
     """CREATE TABLE slots AS SELECT slot, target_kind, target, turn,
-              arg_max(retracts, row(occurred_ns, received_ns, read_order)) AS is_retracted, max(received_ns) AS received_ns
+              arg_max(retracts, row(occurred_ns, received_ns, read_order)) AS is_retracted, max(received_ns) AS received_ns,
+              bool_or(is_new) AS is_new
        FROM outcomes GROUP BY slot, target_kind, target, turn""",
     # One row a slot: how many traces have the name that its outcomes give, and the trace where it is one.
     """CREATE TABLE slot_traces AS SELECT s.slot, count(DISTINCT n.trace) AS num_traces, min(n.trace) AS trace
        FROM slots s LEFT JOIN trace_names n ON n.target_kind = s.target_kind AND n.target = s.target AND n.turn = s.turn
        GROUP BY s.slot""",
 )
-# What the join left out: a query of one number for each reason.
+# What the join left out of tonight's records: a query of one number for each reason. A copy is new or not by itself; a
+# slot is new when any record of it is. An outcome becomes an orphan by waiting, so it counts in the night that sees it so.
 _COUNTS = {
-    DropReason.DUPLICATE_SPAN: "SELECT (SELECT count(*) FROM raw_spans) - (SELECT count(*) FROM spans)",
-    DropReason.CALL_RECORDED_TWICE: "SELECT count(*) FROM repeated_calls",
+    DropReason.DUPLICATE_SPAN: """
+        SELECT (SELECT count(*) FROM raw_spans WHERE is_new) - (SELECT count(*) FROM spans WHERE is_new)""",
+    DropReason.CALL_RECORDED_TWICE: "SELECT count(*) FROM repeated_calls JOIN spans USING (trace, span) WHERE is_new",
     DropReason.DUPLICATE_EVENT: """
-        SELECT (SELECT count(*) FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span)
-               - (SELECT count(*) FROM events)""",
+        SELECT (SELECT count(*) FROM raw_events e SEMI JOIN calls c ON e.trace = c.trace AND e.span = c.span WHERE e.is_new)
+               - (SELECT count(*) FROM events WHERE is_new)""",
     DropReason.EVENT_WITHOUT_CALL: """
-        SELECT count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span""",
+        SELECT count(*) FROM raw_events e ANTI JOIN calls c ON e.trace = c.trace AND e.span = c.span WHERE e.is_new""",
     DropReason.DUPLICATE_OUTCOME: """
-        SELECT (SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event_id, fingerprint)) - (SELECT count(*) FROM outcomes)""",
+        SELECT (SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event_id, fingerprint) WHERE r.is_new)
+               - (SELECT count(*) FROM outcomes WHERE is_new)""",
     DropReason.EVENT_ID_USED_TWICE: """
-        SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event_id) WHERE r.fingerprint != o.fingerprint""",
+        SELECT count(*) FROM raw_outcomes r JOIN outcomes o USING (event_id) WHERE r.fingerprint != o.fingerprint AND r.is_new""",
     DropReason.OUTCOME_WITHOUT_TRACE: """
-        SELECT count(*) FROM slot_traces JOIN slots USING (slot) WHERE num_traces = 0 AND received_ns >= $closed_ns""",
+        SELECT count(*) FROM slot_traces JOIN slots USING (slot) WHERE num_traces = 0 AND received_ns >= $closed_ns AND is_new""",
     DropReason.ORPHANED_OUTCOME: """
-        SELECT count(*) FROM slot_traces JOIN slots USING (slot) WHERE num_traces = 0 AND received_ns < $closed_ns""",
-    DropReason.AMBIGUOUS_OUTCOME: "SELECT count(*) FROM slot_traces WHERE num_traces > 1",
-    DropReason.RETRACTED_OUTCOME: "SELECT count(*) FROM slots WHERE is_retracted",
+        SELECT count(*) FROM slot_traces JOIN slots USING (slot)
+        WHERE num_traces = 0 AND received_ns < $closed_ns AND (is_new OR received_ns >= $closed_before_ns)""",
+    DropReason.AMBIGUOUS_OUTCOME: "SELECT count(*) FROM slot_traces JOIN slots USING (slot) WHERE num_traces > 1 AND is_new",
+    DropReason.RETRACTED_OUTCOME: "SELECT count(*) FROM slots WHERE is_retracted AND is_new",
 }
 
 
-def join(db: duckdb.DuckDBPyConnection, *, closed_ns: int) -> dict[DropReason, int]:
+def join(db: duckdb.DuckDBPyConnection, *, closed_ns: int, closed_before_ns: int = 0) -> dict[DropReason, int]:
     """Join the raw tables; how much was left out, by reason.
 
-    An outcome that was received before `closed_ns` is not waiting for its trace any more: it is an orphan.
+    An outcome that was received before `closed_ns` is not waiting for its trace any more: it is an orphan. One that was
+    received before `closed_before_ns` was one already in the last night.
     """
     for statement in _JOIN:
         db.execute(statement)
-    return {reason: _number(db, query, closed_ns) for reason, query in _COUNTS.items()}
+    times = {"closed_ns": closed_ns, "closed_before_ns": closed_before_ns}
+    return {reason: _number(db, query, times) for reason, query in _COUNTS.items()}
 
 
-def _number(db: duckdb.DuckDBPyConnection, query: str, closed_ns: int) -> int:
-    (number,) = db.execute(query, {"closed_ns": closed_ns} if "$closed_ns" in query else None).fetchall()[0]
+def _number(db: duckdb.DuckDBPyConnection, query: str, times: Mapping[str, int]) -> int:
+    used = {name: time for name, time in times.items() if f"${name}" in query}
+    (number,) = db.execute(query, used or None).fetchall()[0]
     return int(number)

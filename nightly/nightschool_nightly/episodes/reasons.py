@@ -110,7 +110,10 @@ class DropReason(StrEnum):
     )
 
     # --- episodes and examples, while a night chooses
-    SEEN = ("seen-by-an-earlier-night", "nothing of the episode is new since the last published night")
+    SEEN = (
+        "seen-by-an-earlier-night",
+        "an earlier night has read the episode, and nothing that could be learned from it is left",
+    )
     DOCTOR = ("doctor", "a marked request of 'nightschool doctor', not traffic of the app")
     NO_RUBRIC = (
         "task-without-rubric",
@@ -180,12 +183,21 @@ class DropReason(StrEnum):
     )
     DUPLICATE = (
         "duplicate-prompt",
-        "another example of this night has the same prompt; both could stand on different sides of the split",
+        "another example of this night has the same prompt; a prompt counts once, and stands on one side of the split",
+    )
+    TRAINED_PROMPT = (
+        "prompt-trained-before",
+        "a user who only tests sent a prompt that an earlier night trained on; an answer to it shows nothing",
     )
     USER_SHARE = (
         "over-share-of-one-user",
         "the user already has [night] max_share_per_user of the prompts",
         "wait for more users, or raise the share",
+    )
+    NOT_SAMPLED = (
+        "left-for-a-later-night",
+        "the night has as many prompts as its steps sample; a later night may learn from it while the stream keeps it",
+        "nothing; raise [night] steps or prompts_per_step to learn from more of a day",
     )
     OTHER_TOKENIZER = (
         "tokens-of-another-tokenizer",

@@ -66,8 +66,11 @@ class EpisodeStore:
                 self._tables.merge(filled.folder)
         self.dead.check()
         self.counts.add_dropped(erase(self._tables.db, tenant, frozen_erasures(stream, manifest)))
-        closed_ms = manifest.frozen_at_ms - window_of(manifest.settings)
-        self.counts.add_dropped(join(self._tables.db, closed_ns=closed_ms * 1_000_000))
+        window_ms = window_of(manifest.settings)
+        closed_ms, closed_before_ms = manifest.frozen_at_ms - window_ms, manifest.previous_frozen_ms - window_ms
+        self.counts.add_dropped(
+            join(self._tables.db, closed_ns=closed_ms * 1_000_000, closed_before_ns=closed_before_ms * 1_000_000)
+        )
 
     def episodes(self, tenant: str) -> Iterator[BuiltEpisode]:
         """Every trace that holds a model call with content, in order of trace id."""

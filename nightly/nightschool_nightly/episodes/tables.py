@@ -33,9 +33,9 @@ _THREADS = 2  # DuckDB's threads share the memory limit, and each needs some for
 
 _DATABASE, _CONTENTS = "episodes.duckdb", "contents"
 
-# In every table: `content` is a place in the spool, `is_new` says that the record is new since the last published
-# night, and `read_order` numbers rows in the order in which they were read, so that the first copy of anything is the
-# same every time.
+# In every table: `content` is a place in the spool, `is_new` says that no night that ended has read the record, and
+# `read_order` numbers rows in the order in which they were read, so that the first copy of anything is the same every
+# time.
 
 # One row a span. An instrumentation that retries sends a span twice: both rows are here.
 SPANS = pa.schema(

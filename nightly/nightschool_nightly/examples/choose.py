@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nightschool.config.settings import Config
 from nightschool.episode import Episode
+from nightschool.registry.folder import Registry
 from nightschool.stream import Stream
 from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.episodes.redacted_stream import redacted_for
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Selection
+from nightschool_nightly.examples.learned import Learned
 from nightschool_nightly.examples.select import Watch, select_examples
+from nightschool_nightly.examples.split import NoPlace
 from nightschool_nightly.examples.unread_outcomes import UnreadOutcomes
 from nightschool_nightly.freeze.freeze import check_unchanged
 from nightschool_nightly.freeze.manifest import NightManifest
@@ -35,12 +39,14 @@ def choose_examples(
     model: Path,
     rubrics: Mapping[str, Rubric],
     watch: Watch | None = None,
+    left_out: NoPlace | None = None,
     bury: bool = False,
 ) -> Selection:
-    """What a night learns from and tests with, out of the episodes of its frozen ranges; `watch` sees the fate of each.
+    """What a night learns from and tests with, out of the episodes of its frozen ranges.
 
-    With `bury`, records that cannot be read are copied to the dead-letter topic: a night does so, a look at it does
-    not. The counts of the selection are of records and of episodes: everything that was left out, under its reason.
+    `watch` and `left_out` see the fate of each new one (`select_examples`). With `bury`, records that cannot be read are
+    copied to the dead-letter topic: a night does so, a look at it does not. The counts of the selection are of tonight's
+    records and episodes: everything that was left out, under its reason.
     """
     unread = UnreadOutcomes(rubrics)
 
@@ -52,6 +58,7 @@ def choose_examples(
 
     from transformers import AutoTokenizer  # takes seconds, and only this needs it
 
+    nights = Registry(config.registry.path).ledger(manifest.tenant).up_to(manifest.ledger)
     with tempfile.TemporaryDirectory(prefix="nightschool-") as work, EpisodeStore(Path(work)) as store:
         check_unchanged(stream, manifest.ranges)
         store.build(redacted_for(manifest.tenant, stream, config), manifest)
@@ -66,7 +73,10 @@ def choose_examples(
             serving=ServingDefaults(**manifest.serving),
             tokenizer_digest=manifest.base_model.tokenizer,
             settling=settling_rules(manifest),
+            learned=Learned.by(nights, manifest.pointer.stable),
+            night=manifest.digest,
             watch=see,
+            left_out=left_out,
         )
     dropped = {**store.counts.dropped, **selection.dropped, **unread.counts}
-    return Selection(selection.train, selection.holdout, dict(sorted(dropped.items())), selection.num_new_episodes)
+    return replace(selection, dropped=dict(sorted(dropped.items())))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nightschool.errors import NightError
+from nightschool_nightly.episodes.reasons import DropReason
 
 CLUSTER_KEY = "user"
 """The key of `Example.cluster` in selection.json: it has always been this, and nights on disk must stay readable."""
@@ -22,7 +23,7 @@ class Example:
     trace_id: str
     task: str
     cluster: str
-    """What all statistics count as one: the subject (the user's pseudonym), or the trace id when no user was named."""
+    """What all statistics count as one: the subject (the user's pseudonym), else the conversation, else the trace."""
     message: str
     """The last user message, for people."""
     prompt_ids: tuple[int, ...]
@@ -55,6 +56,13 @@ class Selection:
     dropped: Mapping[str, int]
     """How much was left out, by the name of its reason (`episodes.reasons`)."""
     num_new_episodes: int
+    num_carried_over: int = 0
+    """Examples of `train` and `holdout` that an earlier night has read and no release has learned from."""
+
+    @property
+    def num_left(self) -> int:
+        """Prompts that no step of this night samples, and that are still news to the next one."""
+        return self.dropped.get(DropReason.NOT_SAMPLED, 0)
 
     def to_json(self) -> str:
         """The text of selection.json."""
@@ -68,7 +76,7 @@ class Selection:
         """Read back the text of selection.json; `ValueError`, `KeyError` or `TypeError` when it is not that."""
         raw = json.loads(text)
         train, holdout = (tuple(_example(item) for item in raw[name]) for name in ("train", "holdout"))
-        return cls(train, holdout, raw["dropped"], raw["num_new_episodes"])
+        return cls(train, holdout, raw["dropped"], raw["num_new_episodes"], raw["num_carried_over"])
 
 
 def load_selection(path: Path) -> Selection:

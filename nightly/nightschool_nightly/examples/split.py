@@ -1,41 +1,145 @@
-"""Training and test set: which examples only test, and how many one user may have."""
+"""Training and test set: who only tests, how many prompts one user may have, and which prompts the night has room for.
+
+"User" stands here for what all statistics count as one: the subject, the conversation or the trace (`Example.cluster`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from nightschool.config.settings import NightConfig
+from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.examples.example import Example
+from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_cluster, hash_prompt
+
+NoPlace = dict[str, DropReason]
+"""Examples that are good by themselves and have no place in the night: why, by id."""
 
 
-def is_held_out(tenant: str, cluster: str, share: float) -> bool:
-    """Whether the examples of a cluster only test.
+def is_held_out(tenant: str, name: str, share: float) -> bool:
+    """Whether a user, or a prompt, that never trained only tests.
 
-    By a hash of the cluster alone, so that it is the same every night: an example of a user who was trained on never
-    tests.
+    By a hash of the name alone, so that it is the same every night: a larger share adds users, and takes none away.
     """
-    digest = hashlib.sha256(f"holdout/{tenant}/{cluster}".encode()).digest()
+    digest = hashlib.sha256(f"holdout/{tenant}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def split(examples: Sequence[Example], *, tenant: str, holdout_share: float) -> tuple[list[Example], list[Example]]:
-    """The examples to train on, and those that only test."""
-    train: list[Example] = []
-    holdout: list[Example] = []
-    for example in examples:
-        (holdout if is_held_out(tenant, example.cluster, holdout_share) else train).append(example)
-    return train, holdout
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Gives the examples of a night their places. The same examples in any order get the same ones."""
+
+    tenant: str
+    settings: NightConfig
+    learned: Learned = NOTHING_LEARNED
+    """What the release that the night goes on from was made of."""
+    night: str = ""
+    """The digest of the night, which seeds what is drawn."""
+    left_out: NoPlace = field(default_factory=dict)
+    """Filled with the examples that get no place."""
+
+    def give(self, examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+        """The examples that the night trains on, and those that only test.
+
+        A user's share is capped before copies are looked for: one who sends what everybody sends would take it all
+        away. It is capped again after that, so that it holds on what is left.
+        """
+        prompts = {example.id: hash_prompt(self.tenant, example) for example in examples}
+        train, holdout = (
+            self._capped(self._each_once(side, lambda one: (one.cluster, prompts[one.id])))
+            for side in self._split(examples, prompts)
+        )
+        tests = self._prompts_that_test({prompts[one.id] for one in train} & {prompts[one.id] for one in holdout})
+        learns = {prompts[one.id] for one in train} - tests
+        train = self._without(train, lambda one: prompts[one.id] in tests, DropReason.DUPLICATE)
+        holdout = self._without(holdout, lambda one: prompts[one.id] in learns, DropReason.DUPLICATE)
+        room = self.settings.steps * self.settings.prompts_per_step
+        sides = ((train, room), (holdout, self.settings.max_holdout))
+        train, holdout = (
+            self._drawn(self._capped(self._each_once(side, lambda one: prompts[one.id]), room=room), room) for side, room in sides
+        )
+        return tuple(train), tuple(holdout)
+
+    # --- sides ----------------------------------------------------------------------------------------------------------
+    def _split(self, examples: Iterable[Example], prompts: dict[str, str]) -> tuple[list[Example], list[Example]]:
+        """Users who train, and users who test. Who ever trained never tests; nor does a prompt that ever did."""
+        train: list[Example] = []
+        holdout: list[Example] = []
+        for example in examples:
+            has_trained = hash_cluster(self.tenant, example.cluster) in self.learned.clusters
+            tests = not has_trained and is_held_out(self.tenant, example.cluster, self.settings.holdout_share)
+            (holdout if tests else train).append(example)
+        return train, self._without(holdout, lambda one: prompts[one.id] in self.learned.prompts, DropReason.TRAINED_PROMPT)
+
+    def _prompts_that_test(self, on_both_sides: Iterable[str]) -> set[str]:
+        """Those prompts of both sides that stay with the users who test: by their own hash."""
+        return {prompt for prompt in on_both_sides if is_held_out(self.tenant, prompt, self.settings.holdout_share)}
+
+    # --- what is left out -----------------------------------------------------------------------------------------------
+    def _without(self, examples: Iterable[Example], goes: Callable[[Example], bool], reason: DropReason) -> list[Example]:
+        """The examples that stay; the others have no place for `reason`."""
+        kept = []
+        for example in examples:
+            if goes(example):
+                self.left_out[example.id] = reason
+            else:
+                kept.append(example)
+        return kept
+
+    def _each_once(self, examples: Sequence[Example], key: Callable[[Example], Any]) -> list[Example]:
+        """One example of each key: of the user who has the fewest, and then as it is drawn."""
+        sizes = Counter(example.cluster for example in examples)
+        first: dict[Any, Example] = {}
+        for example in sorted(examples, key=lambda one: (sizes[one.cluster], self._draw(one))):
+            first.setdefault(key(example), example)
+        chosen = {example.id for example in first.values()}
+        return self._without(examples, lambda one: one.id not in chosen, DropReason.DUPLICATE)
+
+    def _capped(self, examples: Sequence[Example], *, room: int | None = None) -> list[Example]:
+        """The examples with no user over their share of those that are left, at most `room` of which have a place."""
+        limit = largest_limit(Counter(example.cluster for example in examples), self.settings.max_share_per_user, room)
+        taken = Counter[str]()
+        over = set()
+        for example in sorted(examples, key=self._draw):
+            taken[example.cluster] += 1
+            if taken[example.cluster] > limit:
+                over.add(example.id)
+        return self._without(examples, lambda one: one.id in over, DropReason.USER_SHARE)
+
+    def _drawn(self, examples: Iterable[Example], room: int) -> list[Example]:
+        """As many as there is room for, in an order drawn for the night, with its share of each task."""
+        by_task: dict[str, list[Example]] = defaultdict(list)
+        for example in examples:
+            by_task[example.task].append(example)
+        places = []
+        for task, members in sorted(by_task.items()):
+            members.sort(key=self._draw)
+            places += [((rank + 0.5) / len(members), task, example) for rank, example in enumerate(members)]
+        drawn = [example for _, _, example in sorted(places, key=lambda place: place[:2])]
+        self.left_out.update({example.id: DropReason.NOT_SAMPLED for example in drawn[room:]})
+        return drawn[:room]
+
+    def _draw(self, example: Example) -> bytes:
+        return hashlib.sha256(f"draw/{self.night}/{example.id}".encode()).digest()
 
 
-def cap_clusters(examples: Sequence[Example], share: float) -> list[Example]:
-    """At most `share` of the examples from one cluster, the first by id, so that no busy user decides alone."""
-    limit = max(1, math.ceil(share * len(examples)))
-    taken: dict[str, int] = defaultdict(int)
-    kept = []
-    for example in sorted(examples, key=lambda example: example.id):
-        taken[example.cluster] += 1
-        if taken[example.cluster] <= limit:
-            kept.append(example)
-    return kept
+def largest_limit(sizes: Counter[str], share: float, room: int | None = None) -> int:
+    """The most examples a user may have so that nobody has more than `share` of what is then left, of `room` at most.
+
+    At least 1. With too few users for anybody to stay within the share, each may have twice an equal part.
+    """
+    if 0 < len(sizes) < 1 / share:
+        share = 2 / len(sizes)
+    limit = max(sizes.values(), default=1)
+    # What is left grows with the limit, so going down from the top ends at the largest limit that fits.
+    while True:
+        num_left = sum(min(size, limit) for size in sizes.values())
+        fits = max(1, math.floor(share * (num_left if room is None else min(num_left, room))))
+        if limit <= fits:
+            return limit
+        limit = fits

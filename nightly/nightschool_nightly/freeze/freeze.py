@@ -17,7 +17,8 @@ from nightschool.errors import DataLossError
 from nightschool.machine import compute_threads, kv_cache_bytes, read_machine
 from nightschool.registry.base_model import describe_base_model
 from nightschool.registry.folder import Pointer, Registry
-from nightschool.registry.release import NIGHT, BaseModel
+from nightschool.registry.ledger import LedgerEntry, ReadRange
+from nightschool.registry.release import BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.freeze.parent import verify_parent
@@ -44,14 +45,11 @@ def freeze_tenant(
     rubrics: Mapping[str, Rubric],
     now_ms: int,
 ) -> NightManifest:
-    """The manifest of a night that begins now on this machine, going on where the night of the tenant's release ended."""
+    """The manifest of a night that begins now on this machine, going on where the last night that ended had read to."""
     machine = read_machine()
-    pointer, base = registry.pointer(tenant), describe_base_model(model)
+    pointer, nights = registry.pointer(tenant), registry.ledger(tenant).entries()
+    base = describe_base_model(model)
     verify_parent(registry, tenant, pointer, base_model=base, max_rank=config.serving.max_lora_rank)
-    last = None
-    if pointer.stable is not None:
-        frozen = registry.release_folder(tenant, pointer.stable) / NIGHT
-        last = NightManifest.from_json(frozen.read_text(encoding="utf-8"))
     return freeze_night(
         stream,
         tenant=tenant,
@@ -60,7 +58,7 @@ def freeze_tenant(
         base_model=base,
         rubrics=rubrics,
         pointer=pointer,
-        last_published=last,
+        last=nights[-1] if nights else None,
         now_ms=now_ms,
         settles_after_ms=settling_of(config, rubrics),
         redaction=redaction_of(config, tenant),
@@ -79,7 +77,7 @@ def freeze_night(
     base_model: BaseModel,
     rubrics: Mapping[str, Rubric],
     pointer: Pointer,
-    last_published: NightManifest | None,
+    last: LedgerEntry | None,
     now_ms: int,
     settles_after_ms: Mapping[str, int] | None = None,
     redaction: str = "",
@@ -93,10 +91,11 @@ def freeze_night(
     when there are such outcomes does the time decide anything, and then only its hour: a night begun again within the
     hour is the same night.
 
-    `DataLossError` when a topic is gone, when it is not the topic that the last published night read, or when records
-    that this night had not seen yet have expired.
+    `last` is the last night that ended, if there is one: what it had read is not new, whatever it decided.
+    `DataLossError` when a topic is gone, when it is not the topic that this night read, or when records that no night
+    has read have expired.
     """
-    seen = {(part.topic, part.partition): part for part in last_published.ranges} if last_published else {}
+    seen = {(part.topic, part.partition): part for part in last.read} if last else {}
     ranges: list[FrozenRange] = []
     for topic in _TOPICS:
         # Ends before starts: a partition that is made between the two calls then has no end without a start.
@@ -126,7 +125,9 @@ def freeze_night(
         kv_cache_bytes=kv_cache_bytes,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
-        previous_as_of_ms=(last_published.as_of_ms or last_published.frozen_at_ms) if last_published and settles_after_ms else 0,
+        previous_as_of_ms=last.as_of_ms if last and settles_after_ms else 0,
+        ledger=last.digest if last else "",
+        previous_frozen_ms=last.frozen_at_ms if last else 0,
     )
 
 
@@ -141,12 +142,13 @@ def freeze_whole_stream(
     *,
     tenant: str,
     now_ms: int = 0,
-    last_published: NightManifest | None = None,
+    last: NightManifest | None = None,
     settles_after_ms: Mapping[str, int] | None = None,
 ) -> NightManifest:
     """The manifest of a night that only reads: all of the stream, with default settings, without rubrics and model.
 
-    For tools that look at episodes without a configuration, such as benchmarks and tests.
+    For tools that look at episodes without a configuration, such as benchmarks and tests. `last` is a night before it,
+    of which nothing is known but how far it read.
     """
     return freeze_night(
         stream,
@@ -156,9 +158,23 @@ def freeze_whole_stream(
         base_model=NO_MODEL,
         rubrics={},
         pointer=Pointer(),
-        last_published=last_published,
+        last=entry_of(last, end="rejected") if last else None,
         now_ms=now_ms,
         settles_after_ms=settles_after_ms,
+    )
+
+
+def entry_of(manifest: NightManifest, *, end: str, release: str | None = None) -> LedgerEntry:
+    """What the ledger says of a night that ended: how far it has read."""
+    return LedgerEntry(
+        night=manifest.digest,
+        previous=manifest.ledger,
+        end=end,
+        release=release,
+        parent=manifest.pointer.stable if release else None,
+        read=tuple(ReadRange(part.topic, part.topic_id, part.partition, part.end) for part in manifest.ranges),
+        as_of_ms=manifest.as_of_ms or manifest.frozen_at_ms,
+        frozen_at_ms=manifest.frozen_at_ms,
     )
 
 
@@ -181,8 +197,8 @@ def check_unchanged(stream: Stream, ranges: Iterable[FrozenRange]) -> None:
                 raise DataLossError(f"{where}: {lost} expired since they were frozen; {_START_ANEW}")
 
 
-def _check_continues(before: FrozenRange, now: FrozenRange) -> None:
-    """`DataLossError` unless the records after those of the last published night are all there."""
+def _check_continues(before: ReadRange, now: FrozenRange) -> None:
+    """`DataLossError` unless the records after those that the last night read are all there."""
     where = f"topic {now.topic} partition {now.partition}"
     if before.topic_id != now.topic_id:
         raise DataLossError(

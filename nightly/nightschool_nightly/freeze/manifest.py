@@ -19,7 +19,7 @@ from nightschool.registry.release import BaseModel
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "learnt_from", "tested_with", "threads", "kv_cache_bytes"}
 # In the digest only where they are set: without them a night has the digest that it had before there were such fields.
-_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving"}
+_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving", "ledger", "previous_frozen_ms"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class FrozenRange:
     start: int
     """First offset read. Older records are read too: new outcomes may be about older episodes."""
     new_from: int
-    """Records from here on are new evidence since the last published night."""
+    """Records from here on are new: no night that ended has read them."""
     end: int
     """One past the last offset read."""
 
@@ -60,11 +60,15 @@ class NightManifest:
     as_of_ms: int = 0
     """The time by which outcomes must have settled: `frozen_at_ms` down to the hour; 0 when none is waited for."""
     previous_as_of_ms: int = 0
-    """The same of the last published night: what has settled since then is new to this one."""
+    """The same of the last night that ended: what has settled since then is new to this one."""
     redaction: str = ""
     """Digest of the rules and secret by which records of other collectors are redacted when read; empty for none."""
     serving: Mapping[str, Any] = field(default_factory=dict)
     """What serving fills in where a request says nothing (`ServingDefaults`): its limits, the model's own defaults."""
+    ledger: str = ""
+    """Digest of the newest entry of the tenant's ledger: what was read and learned before; empty for a first night."""
+    previous_frozen_ms: int = 0
+    """When the last night that ended froze its input; 0 for a first night."""
     learnt_from: tuple[str, ...] = ()
     """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
     threads: int = 0

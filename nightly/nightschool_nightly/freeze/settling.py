@@ -34,7 +34,7 @@ class SettlingRules:
     as_of_ms: int
     """The time of the night, down to the hour; what is due later has not settled yet."""
     previous_as_of_ms: int = 0
-    """The time of the last published night; 0 when there is none."""
+    """The time of the last night that ended; 0 when there is none."""
 
 
 def settling_rules(manifest: NightManifest) -> SettlingRules | None:
@@ -146,7 +146,7 @@ class EpisodeSettling:
     """When the last outcome that must stand for a time had done so; 0 when none must."""
 
     def is_final_since_last_night(self, rules: SettlingRules) -> bool:
-        """Whether the last published night waited for it and this one does not: it is new without a new record."""
+        """Whether the last night that ended waited for it and this one does not: it is new without a new record."""
         return self.state is EpisodeState.FINAL and self.waited_until_ns > rules.previous_as_of_ms * _NS_PER_MS > 0
 
 

@@ -25,6 +25,8 @@ def mark_of(night: str, subject_hash: str) -> str:
 def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest:
     """The manifest as its release carries it: with the marks of the users it learned from and was tested with.
 
+    Every prompt of `selection.train` was sampled by some step: who is in it was learned from.
+
     Its digest stays the same, because marks are not part of it.
     """
 

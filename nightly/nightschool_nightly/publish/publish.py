@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +14,15 @@ from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision
 
 
-def publish_release(registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision) -> str:
+def publish_release(
+    registry: Registry, candidate: Path, manifest: NightManifest, decision: Decision, *, enter: Callable[[str], None]
+) -> str:
     """File the adapter in the folder `candidate` and point at it; returns the release's digest.
 
-    A failure before the pointer moves leaves serving as it was. `PointerConflict` when the pointer is frozen, or when
-    somebody moved it since the night began: the release stays filed, and a person decides.
+    `enter(release)` puts the night into the ledger, before the pointer moves: no release serves whose night is not in
+    it, for who trained it could not be told. A failure before the pointer moves leaves serving as it was.
+    `PointerConflict` when the pointer is frozen, or when somebody moved it since the night began: the release stays
+    filed, and a person decides.
     """
     config = json.loads((candidate / ADAPTER_CONFIG).read_text())
 
@@ -39,6 +44,7 @@ def publish_release(registry: Registry, candidate: Path, manifest: NightManifest
         )
 
     release = registry.add(candidate, describe)
+    enter(release)
     pointer = registry.pointer(manifest.tenant)
     if pointer.stable == release:
         return release  # this night was killed after it published

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import NightFolder, NightFolders
 from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.gate.gate import Decision, compare
+from nightschool_nightly.publish.entry import enter_night
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import publish_release
 from nightschool_nightly.training.policy import Policy
@@ -93,12 +95,15 @@ class Workplace:
 
     def release(self, seed: int, *, train: tuple[str, ...] = (), holdout: tuple[str, ...] = ()) -> str:
         """A published release whose night selected these subjects, on top of the one before."""
-        manifest, selection = self.selected(seed, train, holdout, pointer=self.registry.pointer("acme"))
+        nights = self.registry.ledger("acme").entries()
+        changes = {"pointer": self.registry.pointer("acme"), "ledger": nights[-1].digest if nights else ""}
+        manifest, selection = self.selected(seed, train, holdout, **changes)
         candidate = self.folder / f"candidate-{seed}"
         self.make_policy(moved=0.2, seed=seed).save(candidate)
         (candidate / REPORT).write_text("<p>better</p>")
         (candidate / NIGHT).write_text(with_lineage(manifest, selection).to_json())
-        return publish_release(self.registry, candidate, manifest, GAIN)
+        enter = partial(enter_night, self.registry, manifest, selection, end="published")
+        return publish_release(self.registry, candidate, manifest, GAIN, enter=lambda release: enter(release=release))
 
     def forget(self, *subjects: str, **options: Any) -> Any:
         return forget(self.config, "acme", subjects or (ANNA,), now_ms=lambda: 1_790_000_000_000, **options)
@@ -212,6 +217,16 @@ def test_releases_that_learned_from_the_user_are_named_with_what_was_built_on_th
         f"release {newest[:12]} (stable) of night {nights[newest][:12]}: built on {learned[:12]}, which learned from them" in said
     )
     assert "weights cannot forget" in said
+
+
+def test_the_ledger_says_which_nights_name_the_user(work: Workplace) -> None:
+    """The hash of a user stays in the registry, so that who trained never tests; forgetting says where it is."""
+    work.release(1, train=(BOB,))
+    learned, tested = work.release(2, train=(ANNA, BOB)), work.release(3, train=(BOB,), holdout=(ANNA,))
+    found = work.forget()
+    assert found.ledger == [work.registry.manifest("acme", digest).night for digest in (learned, tested)]
+    assert f"so that who trained never tests: night {found.ledger[0][:12]}" in describe(found, tenant="acme", undo=False)
+    assert ANNA not in "".join(path.read_text() for path in work.registry.ledger("acme").folder.glob("*.json"))
 
 
 # --- the command --------------------------------------------------------------------------------------------------------

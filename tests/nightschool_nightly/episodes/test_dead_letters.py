@@ -46,7 +46,7 @@ def poison(count: int, headers: dict[str, bytes] = OURS) -> list[Record]:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last=last)
 
 
 def read(stream: Stream, folder: Path, last: NightManifest | None = None) -> EpisodeStore:

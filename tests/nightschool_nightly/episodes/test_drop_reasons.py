@@ -62,7 +62,9 @@ def test_reasons_are_pinned() -> None:
         "request-parameter-not-replayed",
         "prompt-too-long",
         "duplicate-prompt",
+        "prompt-trained-before",
         "over-share-of-one-user",
+        "left-for-a-later-night",
         "tokens-of-another-tokenizer",
     ]
 

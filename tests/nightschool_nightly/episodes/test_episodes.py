@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nightschool.stream import Record, Stream
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.episodes.counts import ReadCounts
+from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
@@ -116,7 +118,7 @@ class Day:
         self.append(*records, topic=names.TOPIC_OUTCOMES)
 
     def freeze(self, *, last: NightManifest | None = None, tenant: str = "acme") -> NightManifest:
-        return freeze_whole_stream(self.stream, tenant=tenant, last_published=last)
+        return freeze_whole_stream(self.stream, tenant=tenant, last=last)
 
 
 @pytest.fixture
@@ -434,7 +436,7 @@ def test_an_empty_day_has_no_episodes(day: Day, build: Build) -> None:
 
 
 # --- nights -------------------------------------------------------------------------------------------------------------
-def test_new_is_what_the_last_published_night_had_not_read(day: Day, build: Build) -> None:
+def test_new_is_what_no_night_has_read(day: Day, build: Build) -> None:
     """A trace is new when any of it is: itself, its server's span, an outcome or a retraction that came late."""
     for number in (1, 2, 3, 4):
         day.append(day.app(number, span=number, GEN_AI_RESPONSE_ID=f"r{number}"))
@@ -455,6 +457,48 @@ def test_new_is_what_the_last_published_night_had_not_read(day: Day, build: Buil
         trace_id(4): False,  # its outcome sent twice
         trace_id(5): True,
     }
+
+
+def test_what_is_left_out_is_counted_in_the_night_that_reads_it(day: Day, build: Build) -> None:
+    """The next night reads the same records again, for what came late to them, and counts only what is new to it."""
+
+    def add(number: int) -> None:
+        """One of everything that is left out."""
+        day.append(
+            day.span(number, tenant=None, resource=("a", "b")),
+            day.record(b"k", b"\xff", "acme"),
+            *[day.app(number, span=number, GEN_AI_RESPONSE_ID=f"r{number}")] * 2,
+            day.app(number, span=number + 50, GEN_AI_RESPONSE_ID=f"r{number}"),
+            day.span(number + 100, span=number + 100, GEN_AI_OPERATION_NAME="chat"),
+        )
+        given = day.outcome(target={"trace_id": trace_id(number)}, value="x", event_id=f"e{number}")
+        day.outcomes(
+            given,
+            given,
+            day.outcome(target={"trace_id": trace_id(number)}, value="y", event_id=f"e{number}"),
+            day.outcome(target={"trace_id": trace_id(number)}, value="x", op="retract", occurred_at_ns=T0 + 2 * HOUR),
+            day.outcome(target={"trace_id": trace_id(number + 500)}, value="x"),
+        )
+
+    add(1)
+    first = day.freeze()
+    _, counted = build(day, manifest=first)
+    assert len(counted.dropped) >= 8, counted.dropped
+    _, again = build(day, manifest=day.freeze(last=first))
+    assert again.dropped == {}
+    add(2)
+    _, later = build(day, manifest=day.freeze(last=first))
+    assert later.dropped == counted.dropped
+
+
+def test_an_outcome_becomes_an_orphan_once(day: Day, build: Build) -> None:
+    """It is counted in the night in which its window has closed, and in no later one."""
+    day.outcomes(day.outcome(target={"trace_id": trace_id(9)}, value="x"))
+    nights = [replace(day.freeze(), frozen_at_ms=T0 // 1_000_000)]
+    for days in (31, 32):
+        nights.append(replace(day.freeze(last=nights[-1]), frozen_at_ms=T0 // 1_000_000 + days * 86_400_000))
+    found = [build(day, manifest=night)[1].dropped for night in nights]
+    assert found == [{DropReason.OUTCOME_WITHOUT_TRACE: 1}, {DropReason.ORPHANED_OUTCOME: 1}, {}]
 
 
 def test_records_after_the_frozen_end_are_not_read(day: Day, build: Build) -> None:

@@ -51,7 +51,7 @@ Built = Callable[..., tuple[list[BuiltEpisode], dict[str, int]]]
 
 
 def freeze(stream: Stream, tenant: str = "acme", last: NightManifest | None = None) -> NightManifest:
-    return freeze_whole_stream(stream, tenant=tenant, last_published=last)
+    return freeze_whole_stream(stream, tenant=tenant, last=last)
 
 
 def say(stream: Stream, trace: int, span: int = 1, *, tenant: str = "acme", call: bool = True, **attributes: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,22 +127,15 @@ def test_a_user_stays_on_one_side_every_night() -> None:
     assert held != {user for user in users if is_held_out("globex", user, 0.25)}
 
 
-def test_a_trace_without_user_is_its_own_user() -> None:
-    """Unknown users are not one user: each such trace stands for itself."""
-    selection = select([episode(number, subject=None) for number in range(1, 9)])
-    assert {example.cluster for example in everything(selection)} == {f"{number:032x}" for number in range(1, 9)}
-
-
-def test_one_user_has_at_most_a_share() -> None:
-    """What a single user brings beyond the share is left out, counted, and always the same part of it."""
-    built = [episode(number, subject="busy") for number in range(1, 41)] + [episode(number) for number in range(100, 160)]
-    settings = NightConfig(max_share_per_user=0.1)
-    selection, again = select(built, settings=settings), select(list(reversed(built)), settings=settings)
-    side = selection.holdout if is_held_out("acme", "busy", settings.holdout_share) else selection.train
-    kept = Counter(example.cluster for example in side)["busy"]
-    assert kept == -(-(len(side) - kept + 40) // 10)  # a tenth of that side as it was, rounded up
-    assert selection.dropped == {DropReason.USER_SHARE: 40 - kept}
-    assert again == selection
+def test_where_no_user_is_named_the_conversation_counts_as_one_and_then_the_trace() -> None:
+    """The turns of an anonymous conversation repeat each other, so none of them may test what another has trained."""
+    built = [episode(number, subject=None, conversation=f"c{number % 3}") for number in range(1, 9)]
+    built += [episode(number, subject=None) for number in range(11, 15)]
+    clusters = {example.trace_id: example.cluster for example in everything(select(built))}
+    assert clusters == {
+        **{f"{number:032x}": f"c{number % 3}" for number in range(1, 9)},
+        **{f"{number:032x}": f"{number:032x}" for number in range(11, 15)},
+    }
 
 
 # --- what an example holds ----------------------------------------------------------------------------------------------
@@ -296,7 +288,7 @@ def test_two_references_are_no_demonstration() -> None:
 @pytest.mark.parametrize(
     ("built", "reason"),
     [
-        (episode(1, new=False), DropReason.SEEN),
+        (episode(1, new=False, outcomes=[outcome(name="mood")]), DropReason.SEEN),
         (episode(1, task="reply"), DropReason.NO_RUBRIC),
         (episode(1, calls=(call(answer=ToolCallPart("lookup")),)), DropReason.NOT_TEXT_ANSWER),
         (episode(1, calls=(call(message=OtherPart({"type": "blob"})),)), DropReason.NOT_TEXT_PROMPT),
@@ -330,19 +322,6 @@ def test_a_request_that_vllm_would_refuse_is_left_out_by_name() -> None:
     assert selection.dropped == {"request-parameter-refused (stop_sequences)": 1}
     assert reason_of(*selection.dropped) is DropReason.REQUEST_REFUSED
     assert len(everything(selection)) == 1
-
-
-def test_the_same_prompt_is_taken_once() -> None:
-    """A second copy, another user's too, is left out: it could stand on both sides of the split."""
-    held, learns = (next(f"u{n}" for n in range(99) if is_held_out("acme", f"u{n}", 0.25) is side) for side in (True, False))
-    tokens = SampledTokens((1, 2, 3), (4,), (-0.1,))
-    built = [
-        episode(number, subject=user, calls=(call(number, tokens=tokens),))
-        for number, user in enumerate((held, learns, held), start=1)
-    ]
-    selection = select(built)
-    assert [example.trace_id for example in everything(selection)] == [built[0].episode.trace_id]
-    assert selection.dropped == {DropReason.DUPLICATE: 2}
 
 
 # --- file ---------------------------------------------------------------------------------------------------------------
@@ -385,7 +364,7 @@ def test_a_watcher_sees_the_fate_of_every_new_episode() -> None:
     """The example, or why there is none; not an episode that an earlier night has seen."""
     seen: dict[str, Any] = {}
     selection = select_examples(
-        [episode(1), episode(2, task="other"), episode(3, new=False)],
+        [episode(1), episode(2, task="other"), episode(3, new=False, task="other")],
         tenant="acme",
         settings=WHOLE,
         rubrics={"triage": RUBRIC},

@@ -17,7 +17,7 @@ from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
 from nightschool.stream import Record, Stream
 from nightschool.stream.sqlite import SqliteStream
-from nightschool_nightly.freeze.freeze import freeze_night
+from nightschool_nightly.freeze.freeze import entry_of, freeze_night
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
 from nightschool_nightly.rewards.rubric import parse_rubric
 
@@ -47,7 +47,7 @@ def freeze(stream: Stream, last: NightManifest | None = None, **changes: Any) ->
         "pointer": Pointer(),
         "now_ms": 1,
     }
-    return freeze_night(stream, last_published=last, **{**plain, **changes})
+    return freeze_night(stream, last=entry_of(last, end="rejected") if last else None, **{**plain, **changes})
 
 
 def test_a_first_night_reads_everything_as_new(stream: Stream) -> None:
@@ -69,6 +69,27 @@ def test_a_night_after_a_published_one_starts_where_that_ended(stream: Stream) -
     assert now.has_new_records
     assert [(part.start, part.new_from) for part in now.ranges] == [(0, part.end) for part in last.ranges]
     assert sum(part.end - part.new_from for part in now.ranges) == 1
+
+
+def test_a_night_that_published_nothing_has_read_what_it_read(stream: Stream, path: Path) -> None:
+    """Records may expire once any night has read them: a tenant whose nights all end rejected goes on for ever."""
+    last = None
+    for _ in range(5):
+        now = freeze(stream, last)
+        assert now.has_new_records
+        for part in now.ranges:
+            expire(path, before=part.end, partition=part.partition)
+        stream.append(SPANS, [Record(str(number).encode(), b"v") for number in range(20)])
+        last = now
+    assert last is not None and all(part.start == part.new_from > 0 for part in last.ranges)
+
+
+def test_a_night_goes_on_from_one_entry_of_the_ledger(stream: Stream) -> None:
+    """What was read and learned before decides what is chosen, so the entry is in the digest."""
+    first = freeze(stream)
+    second, third = freeze(stream, first), freeze(stream, replace(first, frozen_at_ms=9))
+    assert first.ledger == "" and second.ledger == entry_of(first, end="rejected").digest
+    assert second.digest != third.digest and second.previous_frozen_ms == first.frozen_at_ms
 
 
 def test_the_digest_is_of_the_input_not_of_the_clock(stream: Stream) -> None:
@@ -141,8 +162,8 @@ def test_expiry_before_a_first_night_is_no_loss(stream: Stream, path: Path) -> N
     assert (freeze(stream).ranges[0].start, freeze(stream).ranges[0].new_from) == (3, 3)
 
 
-def expire(path: Path, *, before: int) -> None:
-    """Delete the records of partition 0 below an offset, as retention does."""
+def expire(path: Path, *, before: int, partition: int = 0) -> None:
+    """Delete the records of a partition below an offset, as retention does."""
     with sqlite3.connect(path) as connection:
-        connection.execute("DELETE FROM log WHERE partition = 0 AND offset < ?", (before,))
+        connection.execute("DELETE FROM log WHERE partition = ? AND offset < ?", (partition, before))
     connection.close()

@@ -56,7 +56,7 @@ def expire(broker: Any, *, before: int) -> None:
 
 
 def freeze(stream: Stream, last: NightManifest | None = None) -> NightManifest:
-    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last_published=last)
+    return freeze_whole_stream(stream, tenant="acme", now_ms=1, last=last)
 
 
 def test_a_topic_created_again_is_refused(stream: Stream, broker: Any) -> None:

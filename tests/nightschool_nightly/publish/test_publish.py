@@ -48,7 +48,7 @@ def test_a_published_candidate_is_a_release_that_serving_accepts(
 ) -> None:
     """It passes serving's own check, the pointer names it, and its manifest says where it came from."""
     manifest = make_manifest()
-    digest = publish_release(registry, make_candidate(manifest), manifest, GAIN)
+    digest = publish_release(registry, make_candidate(manifest), manifest, GAIN, enter=print)
     folder = registry.release_folder("acme", digest)
     release = verify_release(folder, tenant="acme", digest=digest, base_model=manifest.base_model, max_rank=16)
     assert registry.pointer("acme") == Pointer(epoch=1, stable=digest)
@@ -62,10 +62,25 @@ def test_publishing_twice_changes_nothing(registry: Registry, make_candidate: Ma
     """A night killed after it published, and resumed, gives the same release and the same pointer."""
     manifest = make_manifest()
     candidate = make_candidate(manifest)
-    first = publish_release(registry, candidate, manifest, GAIN)
-    assert publish_release(registry, candidate, manifest, GAIN) == first
+    first = publish_release(registry, candidate, manifest, GAIN, enter=print)
+    assert publish_release(registry, candidate, manifest, GAIN, enter=print) == first
     assert registry.releases("acme") == [first]
     assert registry.pointer("acme") == Pointer(epoch=1, stable=first)
+
+
+def test_a_night_is_in_the_ledger_before_its_release_serves(
+    registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest
+) -> None:
+    """Killed in between, nothing serves of which nobody knows who trained it; the release is filed already."""
+    manifest, seen = make_manifest(), []
+    release = publish_release(
+        registry,
+        make_candidate(manifest),
+        manifest,
+        GAIN,
+        enter=lambda name: seen.append((name, registry.releases("acme"), registry.pointer("acme").stable)),
+    )
+    assert seen == [(release, [release], None)]
 
 
 def test_a_release_on_a_release_names_its_parent(
@@ -73,9 +88,9 @@ def test_a_release_on_a_release_names_its_parent(
 ) -> None:
     """The next night's release is trained on top of the one that served, and takes its place."""
     manifest = make_manifest()
-    first = publish_release(registry, make_candidate(manifest), manifest, GAIN)
+    first = publish_release(registry, make_candidate(manifest), manifest, GAIN, enter=print)
     following = make_manifest(pointer=registry.pointer("acme"))
-    second = publish_release(registry, make_candidate(following, seed=1), following, GAIN)
+    second = publish_release(registry, make_candidate(following, seed=1), following, GAIN, enter=print)
     assert registry.manifest("acme", second).parent == first
     assert registry.pointer("acme") == Pointer(epoch=2, stable=second)
     assert registry.manifest("acme", first).engine_id != registry.manifest("acme", second).engine_id
@@ -86,9 +101,9 @@ def test_a_pointer_moved_meanwhile_is_left_alone(
 ) -> None:
     """Somebody decided while the night ran: the release is filed, and the pointer stays as they set it."""
     manifest = make_manifest()
-    other = publish_release(registry, make_candidate(manifest), manifest, GAIN)
+    other = publish_release(registry, make_candidate(manifest), manifest, GAIN, enter=print)
     with pytest.raises(PointerConflict, match=r"is filed, but .* was moved while the night ran.* start a new night"):
-        publish_release(registry, make_candidate(manifest, seed=1), manifest, GAIN)
+        publish_release(registry, make_candidate(manifest, seed=1), manifest, GAIN, enter=print)
     assert registry.pointer("acme") == Pointer(epoch=1, stable=other)
     assert len(registry.releases("acme")) == 2
 
@@ -102,7 +117,7 @@ def test_a_frozen_pointer_is_left_alone(
     frozen = registry.move_pointer("acme", open_pointer, frozen=True)
     manifest = make_manifest(pointer=frozen if frozen_before else open_pointer)
     with pytest.raises(PointerConflict, match="is filed, but the pointer of 'acme' is frozen; unfreeze it and run --resume"):
-        publish_release(registry, make_candidate(manifest), manifest, GAIN)
+        publish_release(registry, make_candidate(manifest), manifest, GAIN, enter=print)
     assert registry.pointer("acme") == frozen
     assert len(registry.releases("acme")) == 1
 
@@ -115,9 +130,9 @@ def test_freezing_and_unfreezing_does_not_cost_the_night(
     candidate = make_candidate(manifest)
     frozen = registry.move_pointer("acme", manifest.pointer, frozen=True)
     with pytest.raises(PointerConflict):
-        publish_release(registry, candidate, manifest, GAIN)
+        publish_release(registry, candidate, manifest, GAIN, enter=print)
     registry.move_pointer("acme", frozen, frozen=False)
-    digest = publish_release(registry, candidate, manifest, GAIN)
+    digest = publish_release(registry, candidate, manifest, GAIN, enter=print)
     assert registry.pointer("acme") == Pointer(epoch=3, stable=digest)
     assert registry.releases("acme") == [digest]
 
@@ -125,11 +140,11 @@ def test_freezing_and_unfreezing_does_not_cost_the_night(
 def test_a_move_while_frozen_is_still_a_move(registry: Registry, make_candidate: MakeCandidate, make_manifest: Manifest) -> None:
     """Frozen, set back to the base model and unfrozen: the person's choice stays, and the message does not say --resume."""
     first = make_manifest()
-    publish_release(registry, make_candidate(first), first, GAIN)
+    publish_release(registry, make_candidate(first), first, GAIN, enter=print)
     following = make_manifest(pointer=registry.pointer("acme"))
     changed = registry.move_pointer("acme", following.pointer, frozen=True)
     changed = registry.move_pointer("acme", changed, stable=None)
     now = registry.move_pointer("acme", changed, frozen=False)
     with pytest.raises(PointerConflict, match="start a new night without --resume"):
-        publish_release(registry, make_candidate(following, seed=1), following, GAIN)
+        publish_release(registry, make_candidate(following, seed=1), following, GAIN, enter=print)
     assert registry.pointer("acme") == now

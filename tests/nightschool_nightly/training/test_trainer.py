@@ -392,6 +392,13 @@ def test_the_schedule_is_the_nights_alone(make_example: Callable[..., Example]) 
     assert plan[:5] == schedule(found, night="a", steps=5, prompts_per_step=4)
 
 
+@pytest.mark.parametrize(("num_examples", "steps"), [(12, 3), (10, 3), (9, 3), (1, 1), (3, 1), (13, 4)])
+def test_every_prompt_of_a_night_is_sampled(num_examples: int, steps: int, make_example: Callable[..., Example]) -> None:
+    """A night selects at most as many as its steps have room for, so all that it selected was learned from."""
+    plan = schedule([make_example(f"e{n}") for n in range(num_examples)], night="a", steps=steps, prompts_per_step=4)
+    assert len({example.id for batch in plan for example in batch}) == num_examples
+
+
 @pytest.mark.parametrize(("num_examples", "prompts_per_step"), [(10, 4), (7, 3), (5, 5), (3, 16), (1, 1)])
 def test_a_batch_holds_no_prompt_twice(num_examples: int, prompts_per_step: int, make_example: Callable[..., Example]) -> None:
     """Every prompt is at most once in a batch, and over the night all come about equally often."""
