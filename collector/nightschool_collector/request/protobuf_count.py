@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from nightschool.errors import RecordError
 from nightschool_collector.request.body_count import ITEM_BYTES, MAX_ITEMS, BodyCount, too_many
+from nightschool_collector.request.turns import in_turn
 
 _NUMBERS = (1, 2, 2)  # of the fields on the way to an item, by depth: resource_x = 1 { scope_x = 2 { items = 2 } }
 _TAGS = (0x0A, 0x12, 0x12)  # the same with their kind, as they are nearly always encoded
@@ -37,7 +38,8 @@ class ProtobufCount(BodyCount):
         data, self._rest = self._rest + piece, b""
         start = self._seen + len(piece) - len(data)  # where `data` begins in the request
         self._seen += len(piece)
-        self._walk(data, start, len(data) - _MAX_HEAD_BYTES)
+        with in_turn(len(data)):
+            self._walk(data, start, len(data) - _MAX_HEAD_BYTES)
         self._rest = data[max(0, self._at - start) :]
 
     def finish(self) -> None:

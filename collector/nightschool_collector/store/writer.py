@@ -29,6 +29,7 @@ from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
+from nightschool_collector.request.turns import in_turn
 from nightschool_collector.store.checking import check
 from nightschool_collector.store.claimed_tenant import other_tenant
 from nightschool_collector.store.cleaning import CleanFrames, Cleaning
@@ -71,7 +72,8 @@ class RecordWriter:
     def traces(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportTraceServiceResponse:
         """Store a request of spans (decompressed and counted) and say which were rejected."""
         room = _Room(hold, len(raw))
-        found, raw = self._split(tenant, raw, form, TRACES, room, split_spans)
+        with in_turn(len(raw)):
+            found, raw = self._split(tenant, raw, form, TRACES, room, split_spans)
         self._store(TRACES, tenant, found, len(raw), room)
         response = ExportTraceServiceResponse()
         if found.num_rejected:
@@ -83,7 +85,8 @@ class RecordWriter:
     def logs(self, tenant: str, raw: bytes, form: Format, hold: Hold) -> ExportLogsServiceResponse:
         """Store a request of log records (decompressed and counted), outcomes among them; say which were rejected."""
         room = _Room(hold, len(raw))
-        found, raw = self._split(tenant, raw, form, LOGS, room, split_logs)
+        with in_turn(len(raw)):
+            found, raw = self._split(tenant, raw, form, LOGS, room, split_logs)
         self.append_outcomes(tenant, [self.redact_outcome(tenant, outcome) for outcome in found.outcomes])
         self._store(LOGS, tenant, found.other, len(raw), room)
         response = ExportLogsServiceResponse()
