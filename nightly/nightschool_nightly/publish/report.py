@@ -62,6 +62,7 @@ def render_report(
         decision=decision,
         num_records=num_records,
         changed=changed_answers(selection.holdout, evaluation.before, evaluation.candidate),
+        alternatives=evaluation.alternatives,
         reward=draw_curve("mean reward", [(m.step, m.reward_mean) for m in metrics if m.reward_mean is not None], top=1.0),
         success=draw_curve("answers with full reward", [(m.step, m.success) for m in metrics if m.success is not None], top=1.0),
         tree_tokens=sum(m.tree_tokens for m in metrics),
