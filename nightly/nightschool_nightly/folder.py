@@ -148,6 +148,11 @@ class NightFolder:
         """The adapters that were kept, by training steps done, oldest first."""
         return {_earlier_steps(path): load_file(path) for path in self._earlier()}
 
+    def drop_earlier(self) -> None:
+        """Delete them: nothing is chosen any more."""
+        for path in self._earlier():
+            path.unlink()
+
     def _earlier(self) -> list[Path]:
         return sorted(self.path.glob(f"{_EARLIER}*{_SUFFIX}"), key=_earlier_steps)
 

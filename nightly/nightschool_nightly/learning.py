@@ -60,6 +60,7 @@ def learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
         candidate = _answer(night, selection.holdout, engine, Contender.CANDIDATE, policy.save)
     evaluation = Evaluation(tuple(metrics), kl, base, release, candidate, alternatives)
     night.folder.write(EVALUATION, evaluation.to_json())
+    night.folder.drop_earlier()
     return evaluation
 
 
@@ -115,7 +116,9 @@ def _train(
 ) -> list[StepMetrics]:
     """Every training step from the newest checkpoint on; each is steps 3, 4 and 5 of the night (`Trainer.step`)."""
     settings, digest, progress = night.inputs.config.night, night.manifest.digest, night.progress
-    anchor = Anchor(policy, general.training, per_step=_GENERAL_PER_STEP, seed=night.seed("general order"))
+    anchor = None
+    if settings.kl_weight:
+        anchor = Anchor(policy, general.training, per_step=_GENERAL_PER_STEP, seed=night.seed("general order"))
     trainer = Trainer(
         policy,
         sampler,
@@ -123,7 +126,7 @@ def _train(
         rubrics=night.inputs.rubrics,
         night=digest,
         demonstrate=tokenizer.answer_ids,
-        anchor=anchor if settings.kl_weight else None,
+        anchor=anchor,
     )
     done, metrics = 0, list[StepMetrics]()
     if (found := night.folder.load_checkpoint()) is not None:

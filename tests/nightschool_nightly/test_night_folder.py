@@ -79,7 +79,8 @@ def test_the_newest_adapters_within_the_budget_are_kept(folder: NightFolder) -> 
     found = folder.load_earlier()
     assert list(found) == [20, 30, 100]
     assert all(torch.equal(state["a"], torch.full((2,), float(steps))) for steps, state in found.items())
-    assert NightFolder(folder.path / "nothing").load_earlier() == {}
+    folder.drop_earlier()
+    assert folder.load_earlier() == NightFolder(folder.path / "nothing").load_earlier() == {}
 
 
 def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
