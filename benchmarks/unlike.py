@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -108,8 +109,11 @@ class Tenant:
         )
         return config, collector, serving
 
-    def ask(self, day: int, model: str, serving: int) -> list[Answered]:
-        """The app: every message of a day, many at once."""
+    def of_day(self, number: int) -> list[Message]:
+        return [message for message in self.messages if message.day == number]
+
+    def ask(self, messages: Sequence[Message], model: str, serving: int) -> list[Answered]:
+        """The app: many messages at once."""
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{serving}/v1", api_key=self.key, max_retries=5, timeout=600)
 
         def one(message: Message) -> Answered:
@@ -125,12 +129,12 @@ class Tenant:
             )
 
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            return list(pool.map(one, [message for message in self.messages if message.day == day]))
+            return list(pool.map(one, messages))
 
     def review(self, answered: Sequence[Answered]) -> None:
         """A person says for most messages what the right answer was, now and then a wrong one."""
-        chance = random.Random(self.name)
         for each in answered:
+            chance = random.Random(f"{self.name}/{each.message.id}")
             reviewed, errs, other = chance.random() < REVIEWED, chance.random() < WRONG, chance.choice(self.answers)
             if reviewed:
                 final = other if errs else each.message.answer
@@ -151,29 +155,35 @@ def served(tenant: Tenant) -> Iterator[int]:
         serving.wait_ready(600)
         nightschool.configure(collector_url, tenant.name, api_key=tenant.key, service_name="app")
         yield serving_port
-        if not nightschool.flush(60) or (stats := nightschool.stats()).spans.dropped or stats.outcomes.dropped:
-            raise SystemExit(f"the collector did not get everything: {nightschool.stats()}")
+        sent_everything()
 
 
-def day(tenant: Tenant) -> None:
-    if (done := tenant.folder / "day.json").exists():
-        return
-    begun = time.monotonic()
-    with served(tenant) as serving:
-        answered = tenant.ask(1, "nightschool", serving)
-        tenant.review(answered)
-    lengths = sorted(len(each.text) for each in answered)
-    done.write_text(
-        json.dumps(
-            {
-                "right": share(answered),
-                "seconds": time.monotonic() - begun,
-                "characters_p50": lengths[len(lengths) // 2],
-                "characters_max": lengths[-1],
-            }
-        )
-    )
-    print(f"{tenant.name}: day of {len(answered)} messages, {done.read_text()}", flush=True)
+def sent_everything() -> None:
+    if not nightschool.flush(60) or (stats := nightschool.stats()).spans.dropped or stats.outcomes.dropped:
+        raise SystemExit(f"the collector did not get everything: {nightschool.stats()}")
+
+
+def day(tenant: Tenant) -> dict[str, Any]:
+    """The first day, 40 messages after the other: what is in the file of answers is with the collector."""
+    path, messages = tenant.folder / "day.jsonl", tenant.of_day(1)
+    done = path.read_text().splitlines() if path.exists() else []
+    if len(done) < len(messages):
+        with served(tenant) as serving, path.open("a") as file:
+            for first in range(len(done), len(messages), 40):
+                answered = tenant.ask(messages[first : first + 40], "nightschool", serving)
+                tenant.review(answered)
+                sent_everything()
+                file.write("".join(json.dumps([each.message.id, each.text, each.is_right]) + "\n" for each in answered))
+                file.flush()
+                print(f"{tenant.name}: {first + len(answered)} messages of the day", flush=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    lengths = sorted(len(text) for _, text, _ in rows)
+    return {
+        "messages": len(rows),
+        "right": round(sum(right for *_, right in rows) / len(rows), 3),
+        "characters_p50": lengths[len(lengths) // 2],
+        "characters_max": lengths[-1],
+    }
 
 
 def night(tenant: Tenant) -> dict[str, Any]:
@@ -210,7 +220,7 @@ def morning(tenant: Tenant, release: str | None) -> dict[str, Any]:
     with served(tenant) as serving:
         if release is not None:
             wait_for(release, tenant, serving)
-        before, after = tenant.ask(2, "base", serving), tenant.ask(2, "nightschool", serving)
+        before, after = (tenant.ask(tenant.of_day(2), model, serving) for model in ("base", "nightschool"))
     if wrong := {each.release for each in after} - {release or "base"}:
         raise SystemExit(f"{tenant.name} was answered by {wrong}, expected {release}: this must never happen")
     row = {"before": share(before), "after": share(after), "ci95": interval95(before, after), "n": len(after)}
@@ -248,12 +258,13 @@ def main() -> None:
     parser.add_argument("--tenant", choices=sorted(PROMPTS), action="append", help="only this one; may be given again")
     parser.add_argument("--out", default="var/unlike", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SIGTERM must also stop the servers that are started below
     nightschool.instrument_openai()
     rows: dict[str, dict[str, Any]] = {}
     for name in PROMPTS:
         tenant = Tenant(name, arguments.out.resolve() / name)
         if arguments.tenant is None or name in arguments.tenant:
-            day(tenant)
+            print(f"{name}: {day(tenant)}", flush=True)
             morning(tenant, night(tenant)["release"])
         if (tenant.folder / "morning.json").exists():
             ended, measured = night(tenant), morning(tenant, None)
@@ -263,8 +274,11 @@ def main() -> None:
                 "night_s": ended["night_s"],
                 "released": ended["release"] is not None,
             }
-            details = json.loads((tenant.folder / "day.json").read_text())
-            print(json.dumps({"tenant": name, "n": measured["n"], "day": details, "curve": ended["curve"], "end": ended["text"]}))
+            print(
+                json.dumps(
+                    {"tenant": name, "n": measured["n"], "day": day(tenant), "curve": ended["curve"], "end": ended["text"]}
+                )
+            )
     print(json.dumps({"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}))
     print(json.dumps(rows))
 

@@ -6,6 +6,7 @@
     general.json            steps 3 to 5: the base model's answers to general prompts
     events.jsonl            a line for each phase and each training step, for programs that watch the night
     checkpoint-<n>/         steps 3 to 5: adapter, optimizer and metrics after n training steps; the newest counts
+    earlier-<n>.safetensors steps 3 to 5: the newest few adapters that kept the KL budget, in case that the last does not
     candidate/              the adapter that came out; before step 8 also report.html and night.json
     evaluation.json         held-out answers and scores of base, release and candidate: what step 7 decides on
     finished.json           how it ended; written last
@@ -43,6 +44,8 @@ GENERAL = "general.json"
 EVALUATION = "evaluation.json"
 FINISHED = "finished.json"
 _CHECKPOINT, _STATE, _METRICS = "checkpoint-", "state.safetensors", "metrics.json"
+_EARLIER, _SUFFIX = "earlier-", ".safetensors"
+_MOST_EARLIER = 3  # an adapter of a large model is hundreds of megabytes, and older ones have learned less
 
 
 class NightFolder:
@@ -141,6 +144,27 @@ class NightFolder:
         metrics = [StepMetrics.from_json(raw) for raw in json.loads((newest / _METRICS).read_text())]
         return _steps_of(newest), load_file(newest / _STATE), metrics
 
+    def save_earlier(self, steps: int, adapter: Mapping[str, torch.Tensor]) -> None:
+        """Keep the adapter after `steps` training steps, which kept the KL budget; only the newest few stay."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.path / f".{_EARLIER}{steps}.tmp"
+        save_file({name: tensor.contiguous().cpu() for name, tensor in adapter.items()}, draft)
+        draft.replace(self.path / f"{_EARLIER}{steps}{_SUFFIX}")
+        for old in self._earlier()[:-_MOST_EARLIER]:
+            old.unlink()
+
+    def load_earlier(self) -> dict[int, dict[str, torch.Tensor]]:
+        """The adapters that were kept, by training steps done, oldest first."""
+        return {_earlier_steps(path): load_file(path) for path in self._earlier()}
+
+    def drop_earlier(self) -> None:
+        """Delete them: nothing is chosen any more."""
+        for path in self._earlier():
+            path.unlink()
+
+    def _earlier(self) -> list[Path]:
+        return sorted(self.path.glob(f"{_EARLIER}*{_SUFFIX}"), key=_earlier_steps)
+
     def _checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first: by number, because checkpoint-10 sorts before checkpoint-9 by name."""
         return sorted(self.path.glob(f"{_CHECKPOINT}*"), key=_steps_of)
@@ -183,6 +207,10 @@ class NightFolders:
                     f"another night of this tenant is running (lock {self.root / '.lock'}); wait for it to end"
                 ) from None
             yield
+
+
+def _earlier_steps(path: Path) -> int:
+    return int(path.name.removeprefix(_EARLIER).removesuffix(_SUFFIX))
 
 
 def _steps_of(checkpoint: Path) -> int:

@@ -6,21 +6,24 @@ All of it needs vLLM and the trainer, so it is one file apart: everything else i
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from nightschool.machine import kv_cache_bytes, read_machine
 from nightschool.registry.release import WEIGHTS
-from nightschool_nightly.examples.example import Selection
+from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import EVALUATION, GENERAL
 from nightschool_nightly.gate.drift import Drift
 from nightschool_nightly.gate.evaluate import answer_holdout
-from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.gate.evaluation import Alternative, Answers, Contender, Evaluation
 from nightschool_nightly.inputs import FrozenNight
+from nightschool_nightly.rescue import Rescue, State, validation_examples
 from nightschool_nightly.rollouts.engine import RolloutEngine
 from nightschool_nightly.rollouts.engine_options import EngineSettings, needed_kv_bytes
 from nightschool_nightly.rollouts.sampler import Sampler, SaveAdapter
+from nightschool_nightly.training.advantage import GroupFate
 from nightschool_nightly.training.anchor import Anchor
 from nightschool_nightly.training.general import GeneralAnswers, Use, answer_prompts, choose_prompts, general_prompts
 from nightschool_nightly.training.metrics import StepMetrics
@@ -42,23 +45,24 @@ def learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
     torch.set_num_threads(night.manifest.threads or torch.get_num_threads())  # vLLM lets nobody change it later
     with tempfile.TemporaryDirectory(prefix="nightschool-adapters-") as adapters:
         policy = _start_policy(night)
+        parent = policy.state()
         engine = _start_engine(night, selection, policy, Path(adapters))
         tokenizer = PolicyTokenizer(night.inputs.model)
         general = _answer_general(night, engine, tokenizer)
         drift = Drift(policy, general.gate)
-        base = _answer(night, selection, engine, Contender.BASE, None)
+        base = _answer(night, selection.holdout, engine, Contender.BASE, None)
         release = None
         if night.manifest.pointer.stable is not None:
             # Nothing is learned yet, so the policy is the release.
-            release = _answer(night, selection, engine, Contender.RELEASE, policy.save)
+            release = _answer(night, selection.holdout, engine, Contender.RELEASE, policy.save)
         metrics = _train(night, selection, policy, engine, tokenizer, general, drift)
+        kl, alternatives = _keep_budget(night, selection, policy, parent, engine, drift, metrics)
         policy.save(night.folder.candidate)
         night.progress.phase("gate", f"{len(selection.holdout)} held-out prompts, paired by prompt, clustered by user")
-        candidate = _answer(night, selection, engine, Contender.CANDIDATE, policy.save)
-    kl = metrics[-1].kl
-    assert kl is not None, "the KL is measured after the last step, whatever its number"
-    evaluation = Evaluation(tuple(metrics), kl, base, release, candidate)
+        candidate = _answer(night, selection.holdout, engine, Contender.CANDIDATE, policy.save)
+    evaluation = Evaluation(tuple(metrics), kl, base, release, candidate, alternatives)
     night.folder.write(EVALUATION, evaluation.to_json())
+    night.folder.drop_earlier()
     return evaluation
 
 
@@ -118,7 +122,9 @@ def _train(
 ) -> list[StepMetrics]:
     """Every training step from the newest checkpoint on; each is steps 3, 4 and 5 of the night (`Trainer.step`)."""
     settings, digest, progress = night.inputs.config.night, night.manifest.digest, night.progress
-    anchor = Anchor(policy, general.training, per_step=_GENERAL_PER_STEP, seed=night.seed("general order"))
+    anchor = None
+    if settings.kl_weight:
+        anchor = Anchor(policy, general.training, per_step=_GENERAL_PER_STEP, seed=night.seed("general order"))
     trainer = Trainer(
         policy,
         sampler,
@@ -126,7 +132,7 @@ def _train(
         rubrics=night.inputs.rubrics,
         night=digest,
         demonstrate=tokenizer.answer_ids,
-        anchor=anchor if settings.kl_weight else None,
+        anchor=anchor,
     )
     done, metrics = 0, list[StepMetrics]()
     if (found := night.folder.load_checkpoint()) is not None:
@@ -139,7 +145,9 @@ def _train(
     for number in range(done, settings.steps):
         step, is_last = trainer.step(number, batches[number]), number + 1 == settings.steps
         if (number + 1) % _KL_EVERY == 0 or is_last:
-            step = step.with_kl(drift.measure())
+            step = step.with_kl(kl := drift.measure())
+            if kl <= settings.kl_budget and not is_last:
+                night.folder.save_earlier(number + 1, policy.state())
         metrics.append(step)
         progress.step(step, settings.steps)
         if (number + 1) % _CHECKPOINT_EVERY == 0 or is_last:
@@ -148,5 +156,39 @@ def _train(
 
 
 # --- for 7, the gate ----------------------------------------------------------------------------------------------------
-def _answer(night: FrozenNight, selection: Selection, sampler: Sampler, policy: Contender, save: SaveAdapter | None) -> Answers:
-    return answer_holdout(policy, sampler, save, selection.holdout, night.inputs.rubrics, night=night.manifest.digest)
+def _keep_budget(
+    night: FrozenNight,
+    selection: Selection,
+    policy: Policy,
+    parent: State,
+    sampler: Sampler,
+    drift: Drift,
+    metrics: Sequence[StepMetrics],
+) -> tuple[float, tuple[Alternative, ...]]:
+    """The KL of the candidate, which `policy` is from here on, and what was weighed when the last step was over the budget."""
+    kl, budget = metrics[-1].kl, night.inputs.config.night.kl_budget
+    assert kl is not None, "the KL is measured after the last step, whatever its number"
+    # Without a signal nothing was learned, and there is nothing to choose from.
+    if kl <= budget or not any(step.groups[GroupFate.KEPT] for step in metrics):
+        return kl, ()
+    examples = validation_examples(selection.train, seed=night.seed("validation"))
+    night.progress.phase(
+        "budget", f"KL {kl:.3f} is over {budget:.3f}: smaller changes, chosen on {len(examples)} prompts of training users"
+    )
+
+    def validate() -> Sequence[float | None]:
+        return _answer(night, examples, sampler, Contender.CANDIDATE, policy.save).rewards
+
+    rescue = Rescue(policy, parent, kl_budget=budget, measure_kl=drift.measure, validate=validate)
+    kls = {step.step + 1: step.kl for step in metrics if step.kl is not None}
+    earlier = [(step, kls[step], state) for step, state in night.folder.load_earlier().items() if step < len(metrics)]
+    alternatives = rescue.choose(len(metrics), kl, earlier)
+    for each in alternatives:
+        night.progress.note(each.describe())
+    return next((each.kl for each in alternatives if each.chosen), kl), alternatives
+
+
+def _answer(
+    night: FrozenNight, examples: Sequence[Example], sampler: Sampler, policy: Contender, save: SaveAdapter | None
+) -> Answers:
+    return answer_holdout(policy, sampler, save, examples, night.inputs.rubrics, night=night.manifest.digest)

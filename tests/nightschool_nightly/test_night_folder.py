@@ -72,6 +72,17 @@ def test_a_checkpoint_may_be_saved_again(folder: NightFolder) -> None:
     assert found is not None and set(found[1]) == {"adapter/a"} and found[2] == [metrics(4)]
 
 
+def test_the_newest_adapters_within_the_budget_are_kept(folder: NightFolder) -> None:
+    """Three of them, by number; a night that repeats a step writes the same ones again."""
+    for steps in (10, 20, 30, 100, 30, 100):
+        folder.save_earlier(steps, {"a": torch.full((2,), float(steps))})
+    found = folder.load_earlier()
+    assert list(found) == [20, 30, 100]
+    assert all(torch.equal(state["a"], torch.full((2,), float(steps))) for steps, state in found.items())
+    folder.drop_earlier()
+    assert folder.load_earlier() == NightFolder(folder.path / "nothing").load_earlier() == {}
+
+
 def test_files_appear_whole_or_not_at_all(folder: NightFolder) -> None:
     """A written file leaves no draft, a draft is no file, and what was not written is None."""
     assert folder.read("evaluation.json") is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -45,16 +45,42 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """One form of what a night learned, weighed because its last step was over the KL budget (`rescue`)."""
+
+    step: int
+    """The adapter after so many steps."""
+    share: float
+    """The share of the night's change that it holds, 0 to 1."""
+    kl: float
+    """Forward KL(base || it) on general prompts, nats per token."""
+    reward: float | None
+    """Mean reward on prompts of some training users; None when no answer could be scored."""
+    num_prompts: int
+    """How many scored answers that is."""
+    chosen: bool
+    """Whether it is the candidate that the gate decides on; at most one is."""
+
+    def describe(self) -> str:
+        """A line for a person."""
+        reward = "no scored answer" if self.reward is None else f"reward {self.reward:.3f} on {self.num_prompts} prompts"
+        share = "" if self.share == 1 else f", {self.share:g} of the change"
+        return f"step {self.step}{share}: KL {self.kl:.3f}, {reward}{' (chosen)' if self.chosen else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """How the training went, and the answers of every policy to the held-out prompts."""
 
     metrics: tuple[StepMetrics, ...]
     """Of every step, in order."""
     kl: float
-    """Forward KL(base || candidate) on general prompts, nats per token, after the last step."""
+    """Forward KL(base || candidate) on general prompts, nats per token."""
     base: Answers
     release: Answers | None
     candidate: Answers
+    alternatives: tuple[Alternative, ...] = ()
+    """What was weighed, best first, when the last step was over the KL budget; empty when it was not."""
 
     @property
     def before(self) -> Answers:
@@ -72,7 +98,9 @@ class Evaluation:
             for a in (self.base, self.release, self.candidate)
             if a
         }
-        return json.dumps({"kl": self.kl, "metrics": [step.to_json() for step in self.metrics], "answers": answers})
+        alternatives = [asdict(alternative) for alternative in self.alternatives]
+        metrics = [step.to_json() for step in self.metrics]
+        return json.dumps({"kl": self.kl, "metrics": metrics, "answers": answers, "alternatives": alternatives})
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
@@ -91,6 +119,7 @@ class Evaluation:
                 base=found[Contender.BASE],
                 release=found.get(Contender.RELEASE),
                 candidate=found[Contender.CANDIDATE],
+                alternatives=tuple(Alternative(**each) for each in raw.get("alternatives", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise NightError(

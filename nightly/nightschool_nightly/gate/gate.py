@@ -19,6 +19,8 @@ from nightschool_nightly.gate.evaluation import Contender
 
 # With so many the bound's own noise is about 1% of its distance from the mean: far below what a night can show.
 _RESAMPLES = 10_000
+# Users drawn at a time, over all resamples: 24 MB, whatever the number of users.
+_MOST_DRAWN = 2**20
 # With three users all of them are better by chance one time in eight, and no resample of them says otherwise.
 _MIN_USERS = 5
 # Answers are not unscored by chance. One in ten can move a mean by a tenth, and a night's gain is often no more.
@@ -133,12 +135,15 @@ def _bootstrap_means(sums: np.ndarray, counts: np.ndarray, seed: int) -> np.ndar
     """Means of the paired differences over resamples of users, [_RESAMPLES].
 
     `sums` and `counts` hold each user's sum of differences and number of prompts: a resample's mean is over prompts,
-    as the estimate is.
+    as the estimate is. A few resamples are drawn at a time, from one stream of random numbers: how many changes nothing.
     """
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(sums), size=(_RESAMPLES, len(sums)))
-    means: np.ndarray = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return means
+    at_a_time = max(1, _MOST_DRAWN // len(sums))
+    parts = []
+    for first in range(0, _RESAMPLES, at_a_time):
+        drawn = generator.integers(0, len(sums), size=(min(at_a_time, _RESAMPLES - first), len(sums)))
+        parts.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    return np.concatenate(parts)
 
 
 def _tail(chance: float, num_users: int) -> float:

@@ -63,6 +63,7 @@ def render_report(
         num_records=num_records,
         answers=[answers for answers in (evaluation.base, evaluation.release, evaluation.candidate) if answers],
         changed=changed_answers(selection.holdout, evaluation.before, evaluation.candidate),
+        alternatives=evaluation.alternatives,
         reward=draw_curve("mean reward", [(m.step, m.reward_mean) for m in metrics if m.reward_mean is not None], top=1.0),
         success=draw_curve("answers with full reward", [(m.step, m.success) for m in metrics if m.success is not None], top=1.0),
         tree_tokens=sum(m.tree_tokens for m in metrics),

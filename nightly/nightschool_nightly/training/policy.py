@@ -9,7 +9,7 @@ Shapes: B rows, L tokens of a row or of a tree, H hidden size, V vocabulary; P, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,11 @@ class Policy:
     def state(self) -> dict[str, Tensor]:
         """A copy of the adapter's matrices in fp32, by their name in the file."""
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def put(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to what `state` gave."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(state[name])
 
     def save(self, folder: Path) -> None:
         """Write the adapter in the type it is served in; `NightError` if a number in it is not finite."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from nightschool.errors import NightError
-from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.gate.evaluation import Alternative, Answers, Contender, Evaluation
 from nightschool_nightly.training.advantage import GroupFate
 from nightschool_nightly.training.metrics import StepMetrics
 
@@ -24,6 +24,20 @@ def test_an_evaluation_comes_back_whole(release: Answers | None) -> None:
     """A night killed before it decided decides on the very same numbers, with a release before it and without."""
     found = Evaluation((STEP, replace(STEP, step=1)), 0.25, BASE, release, CANDIDATE)
     assert Evaluation.from_json(found.to_json()) == found
+
+
+def test_what_was_weighed_comes_back_and_may_be_missing() -> None:
+    """Smaller changes stand in the file with their figures; a file from before there were such is read as without."""
+    weighed = (Alternative(40, 0.5, 0.08, 0.7, 60, chosen=True), Alternative(40, 1.0, 0.4, None, 0, chosen=False))
+    found = Evaluation((STEP,), 0.08, BASE, None, CANDIDATE, weighed)
+    assert Evaluation.from_json(found.to_json()) == found
+    raw = json.loads(found.to_json())
+    del raw["alternatives"]
+    assert Evaluation.from_json(json.dumps(raw)).alternatives == ()
+    assert [each.describe() for each in weighed] == [
+        "step 40, 0.5 of the change: KL 0.080, reward 0.700 on 60 prompts (chosen)",
+        "step 40: KL 0.400, no scored answer",
+    ]
 
 
 def test_policies_are_found_by_name() -> None:

@@ -11,7 +11,7 @@ import pytest
 from nightschool.registry.folder import Pointer
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.gate.evaluation import Answers, Contender, Evaluation
+from nightschool_nightly.gate.evaluation import Alternative, Answers, Contender, Evaluation
 from nightschool_nightly.gate.gate import Comparison, Decision
 from nightschool_nightly.publish.report import changed_answers, draw_curve, render_report
 from nightschool_nightly.training.metrics import StepMetrics
@@ -67,13 +67,14 @@ def render(make_manifest: Callable[..., NightManifest], make_example: Callable[.
         text: str = "card",
         steps: Sequence[StepMetrics] = (metrics(0, 0.25), metrics(1, 0.75)),
         release: Answers | None = None,
+        alternatives: tuple[Alternative, ...] = (),
         **parts: Any,
     ) -> str:
         holdout = (make_example("h1", message=message, demonstration=text),)
         selection = Selection((make_example(),), holdout, {"no-outcome": 1234}, 2)
         decision = Decision(accepted, () if accepted else (f"not better {EVIL}",), (GAIN,), kl=0.07)
         base, candidate = answers("base", ["loan"], [0.0]), answers("candidate", [text], [1.0])
-        evaluation = Evaluation(tuple(steps), 0.07, base, release, candidate)
+        evaluation = Evaluation(tuple(steps), 0.07, base, release, candidate, alternatives)
         used: dict[str, Any] = {"manifest": make_manifest(), **parts}
         return render_report(selection=selection, evaluation=evaluation, decision=decision, num_records=12345, **used)
 
@@ -116,6 +117,24 @@ def test_a_rejected_night_says_why(render: Render) -> None:
     """The reasons stand in the report, and it does not say released."""
     html = render(accepted=False)
     assert "not released" in html and "not better" in html
+
+
+def test_what_was_weighed_is_shown_with_its_figures(render: Render, make_manifest: Callable[..., NightManifest]) -> None:
+    """When the last step was over the budget a reader sees what was chosen, and what the larger changes would have given."""
+    assert "What was weighed" not in render()
+    weighed = (Alternative(40, 0.35, 0.061, 0.64, 55, chosen=True), Alternative(40, 1.0, 0.561, 0.8, 55, chosen=False))
+    html = render(manifest=make_manifest(settings={"seed": 0, "kl_budget": 0.1}), alternatives=weighed)
+    for part in (
+        "What was weighed",
+        "budget of 0.1",
+        "0.35",
+        "0.061",
+        "0.64 (55 prompts)",
+        "chosen",
+        "0.561",
+        "0.80 (55 prompts)",
+    ):
+        assert part in html, part
 
 
 def test_a_night_without_metrics_still_has_a_report(render: Render) -> None:
