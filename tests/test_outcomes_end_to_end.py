@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nightschool_collector.app import create_app
 from nightschool_collector.outcomes.browser_settings import BrowserSettings
 from nightschool_nightly.episodes.store import EpisodeStore
 from nightschool_nightly.examples.example import Example
+from nightschool_nightly.examples.learned import Learned, hash_evidence
 from nightschool_nightly.examples.select import select_examples
 from nightschool_nightly.freeze.freeze import freeze_whole_stream
 from nightschool_nightly.freeze.manifest import NightManifest
@@ -76,8 +77,8 @@ class Acme:
         assert self.client.flush()
         return freeze_whole_stream(self.stream, tenant="acme", now_ms=now_ms, last=last, settles_after_ms=settles_after_ms)
 
-    def select(self, manifest: NightManifest) -> tuple[list[Example], dict[str, int]]:
-        """What a night learns from or tests with, and what it leaves out."""
+    def select(self, manifest: NightManifest, *, sampled: Sequence[Example] = ()) -> tuple[list[Example], dict[str, int]]:
+        """What a night learns from or tests with, and what it leaves out; its release was made of `sampled`."""
         rubric = parse_rubric('task = "triage"\n[[items]]\nname = "liked"\nkind = "outcome"\noutcome = "thumb"')
         store = EpisodeStore(self.folder)
         store.build(self.stream, manifest)
@@ -89,6 +90,7 @@ class Acme:
             tokenizer=Letters(),
             serving=ServingDefaults(2048),
             settling=settling_rules(manifest),
+            learned=Learned(examples=frozenset(hash_evidence(one.id, one.references) for one in sampled)),
         )
         store.close()
         return [*chosen.train, *chosen.holdout], dict(chosen.dropped)
@@ -291,7 +293,8 @@ def test_a_night_waits_until_a_thumb_has_stood_for_its_time(acme: Acme) -> None:
     (example,), dropped = acme.select(second)
     assert (example.references, example.revision, dropped) == ({"thumb": "cards"}, 0, {})
     third = acme.freeze(now_ms + 3 * DAY_MS, last=second, thumb=DAY_MS)
-    assert acme.select(third) == ([], {"seen-by-an-earlier-night": 1})
+    assert acme.select(third, sampled=[example]) == ([], {"seen-by-an-earlier-night": 1})
+    assert acme.select(third) == ([example], {})  # the second night was rejected: it is carried over
 
 
 def test_what_settles_at_once_is_learned_in_the_same_night(acme: Acme) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 from nightschool.errors import NightError
 from nightschool_nightly.episodes.reasons import DropReason
 
+STILL_NEWS = frozenset((DropReason.NOT_SAMPLED, DropReason.USER_SHARE))
+"""Why an example waits that a later night may learn from."""
 CLUSTER_KEY = "user"
 """The key of `Example.cluster` in selection.json: it has always been this, and nights on disk must stay readable."""
 
@@ -61,8 +63,8 @@ class Selection:
 
     @property
     def num_left(self) -> int:
-        """Prompts that no step of this night samples, and that are still news to the next one."""
-        return self.dropped.get(DropReason.NOT_SAMPLED, 0)
+        """Prompts that this night has no room for, and that are still news to the next one."""
+        return sum(self.dropped.get(reason, 0) for reason in STILL_NEWS)
 
     def to_json(self) -> str:
         """The text of selection.json."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from nightschool import semconv as names
 from nightschool.config.settings import NightConfig
 from nightschool.episode import Episode, TextPart
 from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.episodes.reasons import DropReason, LeftOut
-from nightschool_nightly.examples.example import Example, Selection
+from nightschool_nightly.examples.example import STILL_NEWS, Example, Selection
 from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_evidence, hash_id, hash_prompt
+from nightschool_nightly.examples.pool import Pool, Row
 from nightschool_nightly.examples.prompt import ChatTokenizer, has_foreign_tokens, prompt_ids_of
 from nightschool_nightly.examples.references import References, find_references
 from nightschool_nightly.examples.rollout_limit import limit_rollouts
@@ -51,24 +54,26 @@ def select_examples(
     """
     candidates = _Candidates(tenant, settings, rubrics, tokenizer, serving, tokenizer_digest, settling, learned)
     num_new, carried, dropped = 0, set[str](), Counter[str]()
-    examples: list[Example] = []
-    # One episode at a time goes through the stages: a day's episodes do not fit in memory, its examples do.
-    for found in map(candidates.examine, built):
-        num_new += found.is_new
-        if watch is not None and found.is_new:
-            watch(found.episode, found.result)
-        if isinstance(found.result, DropReason | LeftOut):
-            dropped[str(found.result)] += 1
-            continue
-        examples.append(found.result)
-        if not found.is_new:
-            carried.add(found.result.id)
-        elif found.has_foreign_tokens:
-            dropped[DropReason.OTHER_TOKENIZER] += 1
     late: NoPlace = {} if left_out is None else left_out
-    train, holdout = Places(tenant, settings, learned, night, late).give(examples)
+    with tempfile.TemporaryDirectory(prefix="nightschool-examples-") as folder, Pool(Path(folder) / "pool", tenant) as pool:
+        rows: list[Row] = []
+        # One episode at a time goes through: neither a day's episodes nor the prompts of its examples fit in memory.
+        for found in map(candidates.examine, built):
+            num_new += found.is_new
+            if watch is not None and found.is_new:
+                watch(found.episode, found.result)
+            if isinstance(found.result, DropReason | LeftOut):
+                dropped[str(found.result)] += 1
+                continue
+            rows.append(pool.put(found.result))
+            if not found.is_new:
+                carried.add(found.result.id)
+            elif found.has_foreign_tokens:
+                dropped[DropReason.OTHER_TOKENIZER] += 1
+        sides = Places(tenant, settings, learned, night, late).give(rows)
+        train, holdout = (tuple(map(pool.get, side)) for side in sides)
     for name, reason in late.items():
-        dropped[DropReason.SEEN if name in carried and reason is not DropReason.NOT_SAMPLED else reason] += 1
+        dropped[DropReason.SEEN if name in carried and reason not in STILL_NEWS else reason] += 1
     num_carried = sum(example.id in carried for example in (*train, *holdout))
     train = tuple(limit_rollouts(train, tokenizer, max_tokens=settings.max_tokens))
     return Selection(train, holdout, dict(sorted(dropped.items())), num_new, num_carried)

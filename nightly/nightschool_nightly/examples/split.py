@@ -10,12 +10,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from nightschool.config.settings import NightConfig
 from nightschool_nightly.episodes.reasons import DropReason
-from nightschool_nightly.examples.example import Example
-from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_cluster, hash_prompt
+from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_cluster
+from nightschool_nightly.examples.pool import Row
 
 NoPlace = dict[str, DropReason]
 """Examples that are good by themselves and have no place in the night: why, by id."""
@@ -43,89 +44,86 @@ class Places:
     left_out: NoPlace = field(default_factory=dict)
     """Filled with the examples that get no place."""
 
-    def give(self, examples: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    def give(self, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
         """The examples that the night trains on, and those that only test.
 
         A user's share is capped before copies are looked for: one who sends what everybody sends would take it all
         away. It is capped again after that, so that it holds on what is left.
         """
-        prompts = {example.id: hash_prompt(self.tenant, example) for example in examples}
-        train, holdout = (
-            self._capped(self._each_once(side, lambda one: (one.cluster, prompts[one.id])))
-            for side in self._split(examples, prompts)
-        )
-        tests = self._prompts_that_test({prompts[one.id] for one in train} & {prompts[one.id] for one in holdout})
-        learns = {prompts[one.id] for one in train} - tests
-        train = self._without(train, lambda one: prompts[one.id] in tests, DropReason.DUPLICATE)
-        holdout = self._without(holdout, lambda one: prompts[one.id] in learns, DropReason.DUPLICATE)
+        once_a_user = attrgetter("cluster", "prompt")
+        train, holdout = (self._capped(self._each_once(side, once_a_user)) for side in self._split(rows))
+        tests = self._prompts_that_test({row.prompt for row in train} & {row.prompt for row in holdout})
+        learns = {row.prompt for row in train} - tests
+        train = self._without(train, lambda row: row.prompt in tests, DropReason.DUPLICATE)
+        holdout = self._without(holdout, lambda row: row.prompt in learns, DropReason.DUPLICATE)
         room = self.settings.steps * self.settings.prompts_per_step
         sides = ((train, room), (holdout, self.settings.max_holdout))
         train, holdout = (
-            self._drawn(self._capped(self._each_once(side, lambda one: prompts[one.id]), room=room), room) for side, room in sides
+            self._drawn(self._capped(self._each_once(side, attrgetter("prompt")), room=room), room) for side, room in sides
         )
         return tuple(train), tuple(holdout)
 
     # --- sides ----------------------------------------------------------------------------------------------------------
-    def _split(self, examples: Iterable[Example], prompts: dict[str, str]) -> tuple[list[Example], list[Example]]:
+    def _split(self, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
         """Users who train, and users who test. Who ever trained never tests; nor does a prompt that ever did."""
-        train: list[Example] = []
-        holdout: list[Example] = []
-        for example in examples:
-            has_trained = hash_cluster(self.tenant, example.cluster) in self.learned.clusters
-            tests = not has_trained and is_held_out(self.tenant, example.cluster, self.settings.holdout_share)
-            (holdout if tests else train).append(example)
-        return train, self._without(holdout, lambda one: prompts[one.id] in self.learned.prompts, DropReason.TRAINED_PROMPT)
+        train: list[Row] = []
+        holdout: list[Row] = []
+        for row in rows:
+            has_trained = hash_cluster(self.tenant, row.cluster) in self.learned.clusters
+            tests = not has_trained and is_held_out(self.tenant, row.cluster, self.settings.holdout_share)
+            (holdout if tests else train).append(row)
+        return train, self._without(holdout, lambda row: row.prompt in self.learned.prompts, DropReason.TRAINED_PROMPT)
 
     def _prompts_that_test(self, on_both_sides: Iterable[str]) -> set[str]:
         """Those prompts of both sides that stay with the users who test: by their own hash."""
         return {prompt for prompt in on_both_sides if is_held_out(self.tenant, prompt, self.settings.holdout_share)}
 
     # --- what is left out -----------------------------------------------------------------------------------------------
-    def _without(self, examples: Iterable[Example], goes: Callable[[Example], bool], reason: DropReason) -> list[Example]:
+    def _without(self, rows: Iterable[Row], goes: Callable[[Row], bool], reason: DropReason) -> list[Row]:
         """The examples that stay; the others have no place for `reason`."""
         kept = []
-        for example in examples:
-            if goes(example):
-                self.left_out[example.id] = reason
+        for row in rows:
+            if goes(row):
+                self.left_out[row.id] = reason
             else:
-                kept.append(example)
+                kept.append(row)
         return kept
 
-    def _each_once(self, examples: Sequence[Example], key: Callable[[Example], Any]) -> list[Example]:
+    def _each_once(self, rows: Sequence[Row], key: Callable[[Row], Any]) -> list[Row]:
         """One example of each key: of the user who has the fewest, and then as it is drawn."""
-        sizes = Counter(example.cluster for example in examples)
-        first: dict[Any, Example] = {}
-        for example in sorted(examples, key=lambda one: (sizes[one.cluster], self._draw(one))):
-            first.setdefault(key(example), example)
-        chosen = {example.id for example in first.values()}
-        return self._without(examples, lambda one: one.id not in chosen, DropReason.DUPLICATE)
+        sizes = Counter(row.cluster for row in rows)
+        first: dict[Any, Row] = {}
+        for row in sorted(rows, key=lambda row: (sizes[row.cluster], self._draw(row))):
+            first.setdefault(key(row), row)
+        chosen = {row.id for row in first.values()}
+        return self._without(rows, lambda row: row.id not in chosen, DropReason.DUPLICATE)
 
-    def _capped(self, examples: Sequence[Example], *, room: int | None = None) -> list[Example]:
+    def _capped(self, rows: Sequence[Row], *, room: int | None = None) -> list[Row]:
         """The examples with no user over their share of those that are left, at most `room` of which have a place."""
-        limit = largest_limit(Counter(example.cluster for example in examples), self.settings.max_share_per_user, room)
+        limit = largest_limit(Counter(row.cluster for row in rows), self.settings.max_share_per_user, room)
         taken = Counter[str]()
         over = set()
-        for example in sorted(examples, key=self._draw):
-            taken[example.cluster] += 1
-            if taken[example.cluster] > limit:
-                over.add(example.id)
-        return self._without(examples, lambda one: one.id in over, DropReason.USER_SHARE)
+        for row in sorted(rows, key=self._draw):
+            taken[row.cluster] += 1
+            if taken[row.cluster] > limit:
+                over.add(row.id)
+        return self._without(rows, lambda row: row.id in over, DropReason.USER_SHARE)
 
-    def _drawn(self, examples: Iterable[Example], room: int) -> list[Example]:
+    def _drawn(self, rows: Iterable[Row], room: int) -> list[Row]:
         """As many as there is room for, in an order drawn for the night, with its share of each task."""
-        by_task: dict[str, list[Example]] = defaultdict(list)
-        for example in examples:
-            by_task[example.task].append(example)
+        by_task: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            by_task[row.task].append(row)
         places = []
         for task, members in sorted(by_task.items()):
             members.sort(key=self._draw)
-            places += [((rank + 0.5) / len(members), task, example) for rank, example in enumerate(members)]
-        drawn = [example for _, _, example in sorted(places, key=lambda place: place[:2])]
-        self.left_out.update({example.id: DropReason.NOT_SAMPLED for example in drawn[room:]})
+            places += [((rank + 0.5) / len(members), task, row) for rank, row in enumerate(members)]
+        drawn = [row for _, _, row in sorted(places, key=lambda place: place[:2])]
+        self.left_out.update({row.id: DropReason.NOT_SAMPLED for row in drawn[room:]})
         return drawn[:room]
 
-    def _draw(self, example: Example) -> bytes:
-        return hashlib.sha256(f"draw/{self.night}/{example.id}".encode()).digest()
+    def _draw(self, row: Row) -> bytes:
+        return hashlib.sha256(f"draw/{self.night}/{row.id}".encode()).digest()
 
 
 def largest_limit(sizes: Counter[str], share: float, room: int | None = None) -> int:

@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from nightschool.config.settings import NightConfig
 from nightschool_nightly.episodes.reasons import DropReason
-from nightschool_nightly.examples.example import Example
-from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_cluster, hash_prompt
+from nightschool_nightly.examples.learned import NOTHING_LEARNED, Learned, hash_cluster
+from nightschool_nightly.examples.pool import Row
 from nightschool_nightly.examples.split import NoPlace, Places, is_held_out, largest_limit
 
-MakeExample = Callable[..., Example]
 FAIR = NightConfig()
 TRAINS = [user for user in (f"u{n}" for n in range(2000)) if not is_held_out("acme", user, FAIR.holdout_share)]
 TESTS = [user for user in (f"u{n}" for n in range(2000)) if is_held_out("acme", user, FAIR.holdout_share)]
 
 
-@pytest.fixture
-def make(make_example: MakeExample) -> Callable[[str, int], Example]:
-    """Makes the example of a user's prompt, which is a number."""
-    return lambda user, prompt: make_example(f"{user}-{prompt}", cluster=user, prompt_ids=(prompt,))
-
-
-Make = Callable[[str, int], Example]
+def make(user: str, prompt: int) -> Row:
+    """What decides about a user's prompt, which is a number."""
+    return Row(f"{user}-{prompt}", "triage", user, str(prompt))
 
 
 def give(
-    examples: Sequence[Example], settings: NightConfig = FAIR, learned: Learned = NOTHING_LEARNED, night: str = "n"
-) -> tuple[tuple[Example, ...], tuple[Example, ...], NoPlace]:
+    examples: Sequence[Row], settings: NightConfig = FAIR, learned: Learned = NOTHING_LEARNED, night: str = "n"
+) -> tuple[tuple[Row, ...], tuple[Row, ...], NoPlace]:
     left_out: NoPlace = {}
     train, holdout = Places("acme", settings, learned, night, left_out).give(examples)
     assert {one.id for one in (*train, *holdout)} | set(left_out) == {one.id for one in examples}
@@ -40,16 +35,16 @@ def give(
     return train, holdout, left_out
 
 
-def trained_by(examples: Iterable[Example]) -> Learned:
+def trained_by(examples: Iterable[Row]) -> Learned:
     examples = list(examples)
     return Learned(
-        prompts=frozenset(hash_prompt("acme", one) for one in examples),
+        prompts=frozenset(one.prompt for one in examples),
         clusters=frozenset(hash_cluster("acme", one.cluster) for one in examples),
     )
 
 
 # --- sides --------------------------------------------------------------------------------------------------------------
-def test_who_ever_trained_never_tests(make: Make) -> None:
+def test_who_ever_trained_never_tests() -> None:
     """A larger share of testers takes them from users who never trained; a smaller one makes testers train for good."""
     users = [make(f"u{n}", n) for n in range(300)]
     learned, tested = trained_by(()), dict[float, set[str]]()
@@ -62,7 +57,7 @@ def test_who_ever_trained_never_tests(make: Make) -> None:
     assert len(tested[0.5]) > 20
 
 
-def test_a_prompt_that_trained_never_tests(make: Make) -> None:
+def test_a_prompt_that_trained_never_tests() -> None:
     """Also on a later night and by another user: to answer it shows that it was learned by heart."""
     before = make(TRAINS[0], 7)
     train, holdout, left_out = give([make(TESTS[0], 7), make(TESTS[1], 8)], learned=trained_by([before]))
@@ -70,18 +65,18 @@ def test_a_prompt_that_trained_never_tests(make: Make) -> None:
     assert left_out == {f"{TESTS[0]}-7": DropReason.TRAINED_PROMPT}
 
 
-def test_a_prompt_is_on_one_side_by_its_own_hash(make: Make) -> None:
+def test_a_prompt_is_on_one_side_by_its_own_hash() -> None:
     """What users of both sides sent goes to one of them, about a quarter of it to those who test."""
     sent = [make(user, n) for n, users in enumerate(zip(TRAINS, TESTS, strict=False)) for user in users]
     train, holdout, left_out = give(sent, replace(FAIR, max_share_per_user=1.0))
-    prompts = [{one.prompt_ids for one in side} for side in (train, holdout)]
+    prompts = [{one.prompt for one in side} for side in (train, holdout)]
     assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == len(sent) // 2
     assert 0.15 < len(prompts[1]) / (len(sent) // 2) < 0.35
     assert set(left_out.values()) == {DropReason.DUPLICATE}
 
 
 # --- shares and copies --------------------------------------------------------------------------------------------------
-def test_a_user_who_repeats_everybody_takes_nothing_away(make: Make) -> None:
+def test_a_user_who_repeats_everybody_takes_nothing_away() -> None:
     """The share is capped before copies are looked for: 100 repeated prompts once cost the night all but 5 of them."""
     users = [*TRAINS[:75], *TESTS[:25]]
     honest = [make(user, n) for n, user in enumerate(users)]
@@ -93,7 +88,7 @@ def test_a_user_who_repeats_everybody_takes_nothing_away(make: Make) -> None:
     assert Counter(left_out.values())[DropReason.USER_SHARE] >= 90
 
 
-def test_nobody_has_more_than_the_share_of_what_is_left(make: Make) -> None:
+def test_nobody_has_more_than_the_share_of_what_is_left() -> None:
     """On both sides, whatever the users bring, and on what remains after the cap: 5% once left one user with 33%."""
     numbers = random.Random(1)
     for trial in range(20):
@@ -124,7 +119,7 @@ def test_the_limit_is_the_largest_that_fits(sizes: list[int], share: float, room
     assert largest_limit(Counter({f"u{n}": size for n, size in enumerate(sizes)}), share, room) == limit
 
 
-def test_a_prompt_of_many_users_counts_once_for_the_one_with_the_fewest(make: Make) -> None:
+def test_a_prompt_of_many_users_counts_once_for_the_one_with_the_fewest() -> None:
     """The others keep what else they sent, and stay users of their own."""
     few, many = TRAINS[:2]
     train, _, left_out = give([make(few, 1), make(many, 1), make(many, 2), make(many, 3)], replace(FAIR, max_share_per_user=1.0))
@@ -132,7 +127,7 @@ def test_a_prompt_of_many_users_counts_once_for_the_one_with_the_fewest(make: Ma
     assert left_out == {f"{many}-1": DropReason.DUPLICATE}
 
 
-def test_held_out_prompts_have_a_limit_and_the_rest_is_counted(make: Make) -> None:
+def test_held_out_prompts_have_a_limit_and_the_rest_is_counted() -> None:
     """Every policy answers each of them, so a large day would test for hours; which ones is drawn by the night."""
     sent = [make(user, n) for n, user in enumerate(TESTS[:60])]
     _, holdout, left_out = give(sent, replace(FAIR, max_holdout=25))
@@ -140,7 +135,7 @@ def test_held_out_prompts_have_a_limit_and_the_rest_is_counted(make: Make) -> No
     assert {one.id for one in give(sent, replace(FAIR, max_holdout=25), night="m")[1]} != {one.id for one in holdout}
 
 
-def test_places_do_not_depend_on_the_order_of_arrival(make: Make) -> None:
+def test_places_do_not_depend_on_the_order_of_arrival() -> None:
     """The same examples in any order get the same places."""
     numbers = random.Random(2)
     sent = [make(numbers.choice(TRAINS[:40] + TESTS[:40]), n // 2) for n in range(400)]

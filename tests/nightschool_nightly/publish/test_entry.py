@@ -29,7 +29,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def selection(make_example: MakeExample) -> Selection:
     anna, bob = make_example("e1", cluster="anna", prompt_ids=(1,)), make_example("e2", cluster="bob", prompt_ids=(2,))
-    return Selection((anna,), (bob,), {DropReason.NOT_SAMPLED: 3}, 5)
+    return Selection((anna,), (bob,), {DropReason.NOT_SAMPLED: 2, DropReason.USER_SHARE: 1, DropReason.SEEN: 9}, 5)
 
 
 def test_a_release_is_made_of_what_was_sampled(make_manifest: Manifest, selection: Selection) -> None:
