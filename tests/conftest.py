@@ -45,6 +45,8 @@ broker.heartbeat.interval.ms=500
 def pytest_configure(config: pytest.Config) -> None:
     # kafka-python 3.0 reads its schemas with functions that Python 3.11 and 3.12 call deprecated and 3.13 does not.
     config.addinivalue_line("filterwarnings", r"ignore:(read|open)_text is deprecated:DeprecationWarning")
+    # torch, imported by vLLM, decorates its own classes with what it has deprecated.
+    config.addinivalue_line("filterwarnings", r"ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
 
 
 class KafkaBroker:

@@ -43,11 +43,6 @@ SMOLLM2_MODULES = {
 TINY = BaseModel(weights="1" * 64, tokenizer="2" * 64, chat_template="3" * 64)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # torch, imported by vLLM, decorates its own classes with what it has deprecated.
-    config.addinivalue_line("filterwarnings", r"ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
-
-
 @dataclass(frozen=True)
 class AdapterShape:
     """What adapter to make."""

@@ -12,6 +12,7 @@ from nightschool_nightly.episodes.assemble import BuiltEpisode
 from nightschool_nightly.examples.example import Example
 from nightschool_nightly.examples.pool import Pool
 from nightschool_nightly.examples.select import select_examples
+from nightschool_nightly.freeze.serving_defaults import ServingDefaults
 from tests.nightschool_nightly.examples.test_select import RUBRIC, Letters, call, episode
 
 MIB = 1 << 20
@@ -43,7 +44,7 @@ def test_memory_holds_what_was_chosen_and_not_what_could_have_been() -> None:
             settings=NightConfig(steps=1, prompts_per_step=2, max_holdout=2),
             rubrics={"triage": RUBRIC},
             tokenizer=Letters(),
-            max_model_len=20_000,
+            serving=ServingDefaults(20_000),
         )
         _, peak = tracemalloc.get_traced_memory()
     finally:
