@@ -47,7 +47,7 @@ def test_a_release_for_another_dtype_is_not_kept(make_cache: MakeCache, publish_
     with pytest.raises(ReleaseRejected, match="in bfloat16, this server has it in float32"):
         cache.fetch("bank", digest)
     cache.prune()
-    assert not [path for path in cache._root.rglob("*") if path.name == WEIGHTS]
+    assert not [path for path in cache.root.rglob("*") if path.name == WEIGHTS]
 
 
 def test_pruning_keeps_what_any_server_holds(make_cache: MakeCache, publish_tiny: Publish) -> None:
