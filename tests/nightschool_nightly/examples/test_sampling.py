@@ -127,7 +127,6 @@ def test_a_name_that_is_no_name_is_not_shown() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:max_tokens is deprecated:DeprecationWarning")  # every app still sends it
 def test_the_bounds_are_those_of_vllm(tiny_model: Path) -> None:
     """vLLM's own request classes accept what is accepted here, and refuse what is refused."""
     from vllm.config import ModelConfig
