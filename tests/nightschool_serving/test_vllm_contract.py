@@ -135,7 +135,19 @@ def test_the_parameters_that_are_only_known_by_name(name: str) -> None:
     assert left == ONLY_BY_NAME[name]
 
 
-ONLY_BY_NAME = {"ChatCompletionRequest": {"echo"}, "CompletionRequest": {"echo"}}
+_EITHER = {
+    "echo",
+    "mm_payload",
+    "repetition_detection",
+    "spaces_between_special_tokens",
+    "structured_outputs",
+    "thinking_token_budget",
+    "watermarking",
+}
+ONLY_BY_NAME = {
+    "ChatCompletionRequest": _EITHER | {"include_reasoning", "media_io_kwargs", "mm_processor_kwargs"},
+    "CompletionRequest": _EITHER | {"prompt_embeds", "suffix"},
+}
 
 
 def test_a_chat_request_without_a_limit_gets_the_servers() -> None:

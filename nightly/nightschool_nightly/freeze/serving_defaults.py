@@ -49,7 +49,10 @@ class ServingDefaults:
 
 def serving_defaults(serving: ServingConfig, model: Path) -> ServingDefaults:
     """What serving with these settings fills in for the base model in the folder `model`."""
-    found = _generation_config(model)
+    found = _read(model / "generation_config.json")
+    if found is None:
+        # vLLM looks into config.json then, out of which transformers takes the limit and no sampling parameter.
+        found = {_LIMIT: (_read(model / "config.json") or {}).get(_LIMIT)}
     return ServingDefaults(
         max_model_len=serving.max_model_len,
         default_max_tokens=serving.default_max_tokens,
@@ -58,16 +61,12 @@ def serving_defaults(serving: ServingConfig, model: Path) -> ServingDefaults:
     )
 
 
-def _generation_config(model: Path) -> Mapping[str, Any]:
-    """The model's generation_config.json; older models have its entries in config.json, where vLLM looks next."""
-    for name in ("generation_config.json", "config.json"):
-        path = model / name
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise NightError(f"{path} is not valid JSON ({error}); serving cannot start with it either") from None
-        if isinstance(found, dict):
-            return found
-    return {}
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise NightError(f"{path} is not valid JSON ({error}); serving cannot start with it either") from None
+    return found if isinstance(found, dict) else {}

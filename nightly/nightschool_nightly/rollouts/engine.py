@@ -80,6 +80,8 @@ class RolloutEngine:
 
         Everything else was checked when the examples were chosen (`examples.sampling`).
         """
+        from vllm.exceptions import VLLMClientError
+
         if parameters.structured_outputs is None and not parameters.logit_bias:
             return True
         config = self._llm.llm_engine.vllm_config
@@ -90,7 +92,7 @@ class RolloutEngine:
                 config.structured_outputs_config,
                 self._llm.get_tokenizer(),
             )
-        except ValueError:
+        except (VLLMClientError, ValueError):  # its own checks raise the first, the libraries that read a schema the second
             return False
         return True
 

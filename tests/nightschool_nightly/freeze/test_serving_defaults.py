@@ -31,9 +31,10 @@ def test_limits_are_the_configured_ones_and_the_models(tmp_path: Path) -> None:
 
 
 def test_a_model_that_says_nothing_has_no_defaults(tmp_path: Path) -> None:
-    """Without generation_config.json, config.json counts; where that is silent too, the API's defaults hold."""
+    """Without generation_config.json the API's defaults hold, and of config.json the limit alone, as in vLLM."""
     assert serving_defaults(ServingConfig(), model(tmp_path, name="config.json")) == ServingDefaults(2048)
-    assert serving_defaults(ServingConfig(), model(tmp_path, name="config.json", top_p=0.9)).sampling == {"top_p": 0.9}
+    found = serving_defaults(ServingConfig(), model(tmp_path, name="config.json", **WRITTEN))
+    assert found == ServingDefaults(2048, 0, {}, 300)
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -54,6 +55,7 @@ def test_another_serving_is_another_night(make_manifest: Callable[..., NightMani
     assert replace(without, serving={}).digest == without.digest != nights[0].digest
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when vLLM is imported
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
