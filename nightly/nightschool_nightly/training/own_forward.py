@@ -19,8 +19,9 @@ from nightschool.errors import NightError
 from nightschool_nightly.training import tree_attention
 from nightschool_nightly.training.tree import Sample, TokenTree, pack_tree
 
-# Mean total variation distance between the two predictions: half the sum of |p - q| over the vocabulary, 0 to 1. The
-# rounding of bf16 gives up to 0.03 (SmolLM2-135M 0.01); one layer that sees a neighbor it should not gives 0.2 and more.
+# Total variation distance between the two predictions, half the sum of |p - q| over the vocabulary, 0 to 1: the mean
+# over the tokens of the sequence where it is largest. Tiny random models of nine architectures are below 0.03 in bf16
+# and 0.005 in fp16, SmolLM2-135M in bf16 at 0.00, LFM2 with its convolutions above 0.2.
 _LIMIT = 0.1
 
 
@@ -35,7 +36,8 @@ def check_own_forward(model: Any, tree_logits: Callable[[TokenTree], Tensor]) ->
             own_NV = torch.cat([_own_logits(model, sample) for sample in samples]).softmax(-1)
         finally:
             model.set_attn_implementation(tree_attention.NAME)
-        distance = float((over_tree_NV - own_NV).abs().sum(-1).mean()) / 2
+        distances_N = (over_tree_NV - own_NV).abs().sum(-1) / 2
+        distance = float(torch.stack([part.mean() for part in torch.split(distances_N, list(tree.lengths))]).max())
     if not distance <= _LIMIT:  # NaN is refused too
         raise NightError(
             f"over a token tree the model type {model.config.model_type!r} predicts something else than in its own forward "

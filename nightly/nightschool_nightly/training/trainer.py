@@ -41,7 +41,6 @@ _CLIP_NORM = 1.0  # one batch with an odd gradient must not undo a night
 
 ScoredGroup = tuple[Group, Sequence[float | None]]
 """A group and the advantage of each of its members; None takes no part."""
-_Tree = tuple[Sequence[Sample], Sequence[MemberTerms]]
 
 
 class Trainer:
@@ -64,7 +63,7 @@ class Trainer:
         Without `anchor` the loss has no KL term.
         """
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
-        self._anchor = anchor
+        self._anchor, self._scale = anchor, 1.0
         self._night, self._demonstrate, self._max_tree_tokens = night, demonstrate, max_tree_tokens
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters.values()), lr=settings.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY
@@ -125,29 +124,30 @@ class Trainer:
     # --- step 5: GRPO ---------------------------------------------------------------------------------------------------
     def learn(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
         """One optimizer step on the groups that carry a signal."""
-        totals = self._accumulate_gradient(number, kept)
+        totals = self._gradient(number, kept)
+        check_mismatch(number, totals.mismatches)
         if totals.tokens > totals.left_out_tokens:
-            check_mismatch(number, totals.mismatches)
             totals.grad_norm = self._update(number)
         else:  # nobody is left to learn from: not even the KL term or Adam's momentum moves anything
             self.optimizer.zero_grad(set_to_none=True)
         return totals
 
-    def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
-        """Forward and backward pass over every tree of the step; again at a smaller scale where fp16 overflows."""
-        trees = list(_split(kept, self._max_tree_tokens))
-        total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
+    def _gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
+        """The gradient of the step; where it overflows in fp16 once more, at a smaller scale."""
         totals = StepTotals()
-        for scale in loss_scales(self.policy.dtype, total_tokens):
+        for scale in loss_scales(self.policy.dtype, sum(len(member.token_ids) for group, _ in kept for member in group.members)):
+            self._scale = scale
             self.optimizer.zero_grad(set_to_none=True)
-            totals = self._pass_over(number, trees, total_tokens=total_tokens, scale=scale)
+            totals = self._accumulate_gradient(number, kept)
             gradients = [p.grad.div_(scale) for p in self.policy.parameters.values() if p.grad is not None]
             if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
                 break
         return totals
 
-    def _pass_over(self, number: int, trees: Sequence[_Tree], *, total_tokens: int, scale: float) -> StepTotals:
-        """One forward and backward pass; the gradients are `scale` times too large."""
+    def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
+        """Forward and backward pass over every tree of the step."""
+        trees = list(_split(kept, self._max_tree_tokens))
+        total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
         totals = StepTotals()
         for place, (samples, terms) in enumerate(trees):
             # General prompts go into one tree only, and their term is a mean of its own: any split has the same gradient.
@@ -160,7 +160,7 @@ class Trainer:
                 loss = loss + self.settings.kl_weight * kl
             if not torch.isfinite(loss):
                 raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
-            (scale * loss).backward()  # type: ignore[no-untyped-call]
+            (self._scale * loss).backward()  # type: ignore[no-untyped-call]
         return totals
 
     def _leave_out(self, totals: StepTotals, total_tokens: int) -> float:
