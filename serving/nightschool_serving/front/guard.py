@@ -120,11 +120,12 @@ class TenantGuard:
             later = _LATER if refused.status == 503 else ()
             await _refuse(send, refused.status, refused.message, (b"connection", b"close"), *later)
             return
+        # Counted first and then checked: the thread that ends the server sets the one and then looks at the other.
+        serving.in_progress += 1
+        context.closing.callback(partial(_is_answered, serving))
         if serving.draining:
             await _refuse(send, 503, DRAINING, *_LATER)
             return
-        serving.in_progress += 1
-        context.closing.callback(partial(_is_answered, serving))
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name.lower() not in STRIPPED_HEADERS]
         scope.setdefault("state", {})["nightschool_request"] = context
         pending = [{"type": "http.request", "body": content, "more_body": False}]

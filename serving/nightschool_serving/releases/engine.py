@@ -123,4 +123,9 @@ class VllmEngine:
 
 async def _within(call: Awaitable[T]) -> T:
     """A call to the engine; `TimeoutError` instead of waiting for ever for one that hangs."""
-    return await asyncio.wait_for(call, _ENGINE_SECONDS)
+    try:
+        return await asyncio.wait_for(call, _ENGINE_SECONDS)
+    except TimeoutError:
+        # A new adapter cannot be tried while those of other requests take every slot.
+        message = f"the engine has not answered within {_ENGINE_SECONDS:g} s; [serving] max_loras may be too small"
+        raise TimeoutError(message) from None

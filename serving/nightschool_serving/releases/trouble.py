@@ -41,7 +41,7 @@ def _told(error: BaseException, hidden: Iterable[Path]) -> str:
     if isinstance(error, RegistryError):
         return "the registry, or the tenant's pointer in it, cannot be read"
     if isinstance(error, TimeoutError):
-        return f"the files or the engine do not answer: {error}"
+        return f"no answer in time: {error}"
     if isinstance(error, OSError):
         if error.errno in _FULL:
             return "the disk of this server is full, so the release cannot be copied to it"

@@ -105,7 +105,7 @@ async def test_a_load_that_hangs_is_given_up_and_can_be_tried_again(monkeypatch:
     engine = VllmEngine(client, names)
     monkeypatch.setattr(engine_module, "_ENGINE_SECONDS", 0.01)
     client.hangs = True
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="max_loras may be too small"):
         await engine.load(BANK)
     assert client.ids == {BANK.id}  # it could not be removed either
     client.hangs = False
