@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from itertools import groupby
@@ -9,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from nightschool import semconv
-from nightschool.config.redactors import redactors
+from nightschool.config.redactors import redactors, subject_secrets
 from nightschool.config.settings import Config, NightConfig
 from nightschool.errors import DataLossError
 from nightschool.registry.base_model import describe_base_model
@@ -52,6 +53,7 @@ def freeze_tenant(
         now_ms=now_ms,
         settles_after_ms=settling_of(config, rubrics),
         redaction=redaction_of(config, tenant),
+        pseudonyms=pseudonyms_of(config, tenant),
     )
 
 
@@ -68,6 +70,7 @@ def freeze_night(
     now_ms: int,
     settles_after_ms: Mapping[str, int] | None = None,
     redaction: str = "",
+    pseudonyms: tuple[str, ...] = (),
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
@@ -104,6 +107,7 @@ def freeze_night(
         pointer=pointer,
         frozen_at_ms=now_ms,
         redaction=redaction,
+        pseudonyms=pseudonyms,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=last.as_of_ms if last and settles_after_ms else 0,
@@ -116,6 +120,12 @@ def redaction_of(config: Config, tenant: str) -> str:
     """Digest of the rules by which the tenant's records are redacted when read; empty where redaction is off."""
     redactor = redactors(config).get(tenant)
     return redactor.digest if redactor else ""
+
+
+def pseudonyms_of(config: Config, tenant: str) -> tuple[str, ...]:
+    """Digests of the secrets that make the tenant's pseudonyms, which say whether two nights have the same ones."""
+    secrets = subject_secrets(tenant, config.tenant(tenant))
+    return tuple(sorted(hashlib.sha256(f"pseudonyms/{tenant}/{secret}".encode()).hexdigest()[:16] for secret in secrets))
 
 
 def freeze_whole_stream(
@@ -156,6 +166,7 @@ def entry_of(manifest: NightManifest, *, end: str, release: str | None = None) -
         read=tuple(ReadRange(part.topic, part.topic_id, part.partition, part.end) for part in manifest.ranges),
         as_of_ms=manifest.as_of_ms or manifest.frozen_at_ms,
         frozen_at_ms=manifest.frozen_at_ms,
+        pseudonyms=manifest.pseudonyms,
     )
 
 
