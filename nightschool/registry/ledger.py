@@ -54,6 +54,8 @@ class LedgerEntry:
     """The time by which outcomes had settled."""
     frozen_at_ms: int
     """When the night froze its input."""
+    pseudonyms: tuple[str, ...] = ()
+    """Digests of the secrets that made the pseudonyms of its users."""
     num_left: int = 0
     """Prompts that it could have used and that no step sampled: they are still news."""
     # The rest is empty where no release was filed: what nothing was made of is not kept.
@@ -150,7 +152,7 @@ def _read(path: Path) -> LedgerEntry:
         data = path.read_bytes()
         raw: dict[str, Any] = json.loads(data)
         raw["read"] = tuple(ReadRange(**part) for part in raw["read"])
-        raw |= {name: tuple(raw[name]) for name in ("examples", "prompts", "trained", "tested")}
+        raw |= {name: tuple(raw[name]) for name in ("pseudonyms", "examples", "prompts", "trained", "tested")}
         entry = LedgerEntry(**raw)
         if entry.to_bytes() != data:
             raise ValueError("it is not the canonical JSON of its content")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from nightschool import semconv
-from nightschool.config.redactors import redactors
+from nightschool.config.redactors import redactors, subject_secrets
 from nightschool.config.settings import Config, NightConfig
 from nightschool.dtype import resolve_dtype
 from nightschool.errors import DataLossError
@@ -65,6 +66,7 @@ def freeze_tenant(
         serving=serving_defaults(config.serving, model),
         threads=compute_threads(machine, config.night.threads, os.environ),
         kv_cache_bytes=kv_cache_bytes(machine, config.serving.kv_cache_gib),
+        pseudonyms=pseudonyms_of(config, tenant),
     )
 
 
@@ -84,6 +86,7 @@ def freeze_night(
     serving: ServingDefaults | None = None,
     threads: int = 0,
     kv_cache_bytes: int = 0,
+    pseudonyms: tuple[str, ...] = (),
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
@@ -123,6 +126,7 @@ def freeze_night(
         serving=serving.to_json() if serving else {},
         threads=threads,
         kv_cache_bytes=kv_cache_bytes,
+        pseudonyms=pseudonyms,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=last.as_of_ms if last and settles_after_ms else 0,
@@ -135,6 +139,12 @@ def redaction_of(config: Config, tenant: str) -> str:
     """Digest of the rules by which the tenant's records are redacted when read; empty where redaction is off."""
     redactor = redactors(config).get(tenant)
     return redactor.digest if redactor else ""
+
+
+def pseudonyms_of(config: Config, tenant: str) -> tuple[str, ...]:
+    """Digests of the secrets that make the tenant's pseudonyms, which say whether two nights have the same ones."""
+    secrets = subject_secrets(tenant, config.tenant(tenant))
+    return tuple(sorted(hashlib.sha256(f"pseudonyms/{tenant}/{secret}".encode()).hexdigest()[:16] for secret in secrets))
 
 
 def freeze_whole_stream(
@@ -175,6 +185,7 @@ def entry_of(manifest: NightManifest, *, end: str, release: str | None = None) -
         read=tuple(ReadRange(part.topic, part.topic_id, part.partition, part.end) for part in manifest.ranges),
         as_of_ms=manifest.as_of_ms or manifest.frozen_at_ms,
         frozen_at_ms=manifest.frozen_at_ms,
+        pseudonyms=manifest.pseudonyms,
     )
 
 
