@@ -139,7 +139,7 @@ def test_no_recorded_text_controls_the_terminal(texts: list[str], tenant: str) -
     assert all(line.isprintable() for line in printed.getvalue().split("\n"))
 
 
-def test_outcomes_that_no_rubric_reads_are_named(folder: Path) -> None:
+def test_outcomes_that_no_rubric_reads_are_named(folder: Path, run: Run) -> None:
     """A name that the app spells differently is shown with its count, and not only as an episode without an outcome."""
     said = Outcome({"response_id": "r-2"}, "quene [/x]\x1b", final_text="card", source_id="ann", occurred_at_ns=1000)
     other = Outcome({"response_id": "r-3"}, "other", value=True, source_id="ann", occurred_at_ns=1000)  # of a task without rubric
@@ -147,11 +147,11 @@ def test_outcomes_that_no_rubric_reads_are_named(folder: Path) -> None:
         for one in (said, other):
             request = to_logs_request(one, tenant="bank", received_ns=1000)
             stream.append(names.TOPIC_OUTCOMES, [Record(one.key, request.SerializeToString(), HEADERS)])
-    dropped = {one["reason"]: one["count"] for one in json.loads(run(folder, "--json").stdout)["dropped"]}
+    dropped = {one["reason"]: one["count"] for one in json.loads(run("--json").stdout)["dropped"]}
     unread = {name: count for name, count in dropped.items() if name.startswith("unread-outcome")}
     assert unread == {"unread-outcome (quene ?/x??)": 1}
     assert dropped[DropReason.NO_OUTCOME] == 1
-    assert "quene ?/x??" in run(folder, "--drops").stdout
+    assert "quene ?/x??" in run("--drops").stdout
 
 
 def test_an_unknown_tenant_is_one_line(folder: Path) -> None:

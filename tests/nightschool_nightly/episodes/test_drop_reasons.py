@@ -56,6 +56,7 @@ def test_reasons_are_pinned() -> None:
         "refused-by-chat-template",
         "no-outcome",
         "outcome-without-text",
+        "unread-outcome",
         "outcome-not-settled",
         "conflicting-outcomes",
         "request-parameter-refused",
