@@ -1,126 +1,102 @@
-"""Nights on top of a release, frozen pointers, and a day that has nothing to teach."""
+"""What a night looks at before it computes anything: the pointer, and the release it is to learn on top of."""
 
 from __future__ import annotations
 
+import io
 import json
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from rich.console import Console
 
+from nightschool import semconv
 from nightschool.config.reader import load_config
+from nightschool.config.settings import Config
 from nightschool.errors import NightError, ReleaseRejected
 from nightschool.registry.base_model import base_model_folder
+from nightschool.registry.folder import Registry
+from nightschool.stream import Record
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.examples.example import Selection
-from nightschool_nightly.folder import EVALUATION, NightFolder
+from nightschool_nightly.folder import NightFolder
 from nightschool_nightly.freeze.freeze import freeze_tenant
-from nightschool_nightly.night import NightEnd
+from nightschool_nightly.night import NightEnd, NightResult, run_night
+from nightschool_nightly.progress import Progress
 from nightschool_nightly.rewards.load import load_rubrics
-from tests.nightschool_nightly.night_workplace import (
-    TENANT,
-    Queue,
-    Workplace,
-    add_traffic,
-    coin,
-    make_workplace,
-    renamed_queue,
-)
+
+TENANT = "bank"
+SETTINGS = """
+[stream]
+url = "sqlite:stream.db"
+[registry]
+path = "registry"
+[night]
+state = "nights"
+[tenants.bank]
+rubrics = ["rubric.toml"]
+"""
+RUBRIC = 'task = "triage"\n[[items]]\nname = "right"\nkind = "outcome"\noutcome = "queue"\n'
 
 
-def test_a_frozen_tenants_night_ends_at_once(tmp_path: Path) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """A workplace with one record that no night has read."""
+    (tmp_path / "nightschool.toml").write_text(SETTINGS)
+    (tmp_path / "rubric.toml").write_text(RUBRIC)
+    with SqliteStream(tmp_path / "stream.db", partitions=2) as stream:
+        stream.append(semconv.TOPIC_SPANS, [Record(b"key", b"", {semconv.HEADER_TENANT: TENANT.encode()})])
+    return load_config(tmp_path / "nightschool.toml")
+
+
+@pytest.fixture
+def registry(config: Config) -> Registry:
+    return Registry(config.registry.path)
+
+
+def night(config: Config, *, resume: bool = False) -> NightResult:
+    """A night in this process: those below end before a model is loaded."""
+    progress = Progress(Console(file=io.StringIO()))
+    return run_night(config, TENANT, dry_run=False, resume=resume, progress=progress, now_ms=lambda: 1_760_000_000_000)
+
+
+def test_a_frozen_tenants_night_ends_at_once(config: Config, registry: Registry, tmp_path: Path) -> None:
     """It is looked at before anything else: nothing is read, trained or left, and the message says what to do."""
-    workplace = make_workplace(tmp_path)
-    frozen = workplace.registry.move_pointer(TENANT, workplace.registry.pointer(TENANT), frozen=True)
+    frozen = registry.move_pointer(TENANT, registry.pointer(TENANT), frozen=True)
     for resume in (False, True):
-        result = workplace.night_here(resume=resume)
+        result = night(config, resume=resume)
         assert result.end is NightEnd.FROZEN and "so nothing was trained; unfreeze it" in result.text
         assert ("--resume" in result.text) is resume
     assert not list(tmp_path.glob("nights/*/*/*"))
-    assert workplace.registry.pointer(TENANT) == frozen
+    assert registry.pointer(TENANT) == frozen
 
 
 def test_a_release_on_another_base_model_stops_the_night_before_it_learns(
-    tmp_path: Path, file_release: Callable[..., str]
+    config: Config, registry: Registry, tmp_path: Path, file_release: Callable[..., str]
 ) -> None:
     """The parent is checked as serving checks it, before a folder is made or a model is loaded."""
-    workplace = make_workplace(tmp_path)
-    release = file_release(workplace.registry, tenant=TENANT)
+    release = file_release(registry, tenant=TENANT)
     with pytest.raises(ReleaseRejected, match="another base model: weights is aaaaaaaaaaaa"):
-        workplace.night_here()
+        night(config)
     assert not list(tmp_path.glob("nights/*/*/*"))
-    assert workplace.registry.pointer(TENANT).stable == release
+    assert registry.pointer(TENANT).stable == release
 
 
-def test_a_night_whose_parent_no_longer_serves_is_not_resumed(tmp_path: Path, file_release: Callable[..., str]) -> None:
+def test_a_night_whose_parent_no_longer_serves_is_not_resumed(
+    config: Config, registry: Registry, tmp_path: Path, file_release: Callable[..., str]
+) -> None:
     """It could only end in a conflict, so it says so before it trains on. A pointer that was only frozen has not moved."""
-    workplace = make_workplace(tmp_path)
-    config, registry = load_config(tmp_path / "nightschool.toml"), workplace.registry
-    model = base_model_folder(config.model.path)
-    rubrics = load_rubrics(config, TENANT)
+    model, rubrics = base_model_folder(config.model.path), load_rubrics(config, TENANT)
     with SqliteStream(tmp_path / "stream.db", partitions=2) as stream:
         manifest = freeze_tenant(config, TENANT, stream, registry=registry, model=model, rubrics=rubrics, now_ms=1)
     folder = NightFolder(tmp_path / "nights" / TENANT / manifest.digest)
     folder.write("night.json", manifest.to_json())
-    folder.write("finished.json", json.dumps({"end": "rejected", "text": "of before", "release": None}))
+    folder.write("selection.json", Selection((), (), {}, 0).to_json())
     pointer = registry.move_pointer(TENANT, registry.pointer(TENANT), frozen=True)
     registry.move_pointer(TENANT, pointer, frozen=False)
-    with pytest.raises(NightError, match="no unfinished night"):
-        workplace.night_here(resume=True)
-    (folder.path / "finished.json").unlink()
-    folder.write("selection.json", Selection((), (), {}, 0).to_json())
-    assert workplace.night_here(resume=True).end is NightEnd.NOTHING_TO_LEARN  # it went on
+    assert night(config, resume=True).end is NightEnd.NOTHING_TO_LEARN  # it went on
+    assert json.loads((folder.path / "finished.json").read_text())["end"] == "nothing-to-learn"
     (folder.path / "finished.json").unlink()
     file_release(registry, tenant=TENANT, base_model=manifest.base_model, pointer=registry.pointer(TENANT))
     with pytest.raises(NightError, match=r"was moved since night \w+ was frozen; start a new night without --resume"):
-        workplace.night_here(resume=True)
-
-
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_a_chain_of_nights_follows_the_tenant_and_not_the_noise(tmp_path: Path) -> None:
-    """The first night learns two queues, the second learns new ones on top of its release, and a day of coins is rejected."""
-    workplace = make_workplace(tmp_path)
-    done = workplace.night()
-    first = workplace.registry.pointer(TENANT).stable
-    assert first is not None and "published" in done.stdout, (done.stdout, done.stderr)
-    found = held_out(workplace)
-    # Neither word alone is right for more than about half of the messages.
-    assert {"card", "loan"} <= set(found["answers"]["candidate"]["texts"])
-    assert mean(found["answers"]["candidate"]["rewards"]) > 0.75 and "release" not in found["answers"]
-
-    done = after_another_day(workplace, range(100, 148), renamed_queue)
-    second = workplace.registry.pointer(TENANT).stable
-    assert "published" in done.stdout and "against release" in done.stdout, (done.stdout, done.stderr)
-    assert second is not None and workplace.registry.manifest(TENANT, second).parent == first
-    found = held_out(workplace)
-    assert mean(found["answers"]["release"]["rewards"]) < 0.2, "the release answers with the old names"
-    assert mean(found["answers"]["candidate"]["rewards"]) > 0.5
-
-    done = after_another_day(workplace, range(200, 248), coin)
-    assert "rejected" in done.stdout and "not better than release" in done.stdout, (done.stdout, done.stderr)
-    assert workplace.registry.pointer(TENANT).stable == second
-    assert sorted(workplace.registry.releases(TENANT)) == sorted([first, second])
-
-
-def after_another_day(workplace: Workplace, numbers: range, queue: Queue) -> subprocess.CompletedProcess[str]:
-    """The night after more users have asked."""
-    with SqliteStream(workplace.folder / "stream.db", partitions=2) as stream:
-        add_traffic(stream, numbers, queue=queue)
-    done = workplace.night()
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def held_out(workplace: Workplace) -> dict[str, Any]:
-    """The evaluation of the newest night."""
-    newest = max(workplace.folder.glob(f"nights/{TENANT}/*/{EVALUATION}"), key=lambda path: path.stat().st_mtime_ns)
-    raw: dict[str, Any] = json.loads(newest.read_text())
-    return raw
-
-
-def mean(rewards: Sequence[float | None]) -> float:
-    known = [reward for reward in rewards if reward is not None]
-    return sum(known) / len(known)
+        night(config, resume=True)
