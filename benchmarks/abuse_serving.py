@@ -152,8 +152,8 @@ class Bench:
 # --- the bad clients ----------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def half_sent_bodies(bench: Bench) -> Iterator[Callable[[], Any]]:
-    """64 requests of one key that send one megabyte of 16 and no more."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer bad\r\ncontent-length: 16000000\r\n\r\n"
+    """64 requests of one key that send a megabyte, all but the last tenth, and no more."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer bad\r\ncontent-length: 1150000\r\n\r\n"
     clients = [bench.connect() for _ in range(64)]
     for client in clients:
         with contextlib.suppress(OSError):  # it was refused while it was sending

@@ -244,7 +244,7 @@ def test_commands_run(reader: Reader, block: Block) -> None:
 
 def check_serving_options(command: list[str]) -> None:
     """`nightschool serve -- OPTIONS`: the options are ones it hands on."""
-    from nightschool_serving.launch import check_extra
+    from nightschool_serving.options import check_extra
 
     assert command[:2] == ["nightschool", "serve"]
     check_extra(command[command.index("--") + 1 :] if "--" in command else [])
