@@ -177,8 +177,9 @@ def compare_layouts(policy: Any, rows: list[tuple[tuple[int, ...], tuple[int, ..
         (-(weight_N * logprobs_N).sum() / total).backward()
 
     def as_padded(policy: Any, micro_batch: int, rows: int = len(samples)) -> None:
-        for first in range(0, rows, micro_batch):
-            part = samples[first : min(first + micro_batch, rows)]
+        chosen = samples[:rows]
+        for first in range(0, len(chosen), micro_batch):
+            part = chosen[first : first + micro_batch]
             length = max(len(s.prompt_ids) + len(s.completion_ids) for s in part)
             ids = torch.zeros(len(part), length, dtype=torch.long)
             scored = torch.zeros(len(part), length, dtype=torch.bool)
