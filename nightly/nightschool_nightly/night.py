@@ -163,7 +163,7 @@ def _check_release(inputs: NightInputs, manifest: NightManifest) -> None:
             f"the pointer of {tenant!r} was moved since night {manifest.digest[:12]} was frozen; start a new night without --resume"
         )
     max_rank = inputs.config.serving.max_lora_rank
-    verify_parent(registry, tenant, manifest.pointer, base_model=manifest.base_model, max_rank=max_rank)
+    verify_parent(registry, tenant, manifest.pointer, base_model=manifest.base_model, dtype=manifest.dtype, max_rank=max_rank)
 
 
 def _frozen(tenant: str, *, resume: bool) -> str:

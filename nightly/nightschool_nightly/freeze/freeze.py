@@ -47,15 +47,15 @@ def freeze_tenant(
     now_ms: int,
 ) -> NightManifest:
     """The manifest of a night that begins now on this machine, going on where the last night that ended had read to."""
-    machine = read_machine()
+    machine, dtype = read_machine(), resolve_dtype(config.model.dtype)
     pointer, nights = registry.pointer(tenant), registry.ledger(tenant).entries()
     base = describe_base_model(model)
-    verify_parent(registry, tenant, pointer, base_model=base, max_rank=config.serving.max_lora_rank)
+    verify_parent(registry, tenant, pointer, base_model=base, dtype=dtype, max_rank=config.serving.max_lora_rank)
     return freeze_night(
         stream,
         tenant=tenant,
         settings=config.night,
-        dtype=resolve_dtype(config.model.dtype),
+        dtype=dtype,
         base_model=base,
         rubrics=rubrics,
         pointer=pointer,

@@ -7,8 +7,8 @@ from nightschool.registry.folder import Pointer, Registry
 from nightschool.registry.release import BaseModel, verify_release
 
 
-def verify_parent(registry: Registry, tenant: str, pointer: Pointer, *, base_model: BaseModel, max_rank: int) -> None:
-    """`ReleaseRejected` unless the release that `pointer` names passes serving's own checks beside this base model.
+def verify_parent(registry: Registry, tenant: str, pointer: Pointer, *, base_model: BaseModel, dtype: str, max_rank: int) -> None:
+    """`ReleaseRejected` unless the release that `pointer` names passes serving's own checks beside this base model in `dtype`.
 
     Serving refuses what does not pass, so a night on top of it would be measured against answers that nobody gets.
     """
@@ -16,7 +16,7 @@ def verify_parent(registry: Registry, tenant: str, pointer: Pointer, *, base_mod
         return
     folder = registry.release_folder(tenant, pointer.stable)
     try:
-        verify_release(folder, tenant=tenant, digest=pointer.stable, base_model=base_model, max_rank=max_rank)
+        verify_release(folder, tenant=tenant, digest=pointer.stable, base_model=base_model, dtype=dtype, max_rank=max_rank)
     except ReleaseRejected as error:
         raise ReleaseRejected(
             f"release {pointer.stable[:12]} of {tenant!r}, which tonight would learn on top of, cannot be used: {error}; "

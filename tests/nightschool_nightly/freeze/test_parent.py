@@ -24,14 +24,14 @@ def registry(tmp_path: Path, file_release: Callable[..., str]) -> Registry:
     return registry
 
 
-def verify(registry: Registry, *, base_model: BaseModel = BASE, max_rank: int = 16) -> None:
-    verify_parent(registry, "acme", registry.pointer("acme"), base_model=base_model, max_rank=max_rank)
+def verify(registry: Registry, *, base_model: BaseModel = BASE, dtype: str = "float32", max_rank: int = 16) -> None:
+    verify_parent(registry, "acme", registry.pointer("acme"), base_model=base_model, dtype=dtype, max_rank=max_rank)
 
 
 def test_a_good_release_passes(registry: Registry) -> None:
     """What serving accepts can be learned on, and a tenant without a release has nothing to check."""
     verify(registry)
-    verify_parent(registry, "other", Pointer(), base_model=BASE, max_rank=16)
+    verify_parent(registry, "other", Pointer(), base_model=BASE, dtype="float32", max_rank=16)
 
 
 @pytest.mark.parametrize("part", ["weights", "tokenizer", "chat_template"])
@@ -57,3 +57,9 @@ def test_a_release_that_serving_would_refuse_is_refused(registry: Registry) -> N
     """Above the rank that is served, users get the parent's parent: a night would compare with what nobody gets."""
     with pytest.raises(ReleaseRejected, match="rank 8 is above the 4 that is served here"):
         verify(registry, max_rank=4)
+
+
+def test_a_release_for_another_dtype_is_refused(registry: Registry) -> None:
+    """It was measured beside a base model in fp32; in bf16 it answers differently, and serving refuses it there."""
+    with pytest.raises(ReleaseRejected, match="float32, this server has it in bfloat16"):
+        verify(registry, dtype="bfloat16")
