@@ -53,7 +53,7 @@ set_environment(os.environ)
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 torch.compiler.set_stance("force_eager")
-settings = EngineSettings(dtype=dtype, targets=policies[0].targets, max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_gib=1)
+settings = EngineSettings(dtype=dtype, targets=policies[0].targets, max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_bytes=1 << 30)
 llm = LLM(str(folder / "model"), **{**engine_options(settings, on_cpu=True), "max_loras": 2, "max_cpu_loras": 4})
 prompts = [tuple((number * 7919 + shift) % 49000 + 100 for number in range(40)) for shift in (0, 5)]
 def sample(loras):  # every adapter and the base model in one batch

@@ -151,6 +151,17 @@ async def test_a_release_for_another_base_model_is_rejected(
         assert f"another base model: {part}" in setup.replica.describe("bank")["rejected"]["reason"]
 
 
+async def test_a_release_for_another_dtype_is_rejected_and_the_old_one_serves(setup: Any, publish_tiny: Publish) -> None:
+    """The gate measured it beside a base model in another type; both are named, and what to set."""
+    good = publish_tiny("bank", 1)
+    await setup.replica.reconcile()
+    publish_tiny("bank", 2, dtype="bfloat16")
+    await setup.replica.reconcile()
+    assert setup.release() == good
+    assert setup.engine.loaded == [good]
+    assert "in bfloat16, this server has it in float32; set" in setup.replica.describe("bank")["rejected"]["reason"]
+
+
 async def test_a_release_of_too_high_a_rank_is_rejected(setup: Any, publish_tiny: Publish) -> None:
     """vLLM's buffers have the size the server was started with."""
     publish_tiny("bank", 1, rank=32)
