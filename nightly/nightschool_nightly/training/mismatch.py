@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from nightschool.errors import NightError
 
-# In nats, over the sampled tokens of a step. In bf16 vLLM and the trainer are apart by 0.01 to 0.03 on average and 0.1
-# to 0.3 at the 99th percentile; models that are computed wrongly by 0.5 and more on average (docs/night.md).
+# In nats, over the sampled tokens of a step: five times what rounding does. Of 1,536 tokens that SmolLM2-135M samples at
+# temperature 1, bf16 is 0.036 from fp32 on average and 0.186 at the 99th percentile, fp16 0.004 and 0.023.
 _MEAN_LIMIT, _P99_LIMIT = 0.2, 1.0
 _P99_FROM = 100  # tokens: of fewer, the 99th percentile is the largest, and one odd token would cost a night
 
