@@ -6,7 +6,8 @@ sampling's arithmetic. This connector, on vLLM's public KV connector interface, 
 been computed. Each later request for the same prompt gets the copy and computes one token. Only requests of later
 engine steps can be served: sample one token for each prompt first, then the group.
 
-It shares by prompt alone, not by adapter: call `reset_prefix_cache(reset_connector=True)` whenever the weights change.
+It shares by prompt and adapter, not by what the adapter holds: call `reset_prefix_cache(reset_connector=True)` whenever
+the weights behind an adapter's id change.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 PromptIds = tuple[int, ...]
+Tail = tuple[int, PromptIds]
+"""Whose keys and values a tail holds: the id of the adapter, 0 for the base model, and the prompt."""
 
 
 @dataclass
@@ -33,8 +36,8 @@ class TailCopies(KVConnectorMetadata):  # type: ignore[misc]  # vLLM has no type
 
     forget_all: bool
     """Drop every kept tail first."""
-    load: list[tuple[PromptIds, int]] = field(default_factory=list)
-    save: list[tuple[PromptIds, int]] = field(default_factory=list)
+    load: list[tuple[Tail, int]] = field(default_factory=list)
+    save: list[tuple[Tail, int]] = field(default_factory=list)
 
 
 class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
@@ -43,39 +46,38 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self._block_size: int = vllm_config.cache_config.block_size
-        # Of the scheduler: prompts whose tail the worker keeps, and the blocks to load into at the next step, by
-        # request.
-        self._saved: set[PromptIds] = set()
-        self._loads: dict[str, tuple[PromptIds, int]] = {}
+        # Of the scheduler: the tails that the worker keeps, and the blocks to load into at the next step, by request.
+        self._saved: set[Tail] = set()
+        self._loads: dict[str, tuple[Tail, int]] = {}
         self._forget_all = False
         # Of the worker: the KV cache of each layer, and each kept tail, a block for each layer.
         self._kv_caches: list[torch.Tensor] = []
-        self._tails: dict[PromptIds, list[torch.Tensor]] = {}
+        self._tails: dict[Tail, list[torch.Tensor]] = {}
 
     # --- scheduler ------------------------------------------------------------------------------------------------------
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
         """How many tokens of the tail need not be computed. The last token always is: its logits predict the answer."""
-        prompt = tuple(request.prompt_token_ids or ())
+        tail = _, prompt = _tail_of(request)
         tail_starts = (len(prompt) - 1) // self._block_size * self._block_size
-        if prompt not in self._saved or num_computed_tokens != tail_starts or request.num_tokens != len(prompt):
+        if tail not in self._saved or num_computed_tokens != tail_starts or request.num_tokens != len(prompt):
             return 0, False
         return len(prompt) - 1 - tail_starts, False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Note the block that the tail is to be copied into."""
         if num_external_tokens:
-            prompt = tuple(request.prompt_token_ids or ())
-            self._loads[request.request_id] = (prompt, self._tail_block(prompt, blocks.get_block_ids()[0]))
+            tail = _tail_of(request)
+            self._loads[request.request_id] = (tail, self._tail_block(tail, blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """What the worker copies in this step: the noted loads, and the tail of each newly computed prompt."""
         copies = TailCopies(self._forget_all, load=list(self._loads.values()))
         for new in scheduler_output.scheduled_new_reqs:
-            prompt = tuple(new.prompt_token_ids or ())
+            tail = _, prompt = _tail_of(new)
             whole = new.num_computed_tokens + scheduler_output.num_scheduled_tokens[new.req_id] == len(prompt)
-            if whole and prompt not in self._saved and (len(prompt) - 1) % self._block_size:
-                self._saved.add(prompt)
-                copies.save.append((prompt, self._tail_block(prompt, new.block_ids[0])))
+            if whole and tail not in self._saved and (len(prompt) - 1) % self._block_size:
+                self._saved.add(tail)
+                copies.save.append((tail, self._tail_block(tail, new.block_ids[0])))
         self._loads = {}
         self._forget_all = False
         return copies
@@ -86,8 +88,8 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._forget_all = True
         return True
 
-    def _tail_block(self, prompt: PromptIds, block_ids: Any) -> int:
-        return int(block_ids[(len(prompt) - 1) // self._block_size])
+    def _tail_block(self, tail: Tail, block_ids: Any) -> int:
+        return int(block_ids[(len(tail[1]) - 1) // self._block_size])
 
     # --- worker ---------------------------------------------------------------------------------------------------------
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -100,19 +102,25 @@ class PromptTailConnector(KVConnectorBase_V1):  # type: ignore[misc]
         assert isinstance(copies, TailCopies)
         if copies.forget_all:
             self._tails.clear()
-        for prompt, block in copies.load:
-            for cache, tail in zip(self._kv_caches, self._tails[prompt], strict=True):
-                cache[block].copy_(tail)
+        for tail, block in copies.load:
+            for cache, kept in zip(self._kv_caches, self._tails[tail], strict=True):
+                cache[block].copy_(kept)
 
     def wait_for_save(self) -> None:
         """After the step: keep a copy of the tails that were computed in it."""
         copies = self._get_connector_metadata()
         assert isinstance(copies, TailCopies)
-        for prompt, block in copies.save:
-            self._tails[prompt] = [cache[block].clone() for cache in self._kv_caches]
+        for tail, block in copies.save:
+            self._tails[tail] = [cache[block].clone() for cache in self._kv_caches]
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Everything was copied before the step."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Everything is copied after the step."""
+
+
+def _tail_of(request: Any) -> Tail:
+    """The tail of a request, which is one of two classes of vLLM's."""
+    adapter = request.lora_request
+    return (adapter.lora_int_id if adapter else 0, tuple(request.prompt_token_ids or ()))
