@@ -52,7 +52,7 @@ from nightschool_nightly.rollouts.engine_options import EngineSettings
 from nightschool_nightly.rollouts.sampler import SampleRequest
 
 folder = base_model_folder("smollm2-135m-instruct")
-settings = EngineSettings(dtype="float32", targets=("q_proj",), max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_gib=1)
+settings = EngineSettings(dtype="float32", targets=("q_proj",), max_lora_rank=8, max_model_len=256, max_num_seqs=16, kv_cache_bytes=1 << 30)
 engine = RolloutEngine(folder, settings, adapters=Path(sys.argv[1]))
 tokenizer = AutoTokenizer.from_pretrained(folder)
 chat = [{"role": "user", "content": "Which queue?"}]
