@@ -21,6 +21,7 @@ from nightschool.tenants import check_tenant
 # (smaller setting, larger setting, why): in the wrong order they would be refused, or have no effect, only hours later.
 _ORDERED = (
     ("serving.max_loras", "serving.max_cpu_loras", "vLLM also keeps in memory every adapter of a batch"),
+    ("serving.default_max_tokens", "serving.max_model_len", "vLLM would refuse every request without a limit of its own"),
     ("night.lora_rank", "serving.max_lora_rank", "serving would refuse every release of the night"),
     ("night.min_groups", "night.prompts_per_step", "no step could ever have that many groups"),
     ("night.min_holdout", "night.max_holdout", "the gate would never have enough prompts"),

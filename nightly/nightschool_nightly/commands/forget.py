@@ -168,7 +168,7 @@ def _affected_releases(registry: Registry, tenant: str, hashes: Collection[str])
         frozen = registry.release_folder(tenant, release) / NIGHT
         night = NightManifest.from_json(frozen.read_text(encoding="utf-8")) if frozen.exists() else None
         marks = {mark_of(manifest.night, hash_) for hash_ in hashes}
-        learned, tested = (bool(marks & set(left)) for left in ((night.learnt_from, night.tested_with) if night else ((), ())))
+        learned, tested = (bool(marks & set(left)) for left in ((night.learned_from, night.tested_with) if night else ((), ())))
         parents[release], known[release] = manifest.parent, (manifest.night, learned, tested)
     found = []
     for release, (night_digest, learned, tested) in known.items():

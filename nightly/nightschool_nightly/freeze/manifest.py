@@ -17,7 +17,7 @@ from nightschool.registry.folder import Pointer
 from nightschool.registry.release import BaseModel
 
 FILE = "night.json"
-_NOT_COVERED = {"frozen_at_ms", "pseudonyms", "learnt_from", "tested_with", "threads", "kv_cache_bytes"}
+_NOT_COVERED = {"frozen_at_ms", "pseudonyms", "learned_from", "tested_with", "threads", "kv_cache_bytes"}
 # In the digest only where they are set: without them a night has the digest that it had before there were such fields.
 _COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving", "ledger", "previous_frozen_ms"}
 
@@ -71,7 +71,7 @@ class NightManifest:
     """When the last night that ended froze its input; 0 for a first night."""
     pseudonyms: tuple[str, ...] = ()
     """Digests of the secrets behind the tenant's pseudonyms: when they change, users cannot be told to be the same."""
-    learnt_from: tuple[str, ...] = ()
+    learned_from: tuple[str, ...] = ()
     """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
     threads: int = 0
     """Compute threads on a CPU, also when the night is resumed: sums are rounded by how many threads share them. 0 in
@@ -105,8 +105,10 @@ class NightManifest:
         try:
             raw = json.loads(text)
             digest = raw.pop("digest")
+            if "learnt_from" in raw:  # as manifests called it before 2026-11
+                raw["learned_from"] = raw.pop("learnt_from")
             raw["ranges"] = tuple(FrozenRange(**part) for part in raw["ranges"])
-            raw |= {name: tuple(raw.get(name, ())) for name in ("pseudonyms", "learnt_from", "tested_with")}
+            raw |= {name: tuple(raw.get(name, ())) for name in ("pseudonyms", "learned_from", "tested_with")}
             raw["base_model"], raw["pointer"] = BaseModel(**raw["base_model"]), Pointer(**raw["pointer"])
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, RegistryError) as error:

@@ -33,4 +33,4 @@ def with_lineage(manifest: NightManifest, selection: Selection) -> NightManifest
     def marks(examples: Iterable[Example]) -> tuple[str, ...]:
         return tuple(sorted({mark_of(manifest.digest, hash_subject(manifest.tenant, example.cluster)) for example in examples}))
 
-    return replace(manifest, learnt_from=marks(selection.train), tested_with=marks(selection.holdout))
+    return replace(manifest, learned_from=marks(selection.train), tested_with=marks(selection.holdout))

@@ -166,6 +166,10 @@ def test_kafka_and_absolute_urls_stay_as_they_are() -> None:
             "[serving]\nmax_loras = 32",
             r"2: serving\.max_loras is 32; allowed is at most serving\.max_cpu_loras, which is 16: vLLM",
         ),
+        (
+            "[serving]\ndefault_max_tokens = 4096",
+            r"2: serving\.default_max_tokens is 4096; allowed is at most serving\.max_model_len, .* 2048: vLLM",
+        ),
         ("[serving]\nmax_cpu_loras = 2", r"2: serving\.max_loras is 4; allowed is at most serving\.max_cpu_loras, which is 2"),
         ("[night]\nmin_holdout = 401", r"2: night\.min_holdout is 401; allowed is at most night\.max_holdout, which is 400"),
         ("[night]\nlora_rank = 32", r"2: night\.lora_rank is 32; allowed is at most serving\.max_lora_rank, which is 16"),
@@ -216,6 +220,7 @@ def bounded_settings() -> list[Any]:
 
 # Settings that another setting bounds too: with that other one at its limit.
 _SLACK = {
+    "default_max_tokens": "[serving]\nmax_model_len = 1048576\n",
     "max_loras": "[serving]\nmax_cpu_loras = 4096\n",
     "max_cpu_loras": "[serving]\nmax_loras = 1\n",
     "min_groups": "[night]\nprompts_per_step = 4096\n",

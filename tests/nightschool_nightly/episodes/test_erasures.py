@@ -231,7 +231,7 @@ def test_a_manifest_carries_marks_of_whom_it_knew(stream: Stream) -> None:
     manifest = freeze(stream)
     known = NightManifest.from_json(with_lineage(manifest, selection("anna", "bob")).to_json())
     assert known.digest == manifest.digest
-    assert known.learnt_from == (mark_of(manifest.digest, hash_subject("acme", "anna")),)
+    assert known.learned_from == (mark_of(manifest.digest, hash_subject("acme", "anna")),)
     assert known.tested_with == (mark_of(manifest.digest, hash_subject("acme", "bob")),)
-    assert mark_of("another night", hash_subject("acme", "anna")) not in known.learnt_from
+    assert mark_of("another night", hash_subject("acme", "anna")) not in known.learned_from
     assert "anna" not in known.to_json()

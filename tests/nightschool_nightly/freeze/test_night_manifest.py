@@ -53,6 +53,13 @@ def test_a_manifest_from_before_the_machine_was_recorded_is_read(make_manifest: 
     assert (again.threads, again.kv_cache_bytes) == (0, 0)
 
 
+def test_the_old_name_of_who_it_learned_from_is_read(make_manifest: Callable[..., NightManifest]) -> None:
+    """Releases filed by an older version still tell `nightschool forget` whom they learned from."""
+    raw = json.loads(make_manifest(learned_from=("mark",)).to_json())
+    raw["learnt_from"] = raw.pop("learned_from")
+    assert NightManifest.from_json(json.dumps(raw)).learned_from == ("mark",)
+
+
 def test_an_altered_range_is_refused(make_manifest: Callable[..., NightManifest]) -> None:
     """A manifest with one offset more is not the night that was frozen."""
     raw = json.loads(make_manifest().to_json())
