@@ -260,6 +260,7 @@ def serve(argv: list[str]) -> None:
 @contextlib.contextmanager
 def running(num_requests: int) -> Iterator[Bench]:
     """A server that is ready, with an empty registry."""
+    from nightschool.machine import read_machine
     from nightschool_serving.launch import server_arguments, server_environment
 
     collector = Collector()
@@ -275,8 +276,8 @@ def running(num_requests: int) -> Iterator[Bench]:
         )
         Registry(folder / "registry").create()
         config = load_config(path)
-        environment = {**os.environ, **server_environment(path, config, os.environ), HANG_VARIABLE: str(folder / "hang")}
-        command = [sys.executable, __file__, "--serve", *server_arguments(config, [])]
+        environment = {**os.environ, **server_environment(path, config, os.environ, read_machine()), HANG_VARIABLE: str(folder / "hang")}
+        command = [sys.executable, __file__, "--serve", *server_arguments(config, [], read_machine())]
         with (folder / "server.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         bench = Bench(port, folder, process, collector, num_requests)
