@@ -42,6 +42,7 @@ from servers import Server, free_ports  # noqa: E402
 
 import nightschool  # noqa: E402
 from nightschool.keys import hash_key, new_key  # noqa: E402
+from nightschool.registry.folder import Registry  # noqa: E402
 
 CONCURRENCY = 24
 REVIEWED, WRONG = 0.7, 0.03  # shares: of messages that somebody says the answer to, and of those with a wrong one
@@ -99,6 +100,7 @@ class Tenant:
         """Write nightschool.toml with free ports; its path, the collector's port and serving's."""
         collector, serving = free_ports(2)
         (self.folder / "rubric.toml").write_text(RUBRIC)
+        Registry(self.folder / "registry").create()
         config = self.folder / "nightschool.toml"
         config.write_text(
             '[stream]\nurl = "sqlite:stream.db"\n[registry]\npath = "registry"\n[night]\nstate = "nights"\n'
