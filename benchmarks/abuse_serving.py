@@ -276,7 +276,11 @@ def running(num_requests: int) -> Iterator[Bench]:
         )
         Registry(folder / "registry").create()
         config = load_config(path)
-        environment = {**os.environ, **server_environment(path, config, os.environ, read_machine()), HANG_VARIABLE: str(folder / "hang")}
+        environment = {
+            **os.environ,
+            **server_environment(path, config, os.environ, read_machine()),
+            HANG_VARIABLE: str(folder / "hang"),
+        }
         command = [sys.executable, __file__, "--serve", *server_arguments(config, [], read_machine())]
         with (folder / "server.log").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)

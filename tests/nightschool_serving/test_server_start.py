@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nightschool.config.settings import Config
+from nightschool.machine import read_machine
 from nightschool_serving import server
 from nightschool_serving.launch import server_arguments
 
@@ -30,7 +31,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     before = signal.getsignal(signal.SIGHUP)
     monkeypatch.setattr(entry, "run_server", run_server)
-    monkeypatch.setattr(sys, "argv", ["server", *server_arguments(Config(), [])])
+    monkeypatch.setattr(sys, "argv", ["server", *server_arguments(Config(), [], read_machine())])
     yield calls
     signal.signal(signal.SIGHUP, before)
 
