@@ -42,7 +42,6 @@ state = "nights"
 steps = 16
 prompts_per_step = 8
 group_size = 4
-max_tokens = 4
 learning_rate = 2e-3
 warmup_steps = 0
 holdout_share = 0.4
@@ -169,4 +168,6 @@ def span(number: int, trace: bytes) -> bytes:
     }
     added.attributes.extend(KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in text.items())
     added.attributes.append(KeyValue(key=semconv.GEN_AI_REQUEST_TEMPERATURE, value=AnyValue(double_value=0.0)))
+    # Production cuts here too, so an answer that goes on is scored as it is, and is wrong.
+    added.attributes.append(KeyValue(key=semconv.GEN_AI_REQUEST_MAX_TOKENS, value=AnyValue(int_value=4)))
     return request.SerializeToString()
