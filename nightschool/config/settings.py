@@ -195,7 +195,7 @@ class NightConfig:
     )
     max_tokens: int = _setting(
         0,
-        "longest rollout in tokens, never above serving's own limit; 0: twice the night's longest known answer, at least 64",
+        "longest rollout in tokens, never above serving's own limit; 0: twice the longest answer of a human, at least 64",
         ge=0,
         le=1 << 20,
     )

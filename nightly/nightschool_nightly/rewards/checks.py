@@ -2,24 +2,38 @@
 
 Every check ignores white space around the answer. `ignore_case` is false by default.
 
-To add a check: write a function that takes the item's options and returns a function from text to pass or fail, and
-add one line to `CHECKS`. A check is deterministic, touches nothing outside, and its cost is bounded whatever the
-answer is.
+To add a check: write a function that takes the item's options and returns a `Check`, and add one line to `CHECKS`. A
+check is deterministic, touches nothing outside, and its cost is bounded whatever the answer is.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nightschool.errors import RubricError
-from nightschool_nightly.rewards.items import Answer, Prompt
+from nightschool_nightly.rewards.items import Answer, Prompt, may_become
 from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
-Check = Callable[[str], bool]
+Test = Callable[[str], bool]
+
+
+def _cannot_tell(beginning: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A test of an answer's text."""
+
+    passes: Test
+    fails_already: Test = _cannot_tell
+    """Whether an answer that begins so fails however it goes on."""
+
+
 # A pattern from a rubric runs on every rollout, and some patterns take time that grows fast with the text.
 _MAX_CHECKED_CHARS = 100_000
 
@@ -32,7 +46,10 @@ class CheckCriterion:
     outcome_names: tuple[str, ...] = ()
 
     def passes(self, prompt: Prompt, answer: Answer) -> bool | None:
-        return self.check(answer.text)
+        return self.check.passes(answer.text)
+
+    def fails_already(self, prompt: Prompt, beginning: str) -> bool:
+        return self.check.fails_already(beginning)
 
 
 def load_check(options: Mapping[str, Any]) -> CheckCriterion:
@@ -60,8 +77,7 @@ def normalize(text: str, *, ignore_case: bool) -> str:
 # --- the checks ---------------------------------------------------------------------------------------------------------
 def _exact(options: Mapping[str, Any]) -> Check:
     ignore_case = read_option(options, "ignore_case", bool, False)
-    value = normalize(read_option(options, "value", str), ignore_case=ignore_case)
-    return lambda text: normalize(text, ignore_case=ignore_case) == value
+    return _is_one_of((read_option(options, "value", str),), ignore_case=ignore_case)
 
 
 def _one_of(options: Mapping[str, Any]) -> Check:
@@ -69,8 +85,17 @@ def _one_of(options: Mapping[str, Any]) -> Check:
     values = read_option(options, "values", list, must_be="a list of at least one text")
     if not values or not all(isinstance(value, str) for value in values):
         raise RubricError(f"values is {values!r}; it must be a list of at least one text")
+    return _is_one_of(values, ignore_case=ignore_case)
+
+
+def _is_one_of(values: Iterable[str], *, ignore_case: bool) -> Check:
     allowed = {normalize(value, ignore_case=ignore_case) for value in values}
-    return lambda text: normalize(text, ignore_case=ignore_case) in allowed
+
+    def fails_already(beginning: str) -> bool:
+        begun = beginning.casefold() if ignore_case else beginning
+        return not any(may_become(begun, value) for value in allowed)
+
+    return Check(lambda text: normalize(text, ignore_case=ignore_case) in allowed, fails_already)
 
 
 def _regex(options: Mapping[str, Any]) -> Check:
@@ -80,7 +105,7 @@ def _regex(options: Mapping[str, Any]) -> Check:
         compiled = re.compile(pattern, flags)
     except (re.error, OverflowError, RecursionError) as error:
         raise RubricError(f"pattern {pattern!r} is not a regular expression: {error}") from None
-    return lambda text: compiled.search(text[:_MAX_CHECKED_CHARS]) is not None
+    return Check(lambda text: compiled.search(text[:_MAX_CHECKED_CHARS]) is not None)
 
 
 def _length(options: Mapping[str, Any]) -> Check:
@@ -88,7 +113,7 @@ def _length(options: Mapping[str, Any]) -> Check:
     high = read_option(options, "max_chars", int, _MAX_CHECKED_CHARS)
     if not 0 <= low <= high:
         raise RubricError(f"min_chars is {low} and max_chars {high}; they must be 0 <= min_chars <= max_chars")
-    return lambda text: low <= len(text.strip()) <= high
+    return Check(lambda text: low <= len(text.strip()) <= high, lambda beginning: len(beginning.strip()) > high)
 
 
 def _json_schema(options: Mapping[str, Any]) -> Check:
@@ -117,7 +142,7 @@ def _json_schema(options: Mapping[str, Any]) -> Check:
         except (ValueError, RecursionError):  # not JSON, or nested too deeply to read or to check
             return False
 
-    return check
+    return Check(check)
 
 
 def _references(schema: Any) -> Iterator[str]:

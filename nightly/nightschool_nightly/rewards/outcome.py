@@ -11,7 +11,7 @@ from typing import Any
 
 from nightschool.errors import RubricError
 from nightschool_nightly.rewards.checks import normalize
-from nightschool_nightly.rewards.items import Answer, Prompt
+from nightschool_nightly.rewards.items import Answer, Prompt, may_become
 from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
 OPTIONS = frozenset({"outcome", "ignore_case"})
@@ -34,6 +34,13 @@ class OutcomeCriterion:
         if reference is None:
             return None
         return normalize(answer.text, ignore_case=self.ignore_case) == normalize(reference, ignore_case=self.ignore_case)
+
+    def fails_already(self, prompt: Prompt, beginning: str) -> bool:
+        reference = prompt.references.get(self.outcome)
+        if reference is None:
+            return False
+        begun = beginning.casefold() if self.ignore_case else beginning
+        return not may_become(begun, normalize(reference, ignore_case=self.ignore_case))
 
 
 def load_outcome(options: Mapping[str, Any]) -> OutcomeCriterion:

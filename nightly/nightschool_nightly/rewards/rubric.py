@@ -16,7 +16,7 @@
 
 reward = (sum of the weights of passed items) / (sum of all weights), or 0 when a hard item fails. An item that cannot
 decide (there is no outcome of its name) leaves the answer unscored, and so does a limit that is below production's own
-and cut the answer short: unknown is not zero.
+and cut the answer short: unknown is not zero. What is known already counts: a text that cannot become right any more has failed.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Rubric:
 
     def score(self, prompt: Prompt, answer: Answer) -> Score:
         """Score one answer to a prompt."""
-        if not answer.is_whole:  # nobody knows what the whole answer would have been
-            return Score(None, dict.fromkeys(item.name for item in self.items))
+        if not answer.is_whole:
+            return self._score_beginning(prompt, answer.text)
         passed = {item.name: item.criterion.passes(prompt, answer) for item in self.items}
         if any(verdict is None for verdict in passed.values()):
             return Score(None, passed)
@@ -89,6 +89,13 @@ class Rubric:
         # Both sums add the same numbers in the same order, so an answer that passes everything has exactly 1.
         total = sum(item.weight for item in self.items)
         return Score(sum(item.weight for item in self.items if passed[item.name]) / total, passed)
+
+    def _score_beginning(self, prompt: Prompt, beginning: str) -> Score:
+        """The score of an answer of which only the beginning is known: 0 where it is that however it goes on."""
+        failed = {item.name: item.criterion.fails_already(prompt, beginning) for item in self.items}
+        verdicts = {name: False if has_failed else None for name, has_failed in failed.items()}
+        is_lost = all(failed.values()) or any(item.hard and failed[item.name] for item in self.items)
+        return Score(0.0 if is_lost else None, verdicts)
 
 
 def load_rubric(path: Path) -> Rubric:

@@ -207,25 +207,26 @@ def test_without_a_limit_of_its_own_production_cuts_where_serving_does() -> None
     assert limit({}, is_chat=False, default_max_tokens=200) == 16
 
 
-def test_rollouts_may_be_twice_the_longest_known_answer() -> None:
-    """And never longer than production's, nor shorter than 64 tokens: brevity must not be taught by a limit."""
+def test_rollouts_may_be_twice_the_longest_answer_of_a_human() -> None:
+    """Without one, of production; never longer than production may, nor shorter than 64: a limit must not teach brevity."""
     learns = [f"u{n}" for n in range(99) if not is_held_out("acme", f"u{n}", 0.25)]
     held = next(f"u{n}" for n in range(99) if is_held_out("acme", f"u{n}", 0.25))
 
-    def limits(*answers: str, tested: str = "x", settings: NightConfig = WHOLE, **request: Any) -> set[int]:
+    def limits(*written: str, said: str = "card", tested: str = "x", settings: NightConfig = WHOLE, **request: Any) -> set[int]:
         built = [
-            episode(n, subject=user, calls=(call(n, answer=TextPart(text), request=request),))
-            for n, (user, text) in enumerate([*zip(learns, answers, strict=False), (held, tested)], start=1)
+            episode(n, subject=user, outcomes=[outcome(text)], calls=(call(n, answer=TextPart(said), request=request),))
+            for n, (user, text) in enumerate([*zip(learns, written, strict=False), (held, tested)], start=1)
         ]
         return {example.rollout_tokens for example in select(built, settings=settings).train}
 
     assert limits("ok", "fine") == {64}
     assert limits("ok", "a" * 99) == {200}  # an end of turn is one of its tokens
     assert limits("ok", tested="a" * 99) == {64}  # nobody looks at what only tests
+    assert limits("ok", said="a" * 999) == {64}  # how long the model went on says nothing about right answers
     assert limits("a" * 99, max_tokens=150) == {150}
     assert limits("a" * 99, settings=replace(WHOLE, max_tokens=10)) == {10}
-    human = outcome("b" * 99)
-    (train,) = select([episode(1, subject=learns[0], outcomes=[human])]).train
+    unwritten = episode(1, subject=learns[0], outcomes=(), calls=(call(1, answer=TextPart("b" * 99)),))
+    (train,) = select([unwritten], rubric=CHECKS).train
     assert train.rollout_tokens == 200
 
 

@@ -38,8 +38,33 @@ SCHEMA = {
 def test_a_check_tells_right_from_wrong(options: dict[str, Any], passing: list[str], failing: list[str]) -> None:
     """Each check passes what it describes and nothing else, white space around it aside; no answer makes it fail."""
     check = build_check(options)
-    assert [check(answer) for answer in passing] == [True] * len(passing)
-    assert [check(answer) for answer in failing] == [False] * len(failing)
+    assert [check.passes(answer) for answer in passing] == [True] * len(passing)
+    assert [check.passes(answer) for answer in failing] == [False] * len(failing)
+
+    # Every beginning of an answer that passes may still pass.
+    for answer in passing:
+        assert not any(check.fails_already(answer[:end]) for end in range(0, len(answer), max(1, len(answer) // 50)))
+
+
+@pytest.mark.parametrize(
+    ("options", "lost", "open_"),
+    [
+        (
+            {"check": "exact", "value": "loans and fees"},
+            ["x", "loans or", "loans and fees are"],
+            ["", " loans an", "loans \ufffd"],
+        ),
+        ({"check": "exact", "value": "Fees", "ignore_case": True}, ["fes"], ["FE", "fees  "]),
+        ({"check": "one_of", "values": ["card", "fees"]}, ["The queue", "cards"], ["f", "card "]),
+        ({"check": "length", "max_chars": 3}, ["four"], ["abc", "  abc"]),
+        ({"check": "regex", "pattern": "a"}, [], ["b"]),
+    ],
+)
+def test_a_beginning_fails_where_nothing_can_save_it(options: dict[str, Any], lost: list[str], open_: list[str]) -> None:
+    """Known already is not unknown; where it cannot be told, nothing has failed."""
+    check = build_check(options)
+    assert [check.fails_already(beginning) for beginning in lost] == [True] * len(lost)
+    assert [check.fails_already(beginning) for beginning in open_] == [False] * len(open_)
 
 
 @pytest.mark.parametrize(

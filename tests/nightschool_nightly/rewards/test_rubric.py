@@ -82,6 +82,24 @@ def test_an_answer_that_the_night_cut_short_is_unscored(is_whole: bool, scored: 
     assert found.items == dict.fromkeys(("right-queue", "short", "known-queue"), True if scored else None)
 
 
+@pytest.mark.parametrize(
+    ("beginning", "references", "reward"),
+    [
+        ("The customer says", {"queue": "fraud"}, 0.0),  # no known queue begins so, and that item is hard
+        ("fra", {"queue": "fraud"}, None),
+        ("card", {"queue": "fraud"}, None),  # not right, but short and a known queue, if it ends here
+        ("card", {}, None),
+    ],
+)
+def test_a_beginning_that_cannot_become_right_has_failed(
+    beginning: str, references: Mapping[str, str], reward: float | None
+) -> None:
+    """An answer that goes on and on is 0 as soon as nothing could save it, and unscored as long as something could."""
+    found = parse_rubric(RUBRIC).score(Asked(references), Answer(beginning, is_whole=False))
+    assert found.reward == reward
+    assert found.items["right-queue"] == (False if references and not "fraud".startswith(beginning) else None)
+
+
 def test_outcomes_may_be_compared_without_case() -> None:
     """`ignore_case` folds both sides; without it case counts."""
     assert score(parse_rubric(RUBRIC), "fraud", {"queue": "Fraud"}).items["right-queue"] is False

@@ -34,4 +34,6 @@ def test_an_answer_cut_below_productions_limit_is_unscored(make_example: Callabl
     """Cut where production would have gone on, an answer says nothing; cut where production cuts too, it is scored."""
     below, same = (make_example(max_tokens=limit, rollout_tokens=8) for limit in (9, 8))
     assert [member.reward for member in score_group(below, [CUT, RIGHT], RUBRIC, None).members] == [None, 1.0]
+    gone_on = Rollout((6, 6), (-0.3, -0.4), "It seems to me", finished=False)
+    assert [member.reward for member in score_group(below, [gone_on], RUBRIC, None).members] == [0.0]
     assert [member.reward for member in score_group(same, [CUT], RUBRIC, None).members] == [1.0]
