@@ -224,7 +224,7 @@ class NightConfig:
     kl_weight: float = _setting(
         1.0, "weight of the loss term that keeps answers to general prompts as the base model gives them", ge=0.0, le=100.0
     )
-    kl_budget: float = _setting(0.5, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
+    kl_budget: float = _setting(0.1, "largest forward KL(base || candidate) on general prompts, nats per token", ge=0.0, le=100.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

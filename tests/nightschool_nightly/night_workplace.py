@@ -47,6 +47,7 @@ warmup_steps = 0
 holdout_share = 0.4
 min_holdout = 5
 min_train = 5
+kl_budget = 0.5  # a few steps at a high rate move far
 confidence = 0.99  # the default lets one in twenty nights of pure noise through, as it says
 [tenants.bank]
 rubrics = ["rubric.toml"]

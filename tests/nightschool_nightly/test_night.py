@@ -156,7 +156,7 @@ def test_a_night_over_its_budget_weighs_smaller_changes(tmp_path: Path) -> None:
     """With a budget that nothing keeps, every share is measured, none goes out, and serving is as it was."""
     workplace = make_workplace(tmp_path)
     config = tmp_path / "nightschool.toml"
-    config.write_text(SETTINGS.replace("[night]\n", "[night]\nkl_budget = 0.0\n"))
+    config.write_text(SETTINGS.replace("kl_budget = 0.5", "kl_budget = 0.0"))
     workplace.night_killed_at({"phase": "budget"})
     done = workplace.night("--resume")
     assert done.returncode == 0, done.stderr
