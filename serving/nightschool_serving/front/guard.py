@@ -6,6 +6,7 @@ inference route answers before our plugin has put its `Serving` into the app's s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -114,6 +115,12 @@ class TenantGuard:
         try:
             content = await body.read(_header(scope, b"content-length"), receive)
         except ConnectionAbortedError:
+            return
+        except asyncio.CancelledError:
+            # At the end of a shutdown uvicorn waits no longer; whose body never came whole is told so, without a traceback.
+            if not serving.draining:
+                raise
+            await _refuse(send, 503, DRAINING, (b"connection", b"close"), *_LATER)
             return
         except BodyRefused as refused:
             # The rest of the body is not read, so the connection cannot be used again.
