@@ -63,7 +63,7 @@ class Trainer:
         Without `anchor` the loss has no KL term.
         """
         self.policy, self.sampler, self.settings, self.rubrics = policy, sampler, settings, rubrics
-        self._anchor, self._scale = anchor, 1.0
+        self._anchor = anchor
         self._night, self._demonstrate, self._max_tree_tokens = night, demonstrate, max_tree_tokens
         self.optimizer = torch.optim.AdamW(
             list(policy.parameters.values()), lr=settings.learning_rate, betas=_BETAS, weight_decay=_WEIGHT_DECAY
@@ -136,16 +136,15 @@ class Trainer:
         """The gradient of the step; where it overflows in fp16 once more, at a smaller scale."""
         totals = StepTotals()
         for scale in loss_scales(self.policy.dtype, sum(len(member.token_ids) for group, _ in kept for member in group.members)):
-            self._scale = scale
             self.optimizer.zero_grad(set_to_none=True)
-            totals = self._accumulate_gradient(number, kept)
+            totals = self._accumulate_gradient(number, kept, scale=scale)
             gradients = [p.grad.div_(scale) for p in self.policy.parameters.values() if p.grad is not None]
             if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
                 break
         return totals
 
-    def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup]) -> StepTotals:
-        """Forward and backward pass over every tree of the step."""
+    def _accumulate_gradient(self, number: int, kept: Sequence[ScoredGroup], *, scale: float = 1.0) -> StepTotals:
+        """Forward and backward pass over every tree of the step; the gradient is `scale` times too large."""
         trees = list(_split(kept, self._max_tree_tokens))
         total_tokens = sum(len(sample.completion_ids) for samples, _ in trees for sample in samples)
         totals = StepTotals()
@@ -160,7 +159,7 @@ class Trainer:
                 loss = loss + self.settings.kl_weight * kl
             if not torch.isfinite(loss):
                 raise NightError(f"the loss of step {number} is {loss.item()}; nothing was published, serving is as it was")
-            (self._scale * loss).backward()  # type: ignore[no-untyped-call]
+            (scale * loss).backward()  # type: ignore[no-untyped-call]
         return totals
 
     def _leave_out(self, totals: StepTotals, total_tokens: int) -> float:
