@@ -97,8 +97,9 @@ def compare(
         nothing = (0, 0, len(rows), 0.0, 0.0, 0.0, float("-inf"), (float("-inf"), float("inf")))
         return Comparison(against, *nothing, unscored_before, unscored_after)
     differences = _by_user(pairs)
-    [low, high] = _bounds(differences, [0.025, 0.975], seed)
-    [bound] = _bounds(_by_user(pairs + lost), [1 - confidence], seed)
+    [low, high, bound] = _bounds(differences, [0.025, 0.975, 1 - confidence], seed)
+    if lost:
+        [bound] = _bounds(_by_user(pairs + lost), [1 - confidence], seed)
     return Comparison(
         against=against,
         num_prompts=len(pairs),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nightschool.errors import RubricError
-from nightschool_nightly.rewards.items import Answer, Prompt, may_become
+from nightschool_nightly.rewards.items import Answer, Prompt
 from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
 Test = Callable[[str], bool]
@@ -74,6 +74,15 @@ def normalize(text: str, *, ignore_case: bool) -> str:
     return text.strip().casefold() if ignore_case else text.strip()
 
 
+def may_become(beginning: str, text: str, *, ignore_case: bool) -> bool:
+    """Whether an answer that begins so may still equal the normalized `text`.
+
+    The last character of a beginning may be a part of one, which is written as U+FFFD.
+    """
+    begun = (beginning.casefold() if ignore_case else beginning).lstrip().rstrip("\ufffd")
+    return text.startswith(begun) or begun.strip() == text
+
+
 # --- the checks ---------------------------------------------------------------------------------------------------------
 def _exact(options: Mapping[str, Any]) -> Check:
     ignore_case = read_option(options, "ignore_case", bool, False)
@@ -92,8 +101,7 @@ def _is_one_of(values: Iterable[str], *, ignore_case: bool) -> Check:
     allowed = {normalize(value, ignore_case=ignore_case) for value in values}
 
     def fails_already(beginning: str) -> bool:
-        begun = beginning.casefold() if ignore_case else beginning
-        return not any(may_become(begun, value) for value in allowed)
+        return not any(may_become(beginning, value, ignore_case=ignore_case) for value in allowed)
 
     return Check(lambda text: normalize(text, ignore_case=ignore_case) in allowed, fails_already)
 

@@ -44,12 +44,3 @@ class Criterion(Protocol):
 
     def fails_already(self, prompt: Prompt, beginning: str) -> bool:
         """Whether an answer that begins so fails however it goes on; False where that cannot be told."""
-
-
-def may_become(beginning: str, text: str) -> bool:
-    """Whether an answer that begins so may still be `text`, white space around both aside.
-
-    The last character of a beginning may be a part of one, which is written as U+FFFD.
-    """
-    begun = beginning.lstrip().rstrip("\ufffd")
-    return text.startswith(begun) or begun.strip() == text

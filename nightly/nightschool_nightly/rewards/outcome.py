@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nightschool.errors import RubricError
-from nightschool_nightly.rewards.checks import normalize
-from nightschool_nightly.rewards.items import Answer, Prompt, may_become
+from nightschool_nightly.rewards.checks import may_become, normalize
+from nightschool_nightly.rewards.items import Answer, Prompt
 from nightschool_nightly.rewards.options import read_option, refuse_unknown
 
 OPTIONS = frozenset({"outcome", "ignore_case"})
@@ -39,8 +39,8 @@ class OutcomeCriterion:
         reference = prompt.references.get(self.outcome)
         if reference is None:
             return False
-        begun = beginning.casefold() if self.ignore_case else beginning
-        return not may_become(begun, normalize(reference, ignore_case=self.ignore_case))
+        wanted = normalize(reference, ignore_case=self.ignore_case)
+        return not may_become(beginning, wanted, ignore_case=self.ignore_case)
 
 
 def load_outcome(options: Mapping[str, Any]) -> OutcomeCriterion:

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from nightschool import semconv
 from nightschool.sdk.snapshot import fields_of
@@ -276,14 +276,24 @@ class _Choice:
         return {"message": answer, "finish_reason": self.finish_reason}
 
 
-class StreamedChat:
-    """Puts the chunks of a streamed chat together into a chat completion."""
+class StreamedChoice(Protocol):
+    """One choice of a streamed answer."""
 
-    def __init__(self) -> None:
+    finish_reason: str | None
+
+    def add(self, piece: Any) -> None: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class StreamedChoices:
+    """Puts the chunks of a streamed answer together; each chunk has a piece of a choice in the field `piece`."""
+
+    def __init__(self, new_choice: Callable[[], StreamedChoice], piece: str) -> None:
         self.response_id: str | None = None
         self._model: str | None = None
         self._usage: Any = None
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, StreamedChoice] = {}
+        self._new_choice, self._piece = new_choice, piece
 
     def add(self, chunk: Any) -> None:
         """Take one chunk, in order."""
@@ -292,12 +302,19 @@ class StreamedChat:
         self._model = self._model or fields.get("model")
         self._usage = fields.get("usage") or self._usage
         for given in fields.get("choices") or ():
-            held = fields_of(given, ("index", "finish_reason", "delta"))
-            choice = self._choices.setdefault(held.get("index") or 0, _Choice())
+            held = fields_of(given, ("index", "finish_reason", self._piece))
+            choice = self._choices.setdefault(held.get("index") or 0, self._new_choice())
             choice.finish_reason = held.get("finish_reason") or choice.finish_reason
-            choice.add(held.get("delta"))
+            choice.add(held.get(self._piece))
 
     def response(self) -> dict[str, Any]:
         """What has come so far; a choice that was cut off has no finish reason."""
         choices = [choice.to_json() for _, choice in sorted(self._choices.items())]
         return {"id": self.response_id, "model": self._model, "usage": self._usage, "choices": choices}
+
+
+class StreamedChat(StreamedChoices):
+    """A streamed chat as a chat completion."""
+
+    def __init__(self) -> None:
+        super().__init__(_Choice, "delta")

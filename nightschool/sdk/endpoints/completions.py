@@ -8,6 +8,7 @@ could not tell apart.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nightschool import semconv
@@ -44,32 +45,22 @@ def picked(response: Any, *, content: bool) -> dict[str, Any]:
 response_attributes = chat.response_attributes
 
 
-class StreamedCompletion:
-    """Puts the chunks of a streamed completion together into one."""
+@dataclass(slots=True)
+class _Choice:
+    """One choice of a streamed completion, put together from its pieces."""
+
+    pieces: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, text: Any) -> None:
+        self.pieces.append(text or "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"text": "".join(self.pieces), "finish_reason": self.finish_reason}
+
+
+class StreamedCompletion(chat.StreamedChoices):
+    """A streamed completion as a whole one."""
 
     def __init__(self) -> None:
-        self.response_id: str | None = None
-        self._model: str | None = None
-        self._usage: Any = None
-        self._texts: dict[int, list[str]] = {}
-        self._reasons: dict[int, str] = {}
-
-    def add(self, chunk: Any) -> None:
-        """Take one chunk, in order."""
-        fields = fields_of(chunk, ("id", "model", "usage", "choices"))
-        self.response_id = self.response_id or fields.get("id")
-        self._model = self._model or fields.get("model")
-        self._usage = fields.get("usage") or self._usage
-        for given in fields.get("choices") or ():
-            held = fields_of(given, ("index", "text", "finish_reason"))
-            index = held.get("index") or 0
-            self._texts.setdefault(index, []).append(held.get("text") or "")
-            if reason := held.get("finish_reason"):
-                self._reasons[index] = reason
-
-    def response(self) -> dict[str, Any]:
-        """What has come so far; a choice that was cut off has no finish reason."""
-        choices = [
-            {"text": "".join(pieces), "finish_reason": self._reasons.get(index)} for index, pieces in sorted(self._texts.items())
-        ]
-        return {"id": self.response_id, "model": self._model, "usage": self._usage, "choices": choices}
+        super().__init__(_Choice, "text")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +204,34 @@ async def test_a_client_that_goes_away_while_sending_never_reaches_vllm() -> Non
     scope = {"type": "http", "method": "POST", "path": CHAT[1], "headers": headers, "app": app}
     await TenantGuard(inner, KEYS)(scope, receive, send)
     assert (sent, inner.scopes, serving.in_progress) == ([], [], 0)
+
+
+@pytest.mark.parametrize("draining", [True, False])
+async def test_a_half_sent_body_at_the_end_of_a_shutdown_is_refused(draining: bool) -> None:
+    """uvicorn cancels what is left when it waits no longer. Then that is an answer; at any other time it stays what it is."""
+    inner = Inner()
+    sent: list[Any] = []
+    waiting = asyncio.Event()
+    serving = SimpleNamespace(ready=True, draining=False, in_progress=0)
+
+    async def receive() -> Any:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = SimpleNamespace(state=SimpleNamespace(nightschool_serving=serving))
+    headers = [(b"authorization", b"Bearer bank-key")]
+    scope = {"type": "http", "method": "POST", "path": CHAT[1], "headers": headers, "app": app}
+    request = asyncio.create_task(TenantGuard(inner, KEYS)(scope, receive, send))
+    await waiting.wait()
+    serving.draining = draining
+    request.cancel()
+    with contextlib.nullcontext() if draining else pytest.raises(asyncio.CancelledError):
+        await request
+    assert [message.get("status") for message in sent] == ([503, None] if draining else [])
+    assert (inner.scopes, serving.in_progress) == ([], 0)
 
 
 async def test_the_release_goes_out_as_a_header() -> None:
