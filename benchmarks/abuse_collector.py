@@ -21,7 +21,9 @@ import contextlib
 import gzip
 import http.client
 import json
+import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -29,8 +31,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,15 @@ _PAUSE_S = 0.005  # of the honest client between two requests
 
 
 # --- the bad clients, each a function that runs until its process is ended ----------------------------------------------
-Seen = Counter[int]
+@dataclass
+class Bad:
+    """One bad client."""
+
+    port: int
+    begin: Callable[[], None]
+    """Called when everything that is sent has been made."""
+    seen: Counter[int] = field_of(default_factory=Counter)
+    """What it was answered, by status."""
 
 
 def field(number: int, content: bytes) -> bytes:
@@ -69,7 +81,7 @@ def span(trace: int) -> bytes:
     return field(1, trace.to_bytes(16, "big")) + field(2, b"\2" * 8)
 
 
-def send_again_and_again(port: int, seen: Seen, path: str, form: str, body: bytes, encoding: str = "gzip") -> None:
+def send_again_and_again(bad: Bad, path: str, form: str, body: bytes, encoding: str = "gzip") -> None:
     """The same request over some connections, each as fast as it is answered."""
     packed = body
     if encoding != "identity":
@@ -79,16 +91,17 @@ def send_again_and_again(port: int, seen: Seen, path: str, form: str, body: byte
 
     def send() -> None:
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", bad.port, timeout=60)
             with contextlib.suppress(OSError, http.client.HTTPException):
                 while True:
                     connection.request("POST", path, packed, headers)
                     response = connection.getresponse()
                     response.read()
-                    seen[response.status] += 1
-            seen[0] += 1
+                    bad.seen[response.status] += 1
+            bad.seen[0] += 1
             connection.close()
 
+    bad.begin()
     threads = [threading.Thread(target=send, daemon=True) for _ in range(_CONNECTIONS)]
     for thread in threads:
         thread.start()
@@ -96,108 +109,114 @@ def send_again_and_again(port: int, seen: Seen, path: str, form: str, body: byte
         thread.join()
 
 
-def protobuf_bomb(port: int, seen: Seen) -> None:
+def protobuf_bomb(bad: Bad) -> None:
     """64 MiB of empty spans."""
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, one_scope(field(2, b"") * (32 * MIB - 16)))
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, one_scope(field(2, b"") * (32 * MIB - 16)))
 
 
-def attribute_bomb(port: int, seen: Seen) -> None:
+def attribute_bomb(bad: Bad) -> None:
     """One span with 32 million empty attributes."""
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, one_scope(field(2, span(1) + field(9, b"") * (32 * MIB - 64))))
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, one_scope(field(2, span(1) + field(9, b"") * (32 * MIB - 64))))
 
 
-def most_items(port: int, seen: Seen) -> None:
+def most_items(bad: Bad) -> None:
     """65,000 empty spans, as many as are allowed: all are rejected."""
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, one_scope(field(2, b"") * 65_000))
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, one_scope(field(2, b"") * 65_000))
 
 
-def json_bomb(port: int, seen: Seen) -> None:
+def json_bomb(bad: Bad) -> None:
     """330,000 empty spans as JSON, nearly as many values as are allowed."""
     body = b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * 330_000 + b"{}]}]}]}"
-    send_again_and_again(port, seen, "/v1/traces", JSON, body)
+    send_again_and_again(bad, "/v1/traces", JSON, body)
 
 
-def nested_json(port: int, seen: Seen) -> None:
+def nested_json(bad: Bad) -> None:
     """64 MiB of opening brackets."""
-    send_again_and_again(port, seen, "/v1/traces", JSON, b"[" * (63 * MIB))
+    send_again_and_again(bad, "/v1/traces", JSON, b"[" * (63 * MIB))
 
 
-def gzip_bomb(port: int, seen: Seen) -> None:
+def gzip_bomb(bad: Bad) -> None:
     """1 GiB of zeros in 1 MiB."""
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, bytes(1 << 30))
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, bytes(1 << 30))
 
 
-def zstd_bomb(port: int, seen: Seen) -> None:
+def zstd_bomb(bad: Bad) -> None:
     """1 GiB of zeros in 32 KiB."""
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, bytes(1 << 30), "zstd")
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, bytes(1 << 30), "zstd")
 
 
-def outcome_bomb(port: int, seen: Seen) -> None:
+def outcome_bomb(bad: Bad) -> None:
     """A batch of 20 million empty outcomes."""
-    send_again_and_again(port, seen, "/v1/outcomes", JSON, b'{"outcomes":[' + b"{}," * (20 * MIB) + b"{}]}")
+    send_again_and_again(bad, "/v1/outcomes", JSON, b'{"outcomes":[' + b"{}," * (20 * MIB) + b"{}]}")
 
 
-def many_resources(port: int, seen: Seen) -> None:
+def many_resources(bad: Bad) -> None:
     """Requests of one span, each under a resource of 1 MiB that never came before."""
     headers = {"content-type": PROTOBUF, "authorization": "Bearer bad"}
-    connection, number = http.client.HTTPConnection("127.0.0.1", port, timeout=60), 0
+    connection, number = http.client.HTTPConnection("127.0.0.1", bad.port, timeout=60), 0
+    bad.begin()
     while True:
         number += 1
         shared = field(1, field(1, field(1, b"%016d" % number + b"x" * MIB)))
         connection.request("POST", "/v1/traces", field(1, shared + field(2, field(2, span(number)))), headers)
         response = connection.getresponse()
         response.read()
-        seen[response.status] += 1
+        bad.seen[response.status] += 1
 
 
-def hold_open(port: int, seen: Seen, num: int, sent: bytes) -> None:
-    """Connections that send something and then nothing; what is closed is opened again."""
+def hold_open(bad: Bad, num: int, sent: bytes) -> None:
+    """Connections that send something and then nothing; one that is closed is opened again a tenth of a second later."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    clients: list[socket.socket] = []
+    closed = select.epoll()
+    clients: dict[int, socket.socket] = {}
+    to_open = deque((0.0,) * num)
+    """When each connection that is not open is opened: seconds of the clock."""
+    bad.begin()
     while True:
-        for client in list(clients):
+        for number, _ in closed.poll(0.01):
+            client = clients.pop(number)
             try:
                 answer = client.recv(64)
-            except BlockingIOError:
-                continue  # it is held open
             except OSError:
                 answer = b""
-            seen[int(answer[9:12]) if answer else 0] += 1
+            bad.seen[int(answer[9:12]) if answer else 0] += 1
             client.close()
-            clients.remove(client)
-        while len(clients) < num:
+            to_open.append(time.monotonic() + 0.1)
+        while to_open and to_open[0] <= time.monotonic():
+            to_open.popleft()
+            client = socket.create_connection(("127.0.0.1", bad.port), timeout=60)
+            client.setblocking(False)  # a collector that has refused it reads no more of it
             with contextlib.suppress(OSError):
-                clients.append(socket.create_connection(("127.0.0.1", port), timeout=60))
-                clients[-1].setblocking(False)  # a collector that has refused it reads no more of it
-                clients[-1].send(sent)
-        time.sleep(0.1)
+                client.send(sent)
+            clients[client.fileno()] = client
+            closed.register(client, select.EPOLLIN)
 
 
-def silent_connections(port: int, seen: Seen) -> None:
+def silent_connections(bad: Bad) -> None:
     """3,000 connections that say nothing, more than the collector holds."""
-    hold_open(port, seen, 3000, b"")
+    hold_open(bad, 3000, b"")
 
 
-def half_sent_bodies(port: int, seen: Seen) -> None:
+def half_sent_bodies(bad: Bad) -> None:
     """128 requests with a key that send a part of 16 megabytes and no more."""
     head = b"POST /v1/traces HTTP/1.1\r\nhost: x\r\nauthorization: Bearer bad\r\ncontent-length: 16000000\r\n\r\n"
-    hold_open(port, seen, 128, head + b"x" * MIB)
+    hold_open(bad, 128, head + b"x" * MIB)
 
 
-def half_sent_pages(port: int, seen: Seen) -> None:
+def half_sent_pages(bad: Bad) -> None:
     """256 requests of a page, without a token, that send nothing of the body they announce."""
     head = b"POST /v1/outcomes/browser HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ncontent-length: 262144\r\n\r\n"
-    hold_open(port, seen, 256, head)
+    hold_open(bad, 256, head)
 
 
-def full_share(port: int, seen: Seen) -> None:
+def full_share(bad: Bad) -> None:
     """Valid requests of 12 MiB, as fast as they are answered, which use up the share of their tenant."""
     spans = b"".join(field(2, span(number) + field(5, b"x" * 48 * 1024)) for number in range(1, 257))
-    send_again_and_again(port, seen, "/v1/traces", PROTOBUF, one_scope(spans), "identity")
+    send_again_and_again(bad, "/v1/traces", PROTOBUF, one_scope(spans), "identity")
 
 
-CASES: dict[str, Callable[[int, Seen], None]] = {
+CASES: dict[str, Callable[[Bad], None]] = {
     "64 MiB of empty spans": protobuf_bomb,
     "a span of empty attributes": attribute_bomb,
     "as many empty spans as are allowed": most_items,
@@ -321,15 +340,16 @@ def _free_port() -> int:
 
 def be_bad(name: str, port: int) -> None:
     """The process of the bad client: until SIGTERM, when it prints what it was answered."""
-    seen: Seen = Counter()
+    # It stands for another machine: what its requests cost is measured, and not what it costs to make them.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    bad = Bad(port, begin=lambda: print("begun", flush=True))
 
     def end(*_: Any) -> None:
-        print(json.dumps({str(status): number for status, number in sorted(dict(seen).items())}), flush=True)
+        print(json.dumps({str(status): number for status, number in sorted(dict(bad.seen).items())}), flush=True)
         raise SystemExit
 
-    threading.Thread(target=CASES[name], args=(port, seen), daemon=True).start()
     signal.signal(signal.SIGTERM, end)
-    print("begun", flush=True)
+    threading.Thread(target=CASES[name], args=(bad,), daemon=True).start()
     while True:
         time.sleep(60)
 

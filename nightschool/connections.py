@@ -11,7 +11,6 @@ Used by the HTTP servers of the collector and of serving, which bring uvicorn; n
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,18 +38,24 @@ class _LimitedHttp(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 over httptools, with limits; a subclass for each server holds its connections."""
 
     limits: ClassVar[ConnectionLimits]
-    waiting: ClassVar[dict[_LimitedHttp, str]]
-    """The connections without a request in progress and their addresses, longest waiting first."""
+    waiting: ClassVar[dict[str, dict[_LimitedHttp, None]]]
+    """The connections without a request in progress by their address, longest waiting first."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0
         self._is_in_body = False
+        self._address = ""
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self in self.waiting.get(self._address, {})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.waiting[self] = self.client[0] if self.client else ""
+        self._address = self.client[0] if self.client else ""
+        self._start_waiting()
         self._start_head_timer()
         if len(self.connections) > self.limits.connections:
             self._make_room()
@@ -60,13 +65,13 @@ class _LimitedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self in self.waiting and self._head_timer is None:
+        if self._is_waiting and self._head_timer is None:
             self._start_head_timer()
         if not self._is_in_body:
             self._head_bytes += len(data)
         super().data_received(data)
         # After the parser has seen it: the end of the head, and much of a body, may be in the same piece.
-        if not self._is_in_body and self in self.waiting and self._head_bytes > self.limits.head_bytes:
+        if not self._is_in_body and self._is_waiting and self._head_bytes > self.limits.head_bytes:
             self._refuse(b"431 Request Header Fields Too Large", f"the headers have over {self.limits.head_bytes} bytes")
 
     def on_headers_complete(self) -> None:
@@ -82,13 +87,19 @@ class _LimitedHttp(HttpToolsProtocol):
         super().on_response_complete()
         # A further request that the client has sent ahead is in progress already.
         if not self.transport.is_closing() and self.cycle.response_complete:
-            self.waiting[self] = self.client[0] if self.client else ""
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        self.waiting.setdefault(self._address, {})[self] = None
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.limits.head_seconds, self._head_is_late)
 
     def _stop_waiting(self) -> None:
-        self.waiting.pop(self, None)
+        if self._is_waiting:
+            del self.waiting[self._address][self]
+            if not self.waiting[self._address]:
+                del self.waiting[self._address]
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -101,8 +112,8 @@ class _LimitedHttp(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest, of the address that has most of those that wait."""
-        crowded = Counter(self.waiting.values()).most_common(1)[0][0]
-        oldest = next(connection for connection, address in self.waiting.items() if address == crowded)
+        crowded = max(self.waiting, key=lambda address: len(self.waiting[address]))
+        oldest = next(iter(self.waiting[crowded]))
         if oldest is self:
             self._refuse(b"503 Service Unavailable", "all connections are in use, try again", b"retry-after: 1\r\n")
         else:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TypeVar
 
 from nightschool.errors import RecordError, StreamError
@@ -16,6 +17,7 @@ from nightschool_collector.request.admission import Admission, Hold, Traffic
 from nightschool_collector.request.compression import decompress
 from nightschool_collector.request.incoming import Incoming
 from nightschool_collector.request.refusal import BAD_REQUEST, UNAUTHORIZED, UNAVAILABLE, RefusedError, retry_after_s
+from nightschool_collector.request.turns import Work
 
 T = TypeVar("T")
 # A thread waits for the disk or the brokers most of the time. Outcomes have threads of their own, so that they never
@@ -69,21 +71,26 @@ class Receiver:
                     raw = decompress(body, request.encoding(body), limit=request.limit, hold=hold, count=count)
                     return store(tenant, raw, reservation.hold)
 
-                return await self.in_thread(request.traffic, work)
+                large_or_small = Work(len(body))
+                try:
+                    return await self.in_thread(request.traffic, work, of=large_or_small)
+                finally:
+                    large_or_small.is_large()
         except RefusedError as error:
             self.counters.refused(tenant, request.signal, error.reason)
             if error.status == UNAVAILABLE and error.retry_after_s is None:
                 error.retry_after_s = retry_after_s(self._jitter())
             raise
 
-    async def in_thread(self, traffic: Traffic, work: Callable[[], T]) -> T:
-        """Run `work` in a thread of `traffic`; a bad record and a stream that fails become a `RefusedError`."""
+    async def in_thread(self, traffic: Traffic, work: Callable[[], T], *, of: Work | None = None) -> T:
+        """Run `work`, of one request, in a thread of `traffic`; a bad record and a stream that fails become a `RefusedError`."""
         came = time.monotonic()
 
         def timely() -> T:
             if time.monotonic() - came > STALE_S:
                 raise RefusedError(UNAVAILABLE, "too much is waiting to be stored, try again", reason="pressure")
-            return work()
+            with of.in_this_thread() if of else nullcontext():
+                return work()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads[traffic], timely)

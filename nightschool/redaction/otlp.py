@@ -64,6 +64,8 @@ _USER_BYTES = re.compile(
     rb"ser(?:[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)|\.pseudo\.id)?\x12|ser[._]?(?:[Ii]d|ID|[Nn]ame|[Ee]mail|full_name)\""
 )
 _FREE_FORM = re.compile(r".*(?:metadata|invocation_parameters)", re.I)
+# The patterns above ask how a key begins or ends, and they look at all that is between: of a long key both ends are enough.
+_KEY_END_CHARS = 128
 _TOKENS = (semconv.PROMPT_TOKEN_IDS, semconv.COMPLETION_TOKEN_IDS, semconv.COMPLETION_LOGPROBS)
 
 
@@ -194,6 +196,8 @@ class _MessageRedaction:
         key, value = item.key, item.value
         if key in _METADATA or _METADATA_OF.match(key):
             return True
+        if len(key) > 2 * _KEY_END_CHARS:
+            key = key[:_KEY_END_CHARS] + key[-_KEY_END_CHARS:]
         if self._subjects and _USER.fullmatch(key):
             self._name_subject(value)
         elif _IDENTIFIER.fullmatch(key) and value.HasField("string_value"):

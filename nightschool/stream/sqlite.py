@@ -1,7 +1,8 @@
 """The embedded stream: one SQLite file in WAL mode. It is the default, and needs no server.
 
 Threads and processes may write and read it at the same time. Appends that wait for the file are committed together, and
-each returns only after its commit is on the disk (`synchronous=FULL`).
+each returns only after its commit is on the disk (`synchronous=FULL`). Large ones are committed one at a time and take turns
+with the others, so that a small one waits for no more than one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -22,9 +23,13 @@ from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range, partition_of
 
 BUSY_TIMEOUT_S = 5.0  # how long an append waits for another process
+# Of 4 KiB in the log of writes before a commit copies them into the file. With SQLite's own 1,000 one commit in a few
+# took ten times as long as the others, and every append that waited for it did too.
+_CHECKPOINT_PAGES = 256
 # A read holds at most this much in memory.
 READ_BATCH_RECORDS = 1000
 READ_BATCH_BYTES = 8 << 20
+LARGE_APPEND_BYTES = 128 << 10  # an append that is larger than this has a commit of its own
 
 # A rowid table in the order of appends, with a narrow index beside it: values are written once, at the end of the file,
 # and only the index is changed in as many places as there are partitions.
@@ -41,6 +46,10 @@ CREATE UNIQUE INDEX IF NOT EXISTS log_offsets ON log (topic, partition, offset);
 """
 
 
+_Places = dict[str, tuple[int, dict[int, int]]]
+"""Topics by name: the row id of each, and the next offset of its partitions."""
+
+
 def wall_clock_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
@@ -55,9 +64,12 @@ class _Batch:
         encoded = {identity: _encode_headers(headers) for identity, headers in shared.items()}
         self.topic = topic
         self.rows = [(record.key, encoded[id(record.headers)], record.value) for record in records]
+        self.is_large = sum(len(record.value) for record in records) > LARGE_APPEND_BYTES
         self.offsets: list[Offset] = []
-        self.settled = False
         self.error: StreamError | None = StreamUnavailable("the commit was interrupted, try again")
+        self.settled = False
+        self.go_on = Event()
+        """Set when the batch is settled, or when its thread is the one that commits next."""
 
 
 class SqliteStream:
@@ -74,6 +86,9 @@ class SqliteStream:
         self.path = Path(path)
         self._partitions, self._clock_ms, self._busy_timeout_s = partitions, clock_ms, busy_timeout_s
         self._waiting: list[_Batch] = []
+        self._data_version = 0  # of the file, when `_places` was read: SQLite changes it when another connection writes
+        self._places: _Places = {}
+        self._next: _Batch | None = None  # whose thread commits next, or does so now
         self._waiting_lock, self._writer_lock = Lock(), Lock()
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,35 +111,66 @@ class SqliteStream:
         batch = _Batch(topic, records)
         with self._waiting_lock:
             self._waiting.append(batch)
-        with self._writer_lock:  # the first thread that gets it commits for all that wait
+            if self._next is None:
+                self._appoint(batch)
+        try:
+            batch.go_on.wait()
             if not batch.settled:
-                with self._waiting_lock:
-                    batches, self._waiting = self._waiting, []
-                self._commit(batches)
+                self._commit_from(batch)
+        finally:
+            self._leave(batch)
         if batch.error is not None:
             # A new exception for each thread: one that is raised in several collects the tracebacks of all.
             raise type(batch.error)(*batch.error.args) from batch.error
         return batch.offsets
 
+    def _appoint(self, batch: _Batch | None) -> None:
+        """Let the thread of `batch` commit next. Called with the lock of what waits."""
+        self._next = batch
+        if batch is not None:
+            batch.go_on.set()
+
+    def _commit_from(self, first: _Batch) -> None:
+        """Commit `first`: a large one alone, a small one with all that are small and wait."""
+        with self._waiting_lock:
+            taken = [batch for batch in self._waiting if batch is first or not (batch.is_large or first.is_large)]
+            self._waiting = [batch for batch in self._waiting if batch not in taken]
+        try:
+            with self._writer_lock:
+                self._commit(taken)
+        finally:
+            for batch in taken:
+                batch.go_on.set()
+
+    def _leave(self, batch: _Batch) -> None:
+        """However the append ended: the next to commit is the oldest of the other size, so that small and large take turns."""
+        with self._waiting_lock:
+            if batch in self._waiting:  # its thread was interrupted
+                self._waiting.remove(batch)
+            if self._next is batch:
+                others = [other for other in self._waiting if other.is_large != batch.is_large]
+                self._appoint(next(iter(others or self._waiting), None))
+
     def _commit(self, batches: Sequence[_Batch]) -> None:
         """Write `batches` in one transaction; all of them are durable afterwards, or none."""
+        places, self._places = self._places, {}  # if the transaction is rolled back, what it did to them is forgotten
         try:
             with self._errors(), _transaction(self._open_writer()) as db:
                 now = self._clock_ms()
-                offsets = [self._insert(db, batch, now) for batch in batches]
+                offsets = [self._insert(db, batch, now, places) for batch in batches]
         except StreamError as error:
             for batch in batches:
                 batch.error = error
         else:
+            self._places = places
             for batch, placed in zip(batches, offsets, strict=True):
                 batch.offsets, batch.error = placed, None
         finally:
             for batch in batches:
                 batch.settled = True
 
-    def _insert(self, db: sqlite3.Connection, batch: _Batch, now_ms: int) -> list[Offset]:
-        topic = _create_topic(db, batch.topic, self._partitions)
-        following = dict(db.execute("SELECT partition, next_offset FROM partitions WHERE topic = ?", (topic,)))
+    def _insert(self, db: sqlite3.Connection, batch: _Batch, now_ms: int, places: _Places) -> list[Offset]:
+        topic, following = self._place(db, batch.topic, places)
         rows, offsets, touched = [], [], {}
         for key, headers, value in batch.rows:
             partition = partition_of(key, len(following))
@@ -138,6 +184,21 @@ class SqliteStream:
             ((offset, topic, partition) for partition, offset in touched.items()),
         )
         return offsets
+
+    def _place(self, db: sqlite3.Connection, topic: str, places: _Places) -> tuple[int, dict[int, int]]:
+        """The row id of `topic`, created if there is none, and the next offset of each partition.
+
+        They are remembered in `places` while nobody else writes: each row that is read gives Python's lock away and waits
+        for it again, which takes long beside busy threads.
+        """
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self._data_version = version
+            places.clear()
+        if topic not in places:
+            row = _create_topic(db, topic, self._partitions)
+            places[topic] = row, dict(db.execute("SELECT partition, next_offset FROM partitions WHERE topic = ?", (row,)))
+        return places[topic]
 
     # --- reading ------------------------------------------------------------------------------------------------------
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[StoredRecord]:
@@ -181,6 +242,7 @@ class SqliteStream:
         # A connection is used by one thread at a time, but not always by the one that opened it.
         db = sqlite3.connect(self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         return db
 
     def _create_schema(self, db: sqlite3.Connection) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from io import BytesIO
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -76,15 +77,15 @@ class HttpRequest(Incoming):
         return self._count()
 
     async def _read_chunks(self, hold: Hold) -> bytes:
-        chunks, size = [], 0
+        body, size = BytesIO(), 0
         async with receive_timeout():
             async for chunk in self._request.stream():
                 size += len(chunk)
                 if size > self.limit:
                     raise too_large(f"more than {self.limit} bytes", self.limit)
                 hold(size)
-                chunks.append(chunk)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                body.write(chunk)
+        return body.getvalue()
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nightschool_collector.request.body_count import MAX_PARTS, BodyCount, too_many
+from nightschool_collector.request.turns import give_way, in_turn
 
 # An empty object takes three characters, 72 bytes with its place in a list, and 80 more as the message made of it; names
 # and values take more memory, but also more characters.
@@ -26,10 +27,13 @@ class JsonCount(BodyCount):
         return self._num_parts * PART_BYTES
 
     def add(self, piece: bytes) -> None:
-        for start in range(0, len(piece), _STEP_BYTES):
-            self._num_parts += self._separators(piece[start : start + _STEP_BYTES])
-            if self._num_parts > self._limit:
-                raise too_many("names and values in its JSON", self._limit)
+        with in_turn(len(piece)):
+            for start in range(0, len(piece), _STEP_BYTES):
+                if start:
+                    give_way()
+                self._num_parts += self._separators(piece[start : start + _STEP_BYTES])
+                if self._num_parts > self._limit:
+                    raise too_many("names and values in its JSON", self._limit)
 
     def finish(self) -> None: ...
 

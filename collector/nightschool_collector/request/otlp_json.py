@@ -17,9 +17,11 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from nightschool.errors import RecordError, shown
+from nightschool_collector.request.turns import STEP_ITEMS, give_way
 
 M = TypeVar("M", bound=Message)
 _IDS = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
+_ITEMS = ("spans", "logRecords", "log_records")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_DEPTH = 100  # the limit of protobuf's own parser
 
@@ -32,6 +34,7 @@ def parse_json(body: bytes, message: M) -> M:
             json.dumps(data, ensure_ascii=False).encode("utf-8")  # a lone one is not text, and protobuf crashes on it
         if not isinstance(data, dict):
             raise RecordError(f"an OTLP/JSON request is an object, got {shown(data)}")
+        _let_others_pass(data)
         for item in _items_with_ids(data):
             _ids_from_hex(item)
         return json_format.ParseDict(data, message, ignore_unknown_fields=True, max_recursion_depth=MAX_DEPTH)
@@ -45,11 +48,32 @@ def parse_json(body: bytes, message: M) -> M:
 
 def _items_with_ids(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every span, span link and log record."""
+    for scope in _scopes(request):
+        for item in _objects(scope, *_ITEMS):
+            yield item
+            yield from _objects(item, "links")
+
+
+def _scopes(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for resource in _objects(request, "resourceSpans", "resource_spans", "resourceLogs", "resource_logs"):
-        for scope in _objects(resource, "scopeSpans", "scope_spans", "scopeLogs", "scope_logs"):
-            for item in _objects(scope, "spans", "logRecords", "log_records"):
-                yield item
-                yield from _objects(item, "links")
+        yield from _objects(resource, "scopeSpans", "scope_spans", "scopeLogs", "scope_logs")
+
+
+class _InSteps(list[Any]):
+    """Items; small requests may pass while somebody goes through them, which for a large request takes seconds."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, item in enumerate(super().__iter__()):
+            if number % STEP_ITEMS == STEP_ITEMS - 1:
+                give_way()
+            yield item
+
+
+def _let_others_pass(request: dict[str, Any]) -> None:
+    for scope in _scopes(request):
+        for name in _ITEMS:
+            if isinstance(items := scope.get(name), list):
+                scope[name] = _InSteps(items)
 
 
 def _objects(parent: dict[str, Any], *names: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nightschool.errors import RecordError
 from nightschool_collector.request.body_count import ITEM_BYTES, MAX_ITEMS, BodyCount, too_many
-from nightschool_collector.request.turns import in_turn
+from nightschool_collector.request.turns import STEP_ITEMS, give_way, in_turn
 
 _NUMBERS = (1, 2, 2)  # of the fields on the way to an item, by depth: resource_x = 1 { scope_x = 2 { items = 2 } }
 _TAGS = (0x0A, 0x12, 0x12)  # the same with their kind, as they are nearly always encoded
@@ -72,6 +72,8 @@ class ProtobufCount(BodyCount):
                         raise _malformed("its groups do not match")
             if is_counted:
                 self.num_items += 1
+                if self.num_items % STEP_ITEMS == 0:
+                    give_way()
                 if self.num_items > MAX_ITEMS:
                     raise too_many("spans or log records, their resources and scopes counted", MAX_ITEMS)
                 if depth < _ITEM_DEPTH:

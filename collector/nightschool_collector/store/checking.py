@@ -15,15 +15,17 @@ from google.protobuf.message import DecodeError, Message
 from nightschool.errors import RecordError
 from nightschool_collector.request.body_count import MAX_PARTS, too_many
 from nightschool_collector.request.protobuf_count import read_head
+from nightschool_collector.request.turns import give_way
 from nightschool_collector.store.wire import in_frames
 
-_PIECE_BYTES = 256 << 10  # parsed at once: 10 MiB at most as messages; most requests are one piece
+_PIECE_BYTES = 64 << 10  # parsed at once: 3 MiB at most as messages; most requests are one piece
 _FRAMES = (1, 2)  # the numbers of the fields inside which a larger request is cut: resource_x, scope_x
 _MAX_DEPTH = 100  # protobuf's own limit
 _BYTES, _GROUPS = 2, (3, 4)
 # A message of less than 32 bytes has a length byte below 32. Those that texts have too (tab, line feed, carriage return)
 # are left out, so some messages of 9, 10 and 13 bytes are not seen: these are not what makes a request heavy.
 _NOT_LENGTHS = bytes(byte for byte in range(256) if byte > 31 or byte in (9, 10, 13))
+_STEP_PARTS = 4096  # counted in a millisecond or two
 MESSAGE_BYTES = 80  # of one message without its texts, at most: a span link with its place in a list takes 76
 _parsing = Lock()
 
@@ -40,6 +42,8 @@ def check(request: bytes, kind: type[Message]) -> None:
     if _most_small(request) + len(request) // 34 > MAX_PARTS and count_parts(request, kind) > MAX_PARTS:
         raise too_many("attributes, values, events and links", MAX_PARTS)
     for depth, start, end in _pieces(request, 0, len(request), 0):
+        if start:
+            give_way()
         piece = in_frames(request[start:end], depth)
         try:
             with _parsing:
@@ -71,7 +75,12 @@ def _pieces(data: bytes, start: int, end: int, depth: int) -> Iterator[tuple[int
 def _most_small(request: bytes) -> int:
     """No fewer than the messages of less than 32 bytes (but see `_NOT_LENGTHS`), found by what could be their length."""
     pieces = (request[at : at + _PIECE_BYTES] for at in range(0, len(request), _PIECE_BYTES))
-    return min(sum(len(piece.translate(None, _NOT_LENGTHS)) for piece in pieces), len(request) // 2)
+    number = 0
+    for piece in pieces:
+        if number:
+            give_way()
+        number += len(piece.translate(None, _NOT_LENGTHS))
+    return min(number, len(request) // 2)
 
 
 def count_parts(request: bytes, of: type[Message], *, enough: int = MAX_PARTS) -> int:
@@ -93,6 +102,8 @@ def count_parts(request: bytes, of: type[Message], *, enough: int = MAX_PARTS) -
             break
         if kind == _BYTES and number in kinds and stop <= end:
             num_parts += 1
+            if num_parts % _STEP_PARTS == 0:
+                give_way()
             if num_parts > enough:
                 break
             if len(around) == _MAX_DEPTH:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from nightschool.otlp.varint import encode_varint
+from nightschool_collector.request.turns import STEP_ITEMS, give_way
 
 _FRAME, _ITEM = b"\x0a", b"\x12"  # tags of fields 1 and 2, both of bytes
 _BYTES_TYPE = 2
@@ -60,6 +61,8 @@ def _parts(data: bytes, start: int, end: int) -> tuple[bytes, list[tuple[int, in
                     size, at = varint(data, tag + 1)
             items.append((tag, at, at + size))
             at += size
+            if len(items) % STEP_ITEMS == 0:
+                give_way()
         else:
             number, kind, at, stop = _field(data, at)
             if number == 2 and kind == _BYTES_TYPE:  # its tag is encoded in more bytes than needed

@@ -29,7 +29,7 @@ from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
-from nightschool_collector.request.turns import in_turn
+from nightschool_collector.request.turns import give_way, in_turn
 from nightschool_collector.store.checking import check
 from nightschool_collector.store.claimed_tenant import other_tenant
 from nightschool_collector.store.cleaning import CleanFrames, Cleaning
@@ -44,7 +44,9 @@ Write = Callable[[str, bytes, Format, Hold], Message]
 """What stores a tenant's OTLP request and returns the answer: `RecordWriter.traces` or `.logs`."""
 
 _DEAD_PART_BYTES = MAX_RECORD_BYTES - 65_536  # of one part of an item too large for a record; the rest is for headers
-_APPEND_BYTES = 16 << 20  # of records that are in memory at once: a larger request is appended in several goes
+# Of records that are in memory at once: a larger request is appended in several goes. A stream that commits one append
+# after the other, as SQLite does, lets others in between.
+_APPEND_BYTES = 1 << 18
 # A resource stands beside every trace of its spans, so a request grows when it is split: the smaller its spans, the
 # more. So large it may become at least, or so many times its own size, which no request of real spans comes near.
 _STORED_BYTES, _MAX_GROWTH = 256 << 20, 4
@@ -145,7 +147,9 @@ class RecordWriter:
             message = f"with its resource beside every trace the request has {stored} bytes; at most {enough} are allowed"
             raise RefusedError(TOO_LARGE, f"{message}: send smaller resources, or smaller batches", reason="too_many")
         room.hold_beside(min(stored, _APPEND_BYTES) + found.num_items * ITEM_BYTES)
-        for records in _in_goes(found.records()):
+        for number, records in enumerate(_in_goes(found.records())):
+            if number:
+                give_way()
             self._append(signal.topic, tenant, records)
         self._write_dead_letters(signal.topic, tenant, found.rejected.values())
         self._counters.accepted(tenant, signal.name, items=found.num_items, rejected=found.num_rejected, num_bytes=num_bytes)

@@ -16,7 +16,7 @@ import pytest
 
 from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream import Record
-from nightschool.stream.sqlite import SqliteStream
+from nightschool.stream.sqlite import LARGE_APPEND_BYTES, SqliteStream
 
 TOPIC = "ns.test"
 
@@ -61,6 +61,32 @@ def test_waiting_appends_share_a_commit(path: Path) -> None:
             offsets = [one.result()[0].offset for one in (first, *rest)]
         assert sorted(offsets) == list(range(9))
         assert [record.timestamp_ms for record in stream.read(TOPIC, 0, 0, 9)] == [0] + [1] * 8
+
+
+def test_a_small_append_waits_for_no_more_than_one_large(path: Path) -> None:
+    """Of what waits, large appends are committed one at a time, in turns with all that are small."""
+    large, small = b"x" * (LARGE_APPEND_BYTES + 1), b"small"
+    with SqliteStream(path, partitions=1, clock_ms=itertools.count().__next__, busy_timeout_s=60) as stream:
+        with ThreadPoolExecutor(7) as pool:
+            with locked(path):
+                waiting = [pool.submit(stream.append, TOPIC, [Record(b"k", b"first")])]
+                while not stream._writer_lock.locked() or stream._waiting:
+                    time.sleep(0.001)
+                for number, value in enumerate((large, large, large, small, small), start=1):
+                    waiting.append(pool.submit(stream.append, TOPIC, [Record(b"k", value)]))
+                    while len(stream._waiting) < number:
+                        time.sleep(0.001)
+            for one in waiting:
+                one.result()
+        commits = [(record.timestamp_ms, record.value[:5]) for record in stream.read(TOPIC, 0, 0, 6)]
+    assert commits == [(0, b"first"), (1, b"xxxxx"), (2, b"small"), (2, b"small"), (3, b"xxxxx"), (4, b"xxxxx")]
+
+
+def test_what_another_connection_appends_is_seen(path: Path) -> None:
+    """The next offsets are remembered only as long as nobody else has written."""
+    with SqliteStream(path, partitions=1) as one, SqliteStream(path, partitions=1) as other:
+        placed = [stream.append(TOPIC, [Record(b"k", b"v")])[0].offset for stream in (one, one, other, one, other, other, one)]
+    assert placed == list(range(7))
 
 
 def test_a_busy_file_is_unavailable(path: Path) -> None:

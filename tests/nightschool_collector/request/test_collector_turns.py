@@ -1,11 +1,15 @@
-"""Large requests are worked on one after the other; small ones never wait for them."""
+"""Large requests are worked on one after the other, and let small ones pass."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
-from nightschool_collector.request.turns import LARGE_BYTES, in_turn
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from nightschool_collector.request import otlp_json, turns
+from nightschool_collector.request.turns import LARGE_BYTES, STEP_ITEMS, Work, give_way, in_turn
 
 
 def test_large_ones_take_turns_and_small_ones_pass() -> None:
@@ -30,3 +34,54 @@ def test_large_ones_take_turns_and_small_ones_pass() -> None:
             done.append("first")
         waiting.result()
     assert done == ["small", "first", "large"]
+
+
+def test_a_large_one_lets_small_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps it waits until no small one is being worked on."""
+    monkeypatch.setattr(turns, "_FIRST_WAIT_S", 60)
+    monkeypatch.setattr(turns, "_LONGEST_WAIT_S", 60)
+    passed = Event()
+
+    def large() -> None:
+        with Work(LARGE_BYTES + 1).in_this_thread():
+            give_way()
+            passed.set()
+
+    small = [Work(LARGE_BYTES), Work(1)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(large)
+        small[0].is_large()
+        assert not passed.wait(0.05)
+        small[1].is_large()
+        waiting.result(timeout=60)
+
+
+def test_a_large_one_does_not_wait_for_ever() -> None:
+    """However many small ones there are, a large one goes on."""
+    endless = Work(1)
+    try:
+        with Work(LARGE_BYTES + 1).in_this_thread():
+            for _ in range(10):
+                give_way()
+    finally:
+        endless.is_large()
+
+
+def test_what_turns_out_to_be_large_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that came with few bytes and holds many is small until its first step is done."""
+    monkeypatch.setattr(turns, "_FIRST_WAIT_S", 60)
+    monkeypatch.setattr(turns, "_LONGEST_WAIT_S", 60)
+    with Work(100).in_this_thread():
+        give_way()
+        give_way()
+
+
+def test_small_ones_pass_between_the_spans_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON becomes messages in Python, which takes seconds where it has many spans."""
+    steps: list[None] = []
+    monkeypatch.setattr(otlp_json, "give_way", lambda: steps.append(None))
+    spans = ",".join('{"name": "n"}' for _ in range(3 * STEP_ITEMS))
+    body = f'{{"resourceSpans": [{{"scopeSpans": [{{"spans": [{spans}]}}]}}]}}'.encode()
+    request = otlp_json.parse_json(body, ExportTraceServiceRequest())
+    assert len(request.resource_spans[0].scope_spans[0].spans) == 3 * STEP_ITEMS
+    assert len(steps) >= 3
