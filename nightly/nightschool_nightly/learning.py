@@ -5,14 +5,16 @@ All of it needs vLLM and the trainer, so it is one file apart: everything else i
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from nightschool.machine import kv_cache_bytes, read_machine
-from nightschool.registry.release import WEIGHTS
+from nightschool.registry.release import ADAPTER_CONFIG, WEIGHTS
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.folder import EVALUATION, GENERAL
 from nightschool_nightly.gate.drift import Drift
@@ -52,9 +54,9 @@ def learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
         drift = Drift(policy, general.gate)
         base = _answer(night, selection.holdout, engine, Contender.BASE, None)
         release = None
-        if night.manifest.pointer.stable is not None:
-            # Nothing is learned yet, so the policy is the release.
-            release = _answer(night, selection.holdout, engine, Contender.RELEASE, policy.save)
+        if (serving := night.manifest.pointer.stable) is not None:
+            save = partial(_copy_release, night.inputs.registry.release_folder(night.inputs.tenant, serving))
+            release = _answer(night, selection.holdout, engine, Contender.RELEASE, save)
         metrics = _train(night, selection, policy, engine, tokenizer, general, drift)
         kl, alternatives = _keep_budget(night, selection, policy, parent, engine, drift, metrics)
         policy.save(night.folder.candidate)
@@ -68,8 +70,8 @@ def learn_and_evaluate(night: FrozenNight, selection: Selection) -> Evaluation:
 
 # --- what it learns with ------------------------------------------------------------------------------------------------
 def _start_policy(night: FrozenNight) -> Policy:
-    """The policy to train, on top of the release that serves if there is one."""
-    settings, parent, registry = night.inputs.config.night, night.manifest.pointer.stable, night.inputs.registry
+    """The policy to train, on top of its parent release if it has one."""
+    settings, parent, registry = night.inputs.config.night, night.manifest.parent, night.inputs.registry
     dtype, seed = getattr(torch, night.manifest.dtype), night.seed("policy")
     if parent is None:
         return Policy(night.inputs.model, dtype=dtype, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
@@ -78,6 +80,18 @@ def _start_policy(night: FrozenNight) -> Policy:
     policy = Policy(night.inputs.model, dtype=dtype, rank=release.rank, alpha=release.alpha, seed=seed)
     policy.load(registry.release_folder(night.inputs.tenant, parent) / WEIGHTS)
     return policy
+
+
+def _serving_rank(night: FrozenNight) -> int:
+    release = night.manifest.pointer.stable
+    return 0 if release is None else night.inputs.registry.manifest(night.inputs.tenant, release).rank
+
+
+def _copy_release(release: Path, folder: Path) -> None:
+    """Write the adapter of a release into `folder`; the night has checked it (`verify_parent`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS, ADAPTER_CONFIG):
+        shutil.copyfile(release / name, folder / name)
 
 
 def _start_engine(night: FrozenNight, selection: Selection, policy: Policy, adapters: Path) -> RolloutEngine:
@@ -90,7 +104,7 @@ def _start_engine(night: FrozenNight, selection: Selection, policy: Policy, adap
     fits = EngineSettings(
         dtype=night.manifest.dtype,
         targets=policy.targets,
-        max_lora_rank=policy.rank,
+        max_lora_rank=max(policy.rank, _serving_rank(night)),
         max_model_len=serving.max_model_len,
         max_num_seqs=max_num_seqs,
         kv_cache_bytes=min(allowed, needed or allowed),

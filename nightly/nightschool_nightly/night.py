@@ -44,7 +44,7 @@ from nightschool_nightly.gate.gate import Decision, compare, decide
 from nightschool_nightly.inputs import FrozenNight, NightInputs
 from nightschool_nightly.learning import learn_and_evaluate
 from nightschool_nightly.progress import Progress
-from nightschool_nightly.publish.entry import enter_night, has_left_over, has_other_pseudonyms, refuse_overtaken
+from nightschool_nightly.publish.entry import enter_night, has_left_over, refuse_overtaken
 from nightschool_nightly.publish.lineage import with_lineage
 from nightschool_nightly.publish.publish import has_moved, publish_release
 from nightschool_nightly.publish.report import render_report
@@ -209,10 +209,11 @@ def _select_examples(night: FrozenNight, *, dry_run: bool) -> Selection:
     )
     if selection.num_carried_over:
         night.progress.note(f"{selection.num_carried_over} of these prompts are carried over from earlier nights")
-    if has_other_pseudonyms(inputs.registry, night.manifest):
+    if night.manifest.starts_over:
         night.progress.note(
-            "the tenant has a key that the release was not made under: users have other pseudonyms under it, so that somebody"
-            " who trained may test tonight; a [tenants.NAME] subject_key_file keeps pseudonyms when keys change"
+            "the tenant has a key that the release was not made under. Users have other pseudonyms under it, so that nobody knows"
+            " who trained the release: tonight learns on top of the base model, and is compared with the release as ever;"
+            " a [tenants.NAME] subject_key_file keeps pseudonyms when keys change"
         )
     for reason, count in selection.dropped.items():
         night.progress.note(f"left out, {reason}: {count}")

@@ -12,6 +12,7 @@ import pytest
 
 from nightschool.config.reader import load_config
 from nightschool.errors import NightError, ReleaseRejected
+from nightschool.keys import hash_key
 from nightschool.registry.base_model import base_model_folder
 from nightschool.stream.sqlite import SqliteStream
 from nightschool_nightly.examples.example import Selection
@@ -81,7 +82,10 @@ def test_a_night_whose_parent_no_longer_serves_is_not_resumed(tmp_path: Path, fi
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_a_chain_of_nights_follows_the_tenant_and_not_the_noise(tmp_path: Path) -> None:
-    """The first night learns two queues, the second learns new ones on top of its release, and a day of coins is rejected."""
+    """The first night learns two queues, the second learns new ones on top of its release, and a day of coins is rejected.
+
+    The key was changed before the last: it begins with the base model, and the release is still what it has to beat.
+    """
     workplace = make_workplace(tmp_path)
     done = workplace.night()
     first = workplace.registry.pointer(TENANT).stable
@@ -99,10 +103,17 @@ def test_a_chain_of_nights_follows_the_tenant_and_not_the_noise(tmp_path: Path) 
     assert mean(found["answers"]["release"]["rewards"]) < 0.2, "the release answers with the old names"
     assert mean(found["answers"]["candidate"]["rewards"]) > 0.5
 
+    change_key(workplace)
     done = after_another_day(workplace, range(200, 248), coin)
+    assert "tonight learns on top of the base model" in done.stdout
     assert "rejected" in done.stdout and "not better than release" in done.stdout, (done.stdout, done.stderr)
     assert workplace.registry.pointer(TENANT).stable == second
     assert sorted(workplace.registry.releases(TENANT)) == sorted([first, second])
+
+
+def change_key(workplace: Workplace) -> None:
+    config = workplace.folder / "nightschool.toml"
+    config.write_text(f'{config.read_text()}key_sha256 = ["{hash_key("a new key")}"]\n')
 
 
 def after_another_day(workplace: Workplace, numbers: range, queue: Queue) -> subprocess.CompletedProcess[str]:

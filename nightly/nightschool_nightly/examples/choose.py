@@ -73,7 +73,7 @@ def choose_examples(
             serving=ServingDefaults(**manifest.serving),
             tokenizer_digest=manifest.base_model.tokenizer,
             settling=settling_rules(manifest),
-            learned=Learned.by(nights, manifest.pointer.stable),
+            learned=Learned.by(nights, manifest.parent),
             night=manifest.digest,
             watch=see,
             left_out=left_out,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
@@ -18,7 +18,7 @@ from nightschool.errors import DataLossError
 from nightschool.machine import compute_threads, kv_cache_bytes, read_machine
 from nightschool.registry.base_model import describe_base_model
 from nightschool.registry.folder import Pointer, Registry
-from nightschool.registry.ledger import LedgerEntry, ReadRange
+from nightschool.registry.ledger import LedgerEntry, ReadRange, in_lineage
 from nightschool.registry.release import BaseModel
 from nightschool.stream import Stream
 from nightschool_nightly.freeze.manifest import FrozenRange, NightManifest
@@ -66,7 +66,8 @@ def freeze_tenant(
         serving=serving_defaults(config.serving, model),
         threads=compute_threads(machine, config.night.threads, os.environ),
         kv_cache_bytes=kv_cache_bytes(machine, config.serving.kv_cache_gib),
-        pseudonyms=pseudonyms_of(config, tenant),
+        pseudonyms=(pseudonyms := pseudonyms_of(config, tenant)),
+        starts_over=has_other_pseudonyms(in_lineage(nights, pointer.stable), pseudonyms),
     )
 
 
@@ -87,6 +88,7 @@ def freeze_night(
     threads: int = 0,
     kv_cache_bytes: int = 0,
     pseudonyms: tuple[str, ...] = (),
+    starts_over: bool = False,
 ) -> NightManifest:
     """Take the end offsets of every partition, once, and everything else that decides, as the night's manifest.
 
@@ -127,6 +129,7 @@ def freeze_night(
         threads=threads,
         kv_cache_bytes=kv_cache_bytes,
         pseudonyms=pseudonyms,
+        starts_over=starts_over,
         settles_after_ms=dict(settles_after_ms or {}),
         as_of_ms=now_ms - now_ms % HOUR_MS if settles_after_ms else 0,
         previous_as_of_ms=last.as_of_ms if last and settles_after_ms else 0,
@@ -145,6 +148,11 @@ def pseudonyms_of(config: Config, tenant: str) -> tuple[str, ...]:
     """Digests of the secrets that make the tenant's pseudonyms, which say whether two nights have the same ones."""
     secrets = subject_secrets(tenant, config.tenant(tenant))
     return tuple(sorted(hashlib.sha256(f"pseudonyms/{tenant}/{secret}".encode()).hexdigest()[:16] for secret in secrets))
+
+
+def has_other_pseudonyms(nights: Sequence[LedgerEntry], pseudonyms: Sequence[str]) -> bool:
+    """Whether users may have other pseudonyms than in the `nights` that made the release: who trained cannot be told."""
+    return bool(nights and set(pseudonyms) - {one for night in nights for one in night.pseudonyms})
 
 
 def freeze_whole_stream(
@@ -181,7 +189,7 @@ def entry_of(manifest: NightManifest, *, end: str, release: str | None = None) -
         previous=manifest.ledger,
         end=end,
         release=release,
-        parent=manifest.pointer.stable if release else None,
+        parent=manifest.parent if release else None,
         read=tuple(ReadRange(part.topic, part.topic_id, part.partition, part.end) for part in manifest.ranges),
         as_of_ms=manifest.as_of_ms or manifest.frozen_at_ms,
         frozen_at_ms=manifest.frozen_at_ms,

@@ -19,7 +19,16 @@ from nightschool.registry.release import BaseModel
 FILE = "night.json"
 _NOT_COVERED = {"frozen_at_ms", "pseudonyms", "learned_from", "tested_with", "threads", "kv_cache_bytes"}
 # In the digest only where they are set: without them a night has the digest that it had before there were such fields.
-_COVERED_IF_SET = {"settles_after_ms", "as_of_ms", "previous_as_of_ms", "redaction", "serving", "ledger", "previous_frozen_ms"}
+_COVERED_IF_SET = {
+    "settles_after_ms",
+    "as_of_ms",
+    "previous_as_of_ms",
+    "redaction",
+    "serving",
+    "ledger",
+    "previous_frozen_ms",
+    "starts_over",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class NightManifest:
     rubrics: Mapping[str, str]
     """Rubric digest by task."""
     pointer: Pointer
-    """The tenant's pointer when the night began; `pointer.stable` is the parent release."""
+    """The tenant's pointer when the night began; `pointer.stable` is the release that serves."""
     frozen_at_ms: int
     """When the input was frozen: the only time that a clock is read. Not part of the digest."""
     schema: int = 1
@@ -71,6 +80,8 @@ class NightManifest:
     """When the last night that ended froze its input; 0 for a first night."""
     pseudonyms: tuple[str, ...] = ()
     """Digests of the secrets behind the tenant's pseudonyms: when they change, users cannot be told to be the same."""
+    starts_over: bool = False
+    """Whether it learns on top of the base model although a release serves: who trained that release cannot be told."""
     learned_from: tuple[str, ...] = ()
     """Marks of the users that the candidate was trained on (`publish.lineage`); empty until the night is over."""
     threads: int = 0
@@ -88,6 +99,11 @@ class NightManifest:
             key: value for key, value in asdict(self).items() if key not in _NOT_COVERED and (value or key not in _COVERED_IF_SET)
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def parent(self) -> str | None:
+        """The release that it learns on top of; None for the base model."""
+        return None if self.starts_over else self.pointer.stable
 
     @property
     def has_new_records(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nightschool.errors import NightError
 from nightschool.registry.folder import Registry
-from nightschool.registry.ledger import LedgerEntry, in_lineage
+from nightschool.registry.ledger import LedgerEntry
 from nightschool_nightly.examples.example import Selection
 from nightschool_nightly.examples.learned import hash_cluster, hash_evidence, hash_prompt
 from nightschool_nightly.freeze.freeze import entry_of
@@ -49,9 +49,3 @@ def refuse_overtaken(registry: Registry, manifest: NightManifest) -> None:
         raise NightError(
             f"night {nights[-1].night[:12]} ended after night {manifest.digest[:12]} was frozen; start a new night without --resume"
         )
-
-
-def has_other_pseudonyms(registry: Registry, manifest: NightManifest) -> bool:
-    """Whether users may have other pseudonyms now than when the release was made, so that who trained cannot be told."""
-    nights = in_lineage(registry.ledger(manifest.tenant).up_to(manifest.ledger), manifest.pointer.stable)
-    return bool(nights and set(manifest.pseudonyms) - {one for night in nights for one in night.pseudonyms})

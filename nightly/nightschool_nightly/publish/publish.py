@@ -37,7 +37,7 @@ def publish_release(
             target_modules=tuple(config["target_modules"]),
             files=tuple(describe_file(candidate / name) for name in (WEIGHTS, ADAPTER_CONFIG, REPORT, NIGHT)),
             night=manifest.digest,
-            parent=manifest.pointer.stable,
+            parent=manifest.parent,
             rubrics=manifest.rubrics,
             gate={"kl": decision.kl, "comparisons": [asdict(comparison) for comparison in decision.comparisons]},
             frozen_at_ms=manifest.frozen_at_ms,

@@ -10,9 +10,13 @@ import pytest
 
 from nightschool.errors import ReleaseRejected
 from nightschool.registry.folder import Pointer, Registry
+from nightschool.registry.ledger import LedgerEntry
 from nightschool.registry.release import WEIGHTS, BaseModel
+from nightschool_nightly.freeze.freeze import has_other_pseudonyms
+from nightschool_nightly.freeze.manifest import NightManifest
 from nightschool_nightly.freeze.parent import verify_parent
 
+RELEASE = "e" * 64
 BASE = BaseModel("a" * 64, "b" * 64, "c" * 64)
 
 
@@ -39,6 +43,27 @@ def test_a_release_on_another_base_model_is_refused(part: str, registry: Registr
     """An adapter is a change of one model; on another of the same shapes it would load, and mean nothing."""
     with pytest.raises(ReleaseRejected, match=f"tonight would learn on top of, .* another base model: {part} is .*registry.md"):
         verify(registry, base_model=replace(BASE, **{part: "d" * 64}))
+
+
+def entry(pseudonyms: tuple[str, ...]) -> LedgerEntry:
+    return LedgerEntry("1" * 64, "", "published", RELEASE, None, (), 0, 0, pseudonyms=pseudonyms)
+
+
+def test_a_key_that_the_release_was_not_made_under_is_noticed() -> None:
+    """Its users have other pseudonyms, so who trained cannot be told; a key that is taken away changes nobody's."""
+    nights = [entry(("a",)), entry(("a", "b"))]
+    for pseudonyms, others in ((("a", "b"), False), (("b",), False), (("b", "c"), True)):
+        assert has_other_pseudonyms(nights, pseudonyms) is others
+    assert not has_other_pseudonyms([], ("c",)), "nobody has trained the base model"
+
+
+def test_a_night_that_starts_over_has_no_parent(make_manifest: Callable[..., NightManifest]) -> None:
+    """It learns on top of the base model, whatever serves, and it is another night than one that does not."""
+    pointer = Pointer(1, RELEASE)
+    over, on_top = (make_manifest(pointer=pointer, starts_over=starts) for starts in (True, False))
+    assert (over.parent, on_top.parent) == (None, RELEASE)
+    assert over.digest != on_top.digest
+    assert NightManifest.from_json(over.to_json()) == over
 
 
 def test_a_damaged_release_is_refused(registry: Registry) -> None:

@@ -11,13 +11,14 @@ import pytest
 from nightschool.erasure import hash_subject
 from nightschool.errors import NightError
 from nightschool.registry.folder import Pointer, Registry
+from nightschool.registry.ledger import in_lineage
 from nightschool_nightly.episodes.reasons import DropReason
 from nightschool_nightly.examples.example import Example, Selection
 from nightschool_nightly.examples.learned import Learned, hash_cluster, hash_evidence, hash_prompt
 from nightschool_nightly.freeze.manifest import NightManifest
-from nightschool_nightly.publish.entry import enter_night, has_left_over, has_other_pseudonyms, ledger_entry, refuse_overtaken
+from nightschool_nightly.publish.entry import enter_night, has_left_over, ledger_entry, refuse_overtaken
 
-RELEASE = "a" * 64
+RELEASE, OTHER_RELEASE = "a" * 64, "b" * 64
 Manifest, MakeExample = Callable[..., NightManifest], Callable[..., Example]
 
 
@@ -81,17 +82,14 @@ def test_what_is_left_over_is_a_reason_for_a_night_only_after_a_published_one(
     )
 
 
-def test_a_key_that_the_release_was_not_made_under_is_noticed(
-    registry: Registry, make_manifest: Manifest, selection: Selection
-) -> None:
-    """Its users have other pseudonyms, so who trained cannot be told; a key that is taken away changes nobody's."""
-    assert not has_other_pseudonyms(registry, make_manifest(pseudonyms=("a",)))
-    enter_night(registry, make_manifest(pseudonyms=("a", "b")), selection, end="published", release=RELEASE)
-    (first,) = registry.ledger("acme").entries()
-    for pseudonyms, other in ((("a", "b"), False), (("b",), False), (("b", "c"), True)):
-        following = make_manifest(pseudonyms=pseudonyms, ledger=first.digest, pointer=Pointer(1, RELEASE))
-        assert has_other_pseudonyms(registry, following) is other
-    assert not has_other_pseudonyms(registry, make_manifest(pseudonyms=("c",), ledger=first.digest))  # back at the base model
+def test_a_night_that_starts_over_begins_a_new_lineage(registry: Registry, make_manifest: Manifest, selection: Selection) -> None:
+    """Its release is made of that night alone: the nights behind the release that served then are not behind it."""
+    enter_night(registry, make_manifest(), selection, end="published", release=RELEASE)
+    ledger = registry.ledger("acme")
+    (first,) = ledger.entries()
+    following = make_manifest(ledger=first.digest, pointer=Pointer(1, RELEASE), starts_over=True)
+    enter_night(registry, following, selection, end="published", release=OTHER_RELEASE)
+    assert [entry.night for entry in in_lineage(ledger.entries(), OTHER_RELEASE)] == [following.digest]
 
 
 def test_a_night_that_another_one_overtook_is_not_resumed(
