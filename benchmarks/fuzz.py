@@ -47,7 +47,7 @@ from nightschool.stream import MAX_RECORD_BYTES, Offset, Record
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
 from nightschool_collector.grpc_server import GrpcServer
-from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserAccess, BrowserSettings
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission, Budgets
 from nightschool_collector.store.writer import RecordWriter
@@ -486,7 +486,7 @@ class Fuzzer:
         writer = RecordWriter(self.stream, counters, redactors=redactors, clock_ns=lambda: NOW_S * 10**9)  # type: ignore[arg-type]
         self._receiver = Receiver(ring, counters, Admission(Budgets(1 << 30, 1 << 30, 1 << 30)), LIMIT_BYTES)
         browser = BrowserSettings(keys={"acme": [KEY]}, origins={"acme": ["https://app.example"]}, writes_per_minute=10**9)
-        self._app = app_of(self._receiver, writer, browser=browser, clock_ns=lambda: NOW_S * 10**9)
+        self._app = app_of(self._receiver, writer, browser=BrowserAccess(browser), clock_ns=lambda: NOW_S * 10**9)
         self._loop = asyncio.new_event_loop()
         self._grpc = GrpcServer(self._receiver, writer)
         port = self._loop.run_until_complete(self._grpc.start("127.0.0.1", 0))

@@ -22,7 +22,7 @@ from nightschool.stream import Stream
 from nightschool_collector.counters import CONTENT_TYPE, Counters
 from nightschool_collector.outcomes import bodies
 from nightschool_collector.outcomes.browser_routes import BrowserRoutes
-from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserAccess, BrowserSettings
 from nightschool_collector.outcomes.idempotency import IdempotentWriter
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request import otlp
@@ -48,7 +48,7 @@ def create_app(
     budgets = Budgets(2 * max_body_bytes, 2 * max_body_bytes, 2 * max_body_bytes)
     receiver = Receiver(keys, counters, Admission(budgets), max_body_bytes, jitter=jitter)
     writer = RecordWriter(stream, counters, redactors=redactors, clock_ns=clock_ns)
-    return app_of(receiver, writer, browser=browser, clock_ns=clock_ns)
+    return app_of(receiver, writer, browser=BrowserAccess(browser or BrowserSettings()), clock_ns=clock_ns)
 
 
 def app_of(
@@ -56,7 +56,7 @@ def app_of(
     writer: RecordWriter,
     *,
     operators: Sequence[str] = (),
-    browser: BrowserSettings | None = None,
+    browser: BrowserAccess | None = None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> FastAPI:
     """The application; `operators` are the SHA-256 of the keys that may read every tenant's numbers."""
@@ -69,7 +69,8 @@ def app_of(
     app.add_route("/healthz", routes.healthz, methods=["GET"])
     app.add_route("/readyz", routes.readyz, methods=["GET"])
     app.add_route("/metrics", routes.metrics, methods=["GET"])
-    app.router.routes.extend(BrowserRoutes(receiver, outcomes, browser or BrowserSettings(), clock_ns=clock_ns).routes())
+    access = browser or BrowserAccess(BrowserSettings())
+    app.router.routes.extend(BrowserRoutes(receiver, outcomes, access, clock_ns=clock_ns).routes())
     return app
 
 

@@ -24,7 +24,7 @@ from nightschool.machine import read_machine
 from nightschool.stream import Stream, retention_warnings
 from nightschool_collector.app import app_of
 from nightschool_collector.counters import Counters
-from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserAccess, BrowserSettings
 from nightschool_collector.receiver import Receiver
 from nightschool_collector.request.admission import Admission
 from nightschool_collector.request.budgets import budgets_of
@@ -55,7 +55,7 @@ def serve(config: Config, path: Path) -> None:
     _allow_connections()
     sys.setswitchinterval(_SWITCH_S)
     settings = config.collector
-    browser = BrowserSettings.of(config)
+    browser = BrowserAccess(BrowserSettings.of(config))
     counters = Counters(hashes, num_workers=settings.workers)
     with _listen(settings.host, settings.port, "port") as listener:
         if settings.grpc_port:
@@ -71,7 +71,7 @@ def serve(config: Config, path: Path) -> None:
         def run(index: int, ready: Callable[[], None]) -> None:
             counters.use_row(index)
             ring = KeyRing(hashes)
-            follower = _follow_keys(path, ring, hashes, says=index == 0)
+            follower = _follow_keys(path, ring, hashes, browser, says=index == 0)
             try:
                 _receive(config, ring, counters, browser, listener, ready)
             finally:
@@ -98,14 +98,23 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _follow_keys(path: Path, ring: KeyRing, hashes: Mapping[str, tuple[str, ...]], *, says: bool) -> ConfigFollower:
-    """Keep `ring` as the file at `path` is; of several processes only one `says` what has changed."""
+def _follow_keys(
+    path: Path, ring: KeyRing, hashes: Mapping[str, tuple[str, ...]], browser: BrowserAccess, *, says: bool
+) -> ConfigFollower:
+    """Keep `ring` and `browser` as the file at `path` is; of several processes only one `says` what has changed."""
 
     def say(line: str) -> None:
         if says:
             print(f"nightschool collect: {line}", file=sys.stderr, flush=True)
 
-    follower = ConfigFollower(path, KeyChanges(ring, hashes, say=say).apply, say=say)
+    keys = KeyChanges(ring, hashes, say=say)
+
+    def apply(config: Config) -> None:
+        of_browser = BrowserSettings.of(config, only=hashes)
+        keys.apply(config)
+        browser.use(of_browser)
+
+    follower = ConfigFollower(path, apply, say=say)
     follower.look_on_hangup()
     follower.start()
     return follower
@@ -115,7 +124,7 @@ def _receive(
     config: Config,
     keys: KeyRing,
     counters: Counters,
-    browser: BrowserSettings,
+    browser: BrowserAccess,
     listener: socket.socket,
     ready: Callable[[], None],
 ) -> None:

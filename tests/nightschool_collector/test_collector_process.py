@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from nightschool.keys import hash_key
+from nightschool.outcomes.tokens import OutcomeKey, TokenClaims, mint_token
 from nightschool.stream import open_stream
 
 Start = Callable[[], "subprocess.Popen[str]"]
@@ -231,6 +232,28 @@ def test_keys_come_and_go_while_it_runs(start: Start, config: Path, url: str, re
     said = process.communicate(timeout=30)[1]
     assert said.count("1 keys added") == 1
     assert said.count("1 revoked") == 1
+
+
+def test_outcome_keys_come_and_go_while_it_runs(start: Start, config: Path, url: str) -> None:
+    """A token of a page is good from when its key is in the file, and no longer than that."""
+    text, key = config.read_text(), OutcomeKey("k1", b"s" * 32)
+    secret = config.with_name("outcome.key")
+    secret.write_bytes(key.secret)
+    process, now_s = start(), int(time.time())
+    token = mint_token(key, TokenClaims("acme", "0af7651916cd43dd8448eb211c80319c", ("thumb",), now_s, now_s + 600, "t-1"))
+
+    def until(status: int) -> None:
+        body = {"token": token, "name": "thumb", "value": True}
+        while httpx.post(f"{url}/v1/outcomes/browser", json=body, timeout=30).status_code != status:
+            time.sleep(0.05)
+
+    until(401)
+    config.write_text(text.replace("key_sha256 = [", f'outcome_keys = ["k1=file:{secret}"]\nkey_sha256 = ['))
+    process.send_signal(signal.SIGHUP)
+    until(202)
+    config.write_text(text)
+    process.send_signal(signal.SIGHUP)
+    until(401)
 
 
 def test_a_silent_connection_is_closed_by_the_collector(start: Start, unused_port: int) -> None:

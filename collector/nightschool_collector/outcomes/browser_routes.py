@@ -19,9 +19,9 @@ from starlette.routing import Route
 
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome
-from nightschool.outcomes.tokens import TokenError, TokenVerifier
+from nightschool.outcomes.tokens import TokenError
 from nightschool_collector.outcomes.bodies import STATUS, check_content_type, load_json
-from nightschool_collector.outcomes.browser_settings import BrowserSettings
+from nightschool_collector.outcomes.browser_settings import BrowserAccess
 from nightschool_collector.outcomes.idempotency import IdempotentWriter, Verdict
 from nightschool_collector.outcomes.pages import confirm_page, page, parse_fields
 from nightschool_collector.outcomes.token_scope import outcome_of
@@ -47,14 +47,13 @@ class BrowserRoutes:
         self,
         receiver: Receiver,
         outcomes: IdempotentWriter,
-        settings: BrowserSettings,
+        access: BrowserAccess,
         *,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._receiver, self._outcomes, self._settings, self._clock_ns = receiver, outcomes, settings, clock_ns
-        self._verifier = TokenVerifier(settings.keys, settings.revoked)
-        self._limits = WriteLimits(per_minute=settings.writes_per_minute)
-        self._all_origins = {origin for origins in settings.origins.values() for origin in origins}
+        self._receiver, self._outcomes, self._access, self._clock_ns = receiver, outcomes, access, clock_ns
+        self._per_minute = access.settings.writes_per_minute
+        self._limits = WriteLimits(per_minute=self._per_minute)
         self._script = files("nightschool_collector.outcomes").joinpath("outcome.js").read_bytes()
 
     def routes(self) -> list[Route]:
@@ -78,7 +77,7 @@ class BrowserRoutes:
 
     async def preflight(self, request: Request) -> Response:
         """A browser asks whether a page may send application/json."""
-        if request.headers.get("origin") not in self._all_origins:
+        if request.headers.get("origin") not in self._access.all_origins:
             return Response(status_code=FORBIDDEN, headers={"vary": "origin"})
         headers = {
             "access-control-allow-methods": "POST",
@@ -123,7 +122,7 @@ class BrowserRoutes:
     def _check_rate(self, request: Request) -> None:
         address = request.client.host if request.client else ""
         if wait_s := self._limits.wait_s(address, now_s=self._clock_ns() / 1e9):
-            message = f"more than {self._settings.writes_per_minute} outcomes a minute came from this address; wait"
+            message = f"more than {self._per_minute} outcomes a minute came from this address; wait"
             raise RefusedError(TOO_MANY, message, retry_after_s=int(wait_s) + 1)
 
     def _store(self, fields: dict[str, Any], request: Request) -> Verdict:
@@ -146,13 +145,13 @@ class BrowserRoutes:
 
     def _checked(self, fields: dict[str, Any]) -> tuple[str, str, Outcome]:
         """Tenant, token id and outcome of a write; the token is verified before any other field is read."""
-        claims = self._verifier.verify(fields.get("token"), now_s=self._clock_ns() / 1e9)
-        return claims.tenant, claims.token_id, outcome_of(fields, claims, self._settings.rules)
+        claims = self._access.verifier.verify(fields.get("token"), now_s=self._clock_ns() / 1e9)
+        return claims.tenant, claims.token_id, outcome_of(fields, claims, self._access.settings.rules)
 
     def _check_origin(self, tenant: str, request: Request) -> None:
         """A page's origin must be one of the tenant's; what is not a page (an app, a script) sends no origin."""
         origin = request.headers.get("origin")
-        if origin is None or origin in self._settings.origins.get(tenant, ()) or _is_own(origin, request):
+        if origin is None or origin in self._access.settings.origins.get(tenant, ()) or _is_own(origin, request):
             return
         message = f"pages of {origin} may not send outcomes of this tenant; add it to [tenants.{tenant}] outcome_origins"
         raise TokenError(FORBIDDEN, message)
@@ -160,7 +159,7 @@ class BrowserRoutes:
     def _readable(self, response: Response, request: Request) -> Response:
         """Let an allowed page read the answer, and a refusal too."""
         response.headers["vary"] = "origin"
-        if (origin := request.headers.get("origin")) in self._all_origins and origin is not None:
+        if (origin := request.headers.get("origin")) in self._access.all_origins and origin is not None:
             response.headers["access-control-allow-origin"] = origin
         return response
 

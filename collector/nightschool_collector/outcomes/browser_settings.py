@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nightschool.config.settings import DEFAULT_OUTCOMES, Config, OutcomeConfig
 from nightschool.errors import ConfigError
-from nightschool.outcomes.tokens import OutcomeKey, load_key
+from nightschool.outcomes.tokens import OutcomeKey, TokenVerifier, load_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class BrowserSettings:
     """From one network address."""
 
     @classmethod
-    def of(cls, config: Config) -> BrowserSettings:
-        """Reads the secrets; `ConfigError` for one that is missing or too short."""
-        tenants = config.tenants
+    def of(cls, config: Config, *, only: Collection[str] | None = None) -> BrowserSettings:
+        """Reads the secrets, `only` of these tenants; `ConfigError` for one that is missing or too short."""
+        tenants = {name: tenant for name, tenant in config.tenants.items() if only is None or name in only}
         return cls(
             keys={name: _load_keys(name, tenant.outcome_keys) for name, tenant in tenants.items()},
             revoked={name: tenant.revoked_tokens for name, tenant in tenants.items()},
@@ -36,6 +36,19 @@ class BrowserSettings:
             rules=config.outcomes,
             writes_per_minute=config.collector.browser_writes_per_minute,
         )
+
+
+class BrowserAccess:
+    """The settings in force: a changed configuration replaces them while the collector runs."""
+
+    def __init__(self, settings: BrowserSettings) -> None:
+        self.use(settings)
+
+    def use(self, settings: BrowserSettings) -> None:
+        """From now on these count."""
+        self.verifier = TokenVerifier(settings.keys, settings.revoked)
+        self.all_origins = frozenset(origin for origins in settings.origins.values() for origin in origins)
+        self.settings = settings
 
 
 def _load_keys(tenant: str, sources: Sequence[str]) -> list[OutcomeKey]:
