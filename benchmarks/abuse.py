@@ -13,11 +13,9 @@ say what they measure. Each case is one JSON object a line; the last line is a J
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -28,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import abuse_collector  # noqa: E402 - run as a script
+from nightschool.machine import read_machine  # noqa: E402
 
 SERVING = "benchmarks.abuse_serving"
 
@@ -57,15 +56,6 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def hardware() -> str:
-    """The processor and how many cores of it there are."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=300, help="honest requests in each measurement")
@@ -79,7 +69,8 @@ def main() -> None:
         found.append(case)
     result = summary(found)
     if arguments.out:
-        about = {**result, "hardware": hardware(), "load_before": round(load, 1)}
+        machine = read_machine()
+        about = {**result, "hardware": f"{machine.name}, {machine.cores} cores", "load_before": round(load, 1)}
         arguments.out.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result))
 

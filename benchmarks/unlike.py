@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import signal
 import subprocess
@@ -42,6 +40,7 @@ from servers import Server, free_ports  # noqa: E402
 
 import nightschool  # noqa: E402
 from nightschool.keys import hash_key, new_key  # noqa: E402
+from nightschool.machine import read_machine  # noqa: E402
 from nightschool.registry.folder import Registry  # noqa: E402
 
 CONCURRENCY = 24
@@ -258,11 +257,13 @@ def interval95(before: Sequence[Answered], after: Sequence[Answered]) -> list[fl
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tenant", choices=sorted(PROMPTS), action="append", help="only this one; may be given again")
-    parser.add_argument("--out", default="var/unlike", type=Path)
+    parser.add_argument("--out", default="var/unlike", type=Path, help="the tenants' folders")
+    parser.add_argument("--json", type=Path, help="a file for the last line, with the hardware and each night's curve")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SIGTERM must also stop the servers that are started below
     nightschool.instrument_openai()
     rows: dict[str, dict[str, Any]] = {}
+    curves: dict[str, Any] = {}
     for name in PROMPTS:
         tenant = Tenant(name, arguments.out.resolve() / name)
         if arguments.tenant is None or name in arguments.tenant:
@@ -281,7 +282,11 @@ def main() -> None:
                     {"tenant": name, "n": measured["n"], "day": day(tenant), "curve": ended["curve"], "end": ended["text"]}
                 )
             )
-    print(json.dumps({"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}))
+            curves[name] = ended["curve"]
+    if arguments.json:
+        machine = read_machine()
+        about = {"tenants": rows, "curves": curves, "hardware": f"{machine.name}, {machine.cores} cores"}
+        arguments.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(rows))
 
 

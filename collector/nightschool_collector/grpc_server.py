@@ -33,6 +33,7 @@ _LOGS = "opentelemetry.proto.collector.logs.v1.LogsService"
 _EXPECTED_BYTES = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"  # a protobuf message cannot begin so: 0x1f is a field of a wire type that does not exist
 _IDENTITY_AND_GZIP = 0b101
+_MOST_CALLS = 128  # at a time over one connection; an exporter has one
 # A client sends again what got UNAVAILABLE, and must not send again what got any other code.
 _CODES = {
     refusal.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
@@ -46,6 +47,9 @@ _CODES = {
 class GrpcServer:
     """The server; start it inside the event loop that answers the calls."""
 
+    handshake_ms = 10_000
+    """How long a connection may take until it speaks HTTP/2; gRPC's own two minutes let silent ones pile up."""
+
     def __init__(self, receiver: Receiver, writer: RecordWriter) -> None:
         self._receiver, self._writer = receiver, writer
         self._server: Any = None
@@ -58,6 +62,8 @@ class GrpcServer:
                 ("grpc.per_message_decompression", 0),
                 ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_AND_GZIP),
                 ("grpc.so_reuseport", int(shared)),
+                ("grpc.server_handshake_timeout_ms", self.handshake_ms),
+                ("grpc.max_concurrent_streams", _MOST_CALLS),
             ]
         )
         self._server.add_generic_rpc_handlers(

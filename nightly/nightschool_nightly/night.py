@@ -86,6 +86,8 @@ def run_night(
     rubrics = load_rubrics(config, tenant)
     folders = NightFolders(config.night.state, tenant)
     model, registry = base_model_folder(config.model.path), Registry(config.registry.path)
+    if not dry_run:
+        registry.check_present()
     with ExitStack() as stack:
         stack.enter_context(folders.locked())
         stream = stack.enter_context(open_configured(config.stream))

@@ -56,6 +56,7 @@ _METADATA = {
     semconv.SERVER_ADDRESS,
     semconv.ERROR_TYPE,
 }
+_OF_OUTCOMES = {semconv.OUTCOME_TARGET, semconv.OUTCOME_SOURCE_ID}
 _METADATA_OF = re.compile(r"(?:service|telemetry|host|os|container|k8s|cloud)\.")
 _IDENTIFIER = re.compile(rf"{re.escape(semconv.GEN_AI_CONVERSATION_ID)}|(?:.*\.)?session[._]?id|nightschool\.join_key\..*", re.I)
 _USER = re.compile(r"(?:.*[._])?(?:end)?user(?:[._]?(?:id|name|email|full_name)|\.pseudo\.id)?", re.I)
@@ -89,6 +90,24 @@ def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> by
     return _redacted(redactor, raw, ExportLogsServiceRequest, _in_logs, subjects)
 
 
+def redact_refused_outcome(redactor: Redactor, raw: bytes) -> bytes:
+    """Redact a serialized `ExportLogsServiceRequest` of one log record that should be an outcome and is none.
+
+    Nobody knows what its fields hold, so those that an outcome has are redacted too, the target and the rater among them.
+    """
+    message = ExportLogsServiceRequest.FromString(raw)
+    redaction = _MessageRedaction(redactor, True, exempt=_METADATA - _OF_OUTCOMES)
+    for resource in message.resource_logs:
+        for scope in resource.scope_logs:
+            for log in scope.log_records:
+                _in_log(redaction, log)
+                for item in log.attributes:
+                    if item.key == semconv.OUTCOME_SOURCE_ID:
+                        redaction.name_subject(item.value)
+    redaction.count()
+    return message.SerializeToString()
+
+
 def redact_span(redactor: Redactor, raw: bytes) -> bytes:
     """Redact one serialized `Span`."""
     return _redacted(redactor, raw, Span, _in_span, False)
@@ -106,7 +125,7 @@ def _redacted(
         return raw  # not a message; the code that reads it refuses it
     redaction = _MessageRedaction(redactor, subjects)
     walk(redaction, message)
-    redactor.count(redaction.total)
+    redaction.count()
     return message.SerializeToString() if redaction.is_changed else raw
 
 
@@ -169,8 +188,9 @@ def _mark(attributes: MutableSequence[KeyValue], found: Found) -> None:
 class _MessageRedaction:
     """One message while it is redacted."""
 
-    def __init__(self, redactor: Redactor, subjects: bool) -> None:
-        self._redactor, self._subjects = redactor, subjects
+    def __init__(self, redactor: Redactor, subjects: bool, *, exempt: set[str] = _METADATA) -> None:
+        """Attributes of the names in `exempt` are not looked at."""
+        self._redactor, self._subjects, self._exempt = redactor, subjects, exempt
         self.found: Found = Counter()
         """Findings that changed a text. User ids do not count: they change no words, so the token ids stay right."""
         self.num_subjects = 0
@@ -179,9 +199,9 @@ class _MessageRedaction:
     def is_changed(self) -> bool:
         return bool(self.found) or self.num_subjects > 0
 
-    @property
-    def total(self) -> Found:
-        return self.found + Counter({"user-id": self.num_subjects})
+    def count(self) -> None:
+        """Tell the redactor what was found."""
+        self._redactor.count(self.found + Counter({"user-id": self.num_subjects}))
 
     def plain(self, text: str) -> str:
         return self._redactor.text(text, self.found)
@@ -194,12 +214,12 @@ class _MessageRedaction:
 
     def _attribute(self, item: KeyValue) -> bool:
         key, value = item.key, item.value
-        if key in _METADATA or _METADATA_OF.match(key):
+        if key in self._exempt or _METADATA_OF.match(key):
             return True
         if len(key) > 2 * _KEY_END_CHARS:
             key = key[:_KEY_END_CHARS] + key[-_KEY_END_CHARS:]
         if self._subjects and _USER.fullmatch(key):
-            self._name_subject(value)
+            self.name_subject(value)
         elif _IDENTIFIER.fullmatch(key) and value.HasField("string_value"):
             value.string_value = self._redactor.identifier(value.string_value, self.found)
         else:
@@ -246,7 +266,8 @@ class _MessageRedaction:
             value.bytes_value = changed.encode()
 
     # --- user ids -----------------------------------------------------------------------------------------------------
-    def _name_subject(self, value: AnyValue) -> None:
+    def name_subject(self, value: AnyValue) -> None:
+        """Replace a raw user id."""
         kind = value.WhichOneof("value")
         if kind in ("string_value", "int_value"):
             raw = str(getattr(value, kind))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+from types import FrameType
 
 _END_SECONDS = 10  # for connections that are still open when everything is answered
 
@@ -16,12 +17,19 @@ def main() -> None:
     """Run until told to stop."""
     # It means "read the keys again" once the server runs; before that it must not end the start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # asyncio's own handler cancels a task. vLLM starts its engine without giving way to the event loop, so that a
+    # cancellation comes late, and sometimes nobody looks at it.
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         _serve()
     except KeyboardInterrupt:
         # SIGINT or SIGTERM before the server runs; once it does, vLLM ends by itself.
         print("nightschool serve: stopped while starting", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _serve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from threading import Event, Thread
 from typing import Any
@@ -71,6 +72,14 @@ def test_the_official_exporter_gets_through(collector: Any, port: int) -> None:
     for record in records:
         (group,) = ExportTraceServiceRequest.FromString(record.value).resource_spans
         assert group.scope_spans[0].spans[0].name == "chat m"
+
+
+def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Who connects and says nothing is not kept."""
+    monkeypatch.setattr(GrpcServer, "handshake_ms", 100)
+    with socket.create_connection(("127.0.0.1", request.getfixturevalue("port")), timeout=30) as connection:
+        while connection.recv(1024):  # the server's own settings come first
+            pass
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])

@@ -136,7 +136,9 @@ def make_workplace(folder: Path, *, rubric: str = RIGHT_QUEUE, messages: int = 4
     (folder / "rubric.toml").write_text(rubric)
     with SqliteStream(folder / "stream.db", partitions=2) as stream:
         add_traffic(stream, range(messages), queue=right_queue if outcomes else None)
-    return Workplace(folder)
+    workplace = Workplace(folder)
+    workplace.registry.create()
+    return workplace
 
 
 def add_traffic(stream: SqliteStream, numbers: range, *, queue: Queue | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nightschool.config.reader import load_config
-from nightschool.errors import NightError, ReleaseRejected
+from nightschool.errors import NightError, RegistryError, ReleaseRejected
 from nightschool.keys import hash_key
 from nightschool.registry.base_model import base_model_folder
 from nightschool.stream.sqlite import SqliteStream
@@ -41,6 +41,18 @@ def test_a_frozen_tenants_night_ends_at_once(tmp_path: Path) -> None:
         assert ("--resume" in result.text) is resume
     assert not list(tmp_path.glob("nights/*/*/*"))
     assert workplace.registry.pointer(TENANT) == frozen
+
+
+def test_a_registry_that_is_not_mounted_stops_the_night(tmp_path: Path) -> None:
+    """It would learn from the base model again, and file its release below the place where the registry belongs."""
+    workplace = make_workplace(tmp_path)
+    mounted = workplace.registry.root.rename(tmp_path / "elsewhere")
+    workplace.registry.root.mkdir()
+    with pytest.raises(RegistryError, match="mount the registry there"):
+        workplace.night_here()
+    assert not list(workplace.registry.root.iterdir()) and not list(tmp_path.glob("nights/*/*/*"))
+    workplace.registry.root.rmdir()
+    mounted.rename(workplace.registry.root)
 
 
 def test_a_release_on_another_base_model_stops_the_night_before_it_learns(

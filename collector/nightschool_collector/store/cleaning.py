@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-from nightschool.redaction.otlp import suspicious_places
+from nightschool.redaction.otlp import redact_refused_outcome, suspicious_places
 from nightschool.redaction.redactor import Redactor
 from nightschool_collector.store.checking import MESSAGE_BYTES, count_parts
 from nightschool_collector.store.signals import Signal
@@ -95,8 +95,19 @@ class Cleaning:
         ((_, ((tag, _, stop),)),) = scopes(redacted)
         return redacted[tag:stop]
 
+    def refused_outcome(self, item: bytes, reason: str) -> tuple[bytes, str]:
+        """A log record that should be an outcome and is none, and the reason, which may quote it, redacted."""
+        request = frame_one(_NOTHING, item)
+        self._reserve(request)
+        redacted = redact_refused_outcome(self._redactor, request)
+        ((_, ((tag, _, stop),)),) = scopes(redacted)
+        return redacted[tag:stop], self._redactor.text(reason, Counter())
+
     def _redacted(self, request: bytes) -> bytes:
-        """`request` redacted, which takes as much memory as its messages."""
+        self._reserve(request)
+        return self._signal.redact(self._redactor, request, subjects=True)
+
+    def _reserve(self, request: bytes) -> None:
+        """Redacting takes as much memory as the messages of `request`."""
         if len(request) > _SMALL_BYTES:
             self._room(3 * len(request) + MESSAGE_BYTES * count_parts(request, self._signal.request))
-        return self._signal.redact(self._redactor, request, subjects=True)

@@ -46,7 +46,10 @@ def split_logs(request: bytes, cleaning: Cleaning | None = None) -> SplitLogs:
                 try:
                     outcomes.append(_outcome(log))
                 except RecordError as error:
-                    splitter.reject(str(error), str(error), key_of(trace_id), shared, log)
+                    reason = str(error)
+                    if cleaning is not None:
+                        log, reason = cleaning.refused_outcome(log, reason)
+                    splitter.reject(reason, reason, key_of(trace_id), shared, log)
                 continue
             if cleaning is not None and cleaning.next_place < end:
                 log = cleaning.item(log, tag, end)

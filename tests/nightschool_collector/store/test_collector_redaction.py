@@ -13,6 +13,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from starlette.testclient import TestClient
 
+from nightschool import semconv
 from nightschool.config.reader import parse_config
 from nightschool.config.redactors import redactors
 from nightschool.errors import ConfigError
@@ -133,6 +134,19 @@ def test_outcomes_are_stored_redacted_however_they_come(client: TestClient, stre
     assert first.final_text == second.final_text and str(first.final_text).startswith("Dear <EMAIL_")
     assert first.source_id == second.source_id == subject_of(hash_key(KEYS["acme"]), "ann")
     assert not any(MAIL.encode() in value for value in stored(stream, "ns.outcomes"))
+
+
+def test_an_outcome_that_is_refused_is_kept_redacted(client: TestClient, stream: Stream) -> None:
+    """Nobody knows what is in the fields of such an event: the dead letter and its reason hold no name that it came with."""
+    outcome = Outcome({"conversation_id": MAIL}, "reply", final_text=f"Dear {MAIL}", comment=MAIL, source_id="rater-7")
+    request = to_logs_request(outcome, tenant="acme", received_ns=1)
+    attributes = request.resource_logs[0].scope_logs[0].log_records[0].attributes
+    next(item for item in attributes if item.key == semconv.OUTCOME_OP).value.string_value = f"set {MAIL}"
+    post(client, "/v1/logs", request.SerializeToString())
+    ends = stream.end_offsets("ns.dlq")
+    (letter,) = [record for number in ends for record in stream.read("ns.dlq", number, 0, ends[number])]
+    assert b"<EMAIL_" in letter.value and MAIL.encode() not in letter.value and b"rater-7" not in letter.value
+    assert MAIL.encode() not in letter.headers["ns-dlq-reason"]
 
 
 def test_a_replayed_outcome_is_still_a_duplicate(client: TestClient) -> None:
