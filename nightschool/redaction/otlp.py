@@ -56,7 +56,6 @@ _METADATA = {
     semconv.SERVER_ADDRESS,
     semconv.ERROR_TYPE,
 }
-_OF_OUTCOMES = {semconv.OUTCOME_TARGET, semconv.OUTCOME_SOURCE_ID}
 _METADATA_OF = re.compile(r"(?:service|telemetry|host|os|container|k8s|cloud)\.")
 _IDENTIFIER = re.compile(rf"{re.escape(semconv.GEN_AI_CONVERSATION_ID)}|(?:.*\.)?session[._]?id|nightschool\.join_key\..*", re.I)
 _USER = re.compile(r"(?:.*[._])?(?:end)?user(?:[._]?(?:id|name|email|full_name)|\.pseudo\.id)?", re.I)
@@ -93,10 +92,10 @@ def redact_logs(redactor: Redactor, raw: bytes, *, subjects: bool = False) -> by
 def redact_refused_outcome(redactor: Redactor, raw: bytes) -> bytes:
     """Redact a serialized `ExportLogsServiceRequest` of one log record that should be an outcome and is none.
 
-    Nobody knows what its fields hold, so those that an outcome has are redacted too, the target and the rater among them.
+    Nobody knows what its fields hold, so all are redacted, also those that are a name or an id in an outcome.
     """
     message = ExportLogsServiceRequest.FromString(raw)
-    redaction = _MessageRedaction(redactor, True, exempt=_METADATA - _OF_OUTCOMES)
+    redaction = _MessageRedaction(redactor, True, exempt=set())
     for resource in message.resource_logs:
         for scope in resource.scope_logs:
             for log in scope.log_records:
