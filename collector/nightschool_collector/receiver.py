@@ -71,11 +71,8 @@ class Receiver:
                     raw = decompress(body, request.encoding(body), limit=request.limit, hold=hold, count=count)
                     return store(tenant, raw, reservation.hold)
 
-                large_or_small = Work(len(body))
-                try:
-                    return await self.in_thread(request.traffic, work, of=large_or_small)
-                finally:
-                    large_or_small.is_large()
+                with Work(len(body)) as of:
+                    return await self.in_thread(request.traffic, work, of=of)
         except RefusedError as error:
             self.counters.refused(tenant, request.signal, error.reason)
             if error.status == UNAVAILABLE and error.retry_after_s is None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Self
 
 LARGE_BYTES = 64 << 10  # more than a usual batch; as much as an interpreter counts and splits in a few milliseconds
 STEP_ITEMS = 128  # of a large request, between which small ones may pass: less than a millisecond of work
@@ -54,15 +55,21 @@ _thread = threading.local()
 
 
 class Work:
-    """The work on one request."""
+    """The work on one request; others know of it inside its context."""
 
     def __init__(self, num_bytes: int) -> None:
         """A request that came with few bytes is small until it calls `give_way`."""
         self._is_small = num_bytes <= LARGE_BYTES
         self._resumed_s = time.monotonic()
         self._credit_s = _FIRST_WAIT_S
+
+    def __enter__(self) -> Self:
         if self._is_small:
             _small.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release_others()
 
     @contextmanager
     def in_this_thread(self) -> Iterator[None]:
@@ -73,14 +80,14 @@ class Work:
         finally:
             _thread.work = None
 
-    def is_large(self) -> None:
-        """Others need not wait for it any more; also when it has ended."""
+    def _release_others(self) -> None:
         if self._is_small:
             self._is_small = False
             _small.discard(self)
 
     def give_way(self) -> None:
-        self.is_large()
+        """Wait until no small one is being worked on, but not for long; nobody waits for this one from here on."""
+        self._release_others()
         if not _small.is_empty:
             began = time.monotonic()
             self._credit_s = min(self._credit_s + _WAIT_PER_WORK * (began - self._resumed_s), _LONGEST_WAIT_S)

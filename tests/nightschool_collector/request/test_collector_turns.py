@@ -47,31 +47,26 @@ def test_a_large_one_lets_small_ones_pass(monkeypatch: pytest.MonkeyPatch) -> No
             give_way()
             passed.set()
 
-    small = [Work(LARGE_BYTES), Work(1)]
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(large)
-        small[0].is_large()
-        assert not passed.wait(0.05)
-        small[1].is_large()
+        with Work(LARGE_BYTES):
+            with Work(1):
+                waiting = pool.submit(large)
+            assert not passed.wait(0.05)
         waiting.result(timeout=60)
 
 
 def test_a_large_one_does_not_wait_for_ever() -> None:
     """However many small ones there are, a large one goes on."""
-    endless = Work(1)
-    try:
-        with Work(LARGE_BYTES + 1).in_this_thread():
-            for _ in range(10):
-                give_way()
-    finally:
-        endless.is_large()
+    with Work(1), Work(LARGE_BYTES + 1) as work, work.in_this_thread():
+        for _ in range(10):
+            give_way()
 
 
 def test_what_turns_out_to_be_large_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that came with few bytes and holds many is small until its first step is done."""
     monkeypatch.setattr(turns, "_FIRST_WAIT_S", 60)
     monkeypatch.setattr(turns, "_LONGEST_WAIT_S", 60)
-    with Work(100).in_this_thread():
+    with Work(100) as work, work.in_this_thread():
         give_way()
         give_way()
 
