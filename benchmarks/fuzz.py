@@ -430,6 +430,7 @@ def _varint(number: int) -> bytes:
 class CheckingStream:
     """Takes records, and raises `AssertionError` for one that should never have been written."""
 
+    append_bytes = 1 << 20
     num_records = 0
 
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:

@@ -263,7 +263,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # SIGTERM must also stop the servers that are started below
     nightschool.instrument_openai()
     rows: dict[str, dict[str, Any]] = {}
-    curves: dict[str, Any] = {}
+    curves: dict[str, Any] = {}  # step, mean reward, KL to the base on the gate's general prompts, on those of the loss
     for name in PROMPTS:
         tenant = Tenant(name, arguments.out.resolve() / name)
         if arguments.tenant is None or name in arguments.tenant:
@@ -272,8 +272,9 @@ def main() -> None:
         if (tenant.folder / "morning.json").exists():
             ended, measured = night(tenant), morning(tenant, None)
             rows[name] = {
-                **{key: measured[key] for key in ("before", "after", "ci95")},
-                "kl": ended["kl"],
+                **{key: round(measured[key], 3) for key in ("before", "after")},
+                "ci95": measured["ci95"],
+                "kl": round(ended["kl"], 4),
                 "night_s": ended["night_s"],
                 "released": ended["release"] is not None,
             }
@@ -282,7 +283,7 @@ def main() -> None:
                     {"tenant": name, "n": measured["n"], "day": day(tenant), "curve": ended["curve"], "end": ended["text"]}
                 )
             )
-            curves[name] = ended["curve"]
+            curves[name] = [[number, *(round(value, 4) for value in values)] for number, *values in ended["curve"]]
     if arguments.json:
         machine = read_machine()
         about = {"tenants": rows, "curves": curves, "hardware": f"{machine.name}, {machine.cores} cores"}

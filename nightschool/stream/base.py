@@ -58,6 +58,11 @@ class Stream(Protocol):
     `MAX_RECORD_BYTES`, and `StreamError` for everything else.
     """
 
+    @property
+    def append_bytes(self) -> int:
+        """Whoever appends more than this does so in several goes: in one, it would hold other appends up."""
+        ...
+
     def create_topic(self, topic: str, *, partitions: int) -> None:
         """Create `topic` unless it exists; an existing one keeps its partitions. `append` creates what is missing."""
         ...

@@ -57,6 +57,8 @@ class Writer(Protocol):
 class KafkaStream:
     """A `Stream` on a Kafka cluster."""
 
+    append_bytes = 16 << 20  # brokers take many appends at a time: this bounds the memory of one
+
     def __init__(
         self,
         bootstrap: Sequence[str],

@@ -75,6 +75,8 @@ class _Batch:
 class SqliteStream:
     """A `Stream` in one SQLite file."""
 
+    append_bytes = 2 * LARGE_APPEND_BYTES
+
     def __init__(
         self,
         path: str | Path,

@@ -6,10 +6,16 @@ vLLM starts its engine as a new process that imports this module too: so importi
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
 from types import FrameType
+from typing import NoReturn
 
+_LOST_SECONDS = 5  # after Ctrl-C, until a start that goes on all the same is ended
 _END_SECONDS = 10  # for connections that are still open when everything is answered
 
 
@@ -17,19 +23,32 @@ def main() -> None:
     """Run until told to stop."""
     # It means "read the keys again" once the server runs; before that it must not end the start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # asyncio's own handler cancels a task. vLLM starts its engine without giving way to the event loop, so that a
-    # cancellation comes late, and sometimes nobody looks at it.
+    # asyncio's own handler cancels a task, but vLLM starts its engine without giving way to the event loop.
     signal.signal(signal.SIGINT, _interrupt)
     try:
         _serve()
     except KeyboardInterrupt:
         # SIGINT or SIGTERM before the server runs; once it does, vLLM ends by itself.
-        print("nightschool serve: stopped while starting", file=sys.stderr, flush=True)
-        sys.exit(130)
+        _end()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    threading.Thread(target=_end_if_it_was_lost, daemon=True).start()
     raise KeyboardInterrupt
+
+
+def _end_if_it_was_lost() -> None:
+    """While vLLM waits for its engine, pyzmq drops what a signal handler raises; then nobody would hear of the signal."""
+    time.sleep(_LOST_SECONDS)
+    _end()
+
+
+def _end() -> NoReturn:
+    """End at once: Python's own end may take the status away, where the signal came while an extension was imported."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    print("nightschool serve: stopped while starting", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def _serve() -> None:

@@ -44,9 +44,6 @@ Write = Callable[[str, bytes, Format, Hold], Message]
 """What stores a tenant's OTLP request and returns the answer: `RecordWriter.traces` or `.logs`."""
 
 _DEAD_PART_BYTES = MAX_RECORD_BYTES - 65_536  # of one part of an item too large for a record; the rest is for headers
-# Of records that are in memory at once: a larger request is appended in several goes. A stream that commits one append
-# after the other, as SQLite does, lets others in between.
-_APPEND_BYTES = 1 << 18
 # A resource stands beside every trace of its spans, so a request grows when it is split: the smaller its spans, the
 # more. So large it may become at least, or so many times its own size, which no request of real spans comes near.
 _STORED_BYTES, _MAX_GROWTH = 256 << 20, 4
@@ -146,8 +143,8 @@ class RecordWriter:
         if (stored := found.num_bytes(enough)) > enough:
             message = f"with its resource beside every trace the request has {stored} bytes; at most {enough} are allowed"
             raise RefusedError(TOO_LARGE, f"{message}: send smaller resources, or smaller batches", reason="too_many")
-        room.hold_beside(min(stored, _APPEND_BYTES) + found.num_items * ITEM_BYTES)
-        for number, records in enumerate(_in_goes(found.records())):
+        room.hold_beside(min(stored, self.stream.append_bytes) + found.num_items * ITEM_BYTES)
+        for number, records in enumerate(_in_goes(found.records(), self.stream.append_bytes)):
             if number:
                 give_way()
             self._append(signal.topic, tenant, records)
@@ -207,12 +204,12 @@ class _Room:
         self._hold(self._num_bytes + num_bytes)
 
 
-def _in_goes(records: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
-    """The records, as many at a time as may be in memory."""
+def _in_goes(records: Iterator[tuple[bytes, bytes]], num_bytes: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """The records, as many at a time as have so many bytes, and one at least."""
     batch: list[tuple[bytes, bytes]] = []
     size = 0
     for record in records:
-        if batch and size + len(record[1]) > _APPEND_BYTES:
+        if batch and size + len(record[1]) > num_bytes:
             yield batch
             batch, size = [], 0
         batch.append(record)

@@ -75,6 +75,10 @@ class RedactedStream:
         return request.SerializeToString() if changed else value
 
     # --- the stream's own -----------------------------------------------------------------------------------------------
+    @property
+    def append_bytes(self) -> int:
+        return self._stream.append_bytes
+
     def create_topic(self, topic: str, *, partitions: int) -> None:
         self._stream.create_topic(topic, partitions=partitions)
 

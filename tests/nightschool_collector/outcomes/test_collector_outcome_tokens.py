@@ -220,6 +220,8 @@ def test_a_token_writes_twenty_times(browser: Browser) -> None:
 class Flaky:
     """A stream that is down while `is_down`."""
 
+    append_bytes = 1 << 20
+
     def __init__(self, stream: Stream) -> None:
         self._stream, self.is_down = stream, True
 

@@ -137,6 +137,8 @@ def test_unknown_formats_and_encodings_are_refused_with_what_is_allowed(collecto
 class StreamThatIsDown:
     """A stream whose disk is full or whose broker is down."""
 
+    append_bytes = 1 << 20
+
     def append(self, topic: str, records: Sequence[Record]) -> list[Offset]:
         raise StreamUnavailable("the disk is full")
 
