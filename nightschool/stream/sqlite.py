@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream.base import Offset, Record, StoredRecord, check_sizes, check_topic, lost_range, partition_of
+from nightschool.stream.commit_queue import LARGE_APPEND_BYTES, CommitQueue, Waiting
 
 BUSY_TIMEOUT_S = 5.0  # how long an append waits for another process
 # Of 4 KiB in the log of writes before a commit copies them into the file. With SQLite's own 1,000 one commit in a few
@@ -29,7 +30,6 @@ _CHECKPOINT_PAGES = 256
 # A read holds at most this much in memory.
 READ_BATCH_RECORDS = 1000
 READ_BATCH_BYTES = 8 << 20
-LARGE_APPEND_BYTES = 128 << 10  # an append that is larger than this has a commit of its own
 
 # A rowid table in the order of appends, with a narrow index beside it: values are written once, at the end of the file,
 # and only the index is changed in as many places as there are partitions.
@@ -55,21 +55,18 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class _Batch:
-    """One append that waits for its commit."""
+class _Batch(Waiting):
+    """The records of one append."""
 
     def __init__(self, topic: str, records: Sequence[Record]) -> None:
+        super().__init__(sum(len(record.value) for record in records))
         # The records of one request often share one mapping of headers, which is then encoded once.
         shared = {id(record.headers): record.headers for record in records}
         encoded = {identity: _encode_headers(headers) for identity, headers in shared.items()}
         self.topic = topic
         self.rows = [(record.key, encoded[id(record.headers)], record.value) for record in records]
-        self.is_large = sum(len(record.value) for record in records) > LARGE_APPEND_BYTES
         self.offsets: list[Offset] = []
         self.error: StreamError | None = StreamUnavailable("the commit was interrupted, try again")
-        self.settled = False
-        self.go_on = Event()
-        """Set when the batch is settled, or when its thread is the one that commits next."""
 
 
 class SqliteStream:
@@ -87,11 +84,10 @@ class SqliteStream:
     ) -> None:
         self.path = Path(path)
         self._partitions, self._clock_ms, self._busy_timeout_s = partitions, clock_ms, busy_timeout_s
-        self._waiting: list[_Batch] = []
+        self._queue: CommitQueue[_Batch] = CommitQueue(self._commit)
+        self._writer_lock = Lock()
         self._data_version = 0  # of the file, when `_places` was read: SQLite changes it when another connection writes
         self._places: _Places = {}
-        self._next: _Batch | None = None  # whose thread commits next, or does so now
-        self._waiting_lock, self._writer_lock = Lock(), Lock()
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer: sqlite3.Connection | None = self._connect()
@@ -111,53 +107,17 @@ class SqliteStream:
         check_topic(topic)
         check_sizes(records)
         batch = _Batch(topic, records)
-        with self._waiting_lock:
-            self._waiting.append(batch)
-            if self._next is None:
-                self._appoint(batch)
-        try:
-            batch.go_on.wait()
-            if not batch.settled:
-                self._commit_from(batch)
-        finally:
-            self._leave(batch)
+        self._queue.settle(batch)
         if batch.error is not None:
             # A new exception for each thread: one that is raised in several collects the tracebacks of all.
             raise type(batch.error)(*batch.error.args) from batch.error
         return batch.offsets
 
-    def _appoint(self, batch: _Batch | None) -> None:
-        """Let the thread of `batch` commit next. Called with the lock of what waits."""
-        self._next = batch
-        if batch is not None:
-            batch.go_on.set()
-
-    def _commit_from(self, first: _Batch) -> None:
-        """Commit `first`: a large one alone, a small one with all that are small and wait."""
-        with self._waiting_lock:
-            taken = [batch for batch in self._waiting if batch is first or not (batch.is_large or first.is_large)]
-            self._waiting = [batch for batch in self._waiting if batch not in taken]
-        try:
-            with self._writer_lock:
-                self._commit(taken)
-        finally:
-            for batch in taken:
-                batch.go_on.set()
-
-    def _leave(self, batch: _Batch) -> None:
-        """However the append ended: the next to commit is the oldest of the other size, so that small and large take turns."""
-        with self._waiting_lock:
-            if batch in self._waiting:  # its thread was interrupted
-                self._waiting.remove(batch)
-            if self._next is batch:
-                others = [other for other in self._waiting if other.is_large != batch.is_large]
-                self._appoint(next(iter(others or self._waiting), None))
-
     def _commit(self, batches: Sequence[_Batch]) -> None:
         """Write `batches` in one transaction; all of them are durable afterwards, or none."""
         places, self._places = self._places, {}  # if the transaction is rolled back, what it did to them is forgotten
         try:
-            with self._errors(), _transaction(self._open_writer()) as db:
+            with self._writer_lock, self._errors(), _transaction(self._open_writer()) as db:
                 now = self._clock_ms()
                 offsets = [self._insert(db, batch, now, places) for batch in batches]
         except StreamError as error:

@@ -40,6 +40,7 @@ def test_another_limit_of_serving_is_named(tmp_path: Path, line: str) -> None:
             now_ms=1,
         )
     assert manifest.serving["max_model_len"] == 512
+    Registry(config.registry.path).create()
     NightFolders(config.night.state, "bank").night(manifest.digest).write(MANIFEST, manifest.to_json())
     path.write_text(SETTINGS + line)
     with pytest.raises(NightError, match=r"^\[serving\] changed since night"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,11 +30,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
             raise calls[0]
         calls.append((arguments, options))
 
-    before = signal.getsignal(signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
     monkeypatch.setattr(entry, "run_server", run_server)
     monkeypatch.setattr(sys, "argv", ["server", *server_arguments(Config(), [], read_machine())])
     yield calls
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_vllm_is_started_with_limits_on_connections(started: list[Any]) -> None:
@@ -46,8 +48,9 @@ def test_vllm_is_started_with_limits_on_connections(started: list[Any]) -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_a_stop_while_starting_is_one_line(started: list[Any], capsys: Any) -> None:
+def test_a_stop_while_starting_is_one_line(started: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback of what was being loaded."""
+    monkeypatch.setattr(os, "_exit", sys.exit)
     started.append(KeyboardInterrupt())
     with pytest.raises(SystemExit) as ended:
         server.main()

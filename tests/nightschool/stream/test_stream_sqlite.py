@@ -16,7 +16,8 @@ import pytest
 
 from nightschool.errors import StreamError, StreamUnavailable
 from nightschool.stream import Record
-from nightschool.stream.sqlite import LARGE_APPEND_BYTES, SqliteStream
+from nightschool.stream.commit_queue import LARGE_APPEND_BYTES
+from nightschool.stream.sqlite import SqliteStream
 
 TOPIC = "ns.test"
 
@@ -53,10 +54,10 @@ def test_waiting_appends_share_a_commit(path: Path) -> None:
         with ThreadPoolExecutor(9) as pool:
             with locked(path):
                 first = pool.submit(stream.append, TOPIC, [Record(b"k", b"first")])
-                while not stream._writer_lock.locked() or stream._waiting:
+                while not stream._writer_lock.locked() or stream._queue.waiting:
                     time.sleep(0.001)
                 rest = [pool.submit(stream.append, TOPIC, [Record(b"k", b"%d" % n)]) for n in range(8)]
-                while len(stream._waiting) < 8:
+                while len(stream._queue.waiting) < 8:
                     time.sleep(0.001)
             offsets = [one.result()[0].offset for one in (first, *rest)]
         assert sorted(offsets) == list(range(9))
@@ -70,11 +71,11 @@ def test_a_small_append_waits_for_no_more_than_one_large(path: Path) -> None:
         with ThreadPoolExecutor(7) as pool:
             with locked(path):
                 waiting = [pool.submit(stream.append, TOPIC, [Record(b"k", b"first")])]
-                while not stream._writer_lock.locked() or stream._waiting:
+                while not stream._writer_lock.locked() or stream._queue.waiting:
                     time.sleep(0.001)
                 for number, value in enumerate((large, large, large, small, small), start=1):
                     waiting.append(pool.submit(stream.append, TOPIC, [Record(b"k", value)]))
-                    while len(stream._waiting) < number:
+                    while len(stream._queue.waiting) < number:
                         time.sleep(0.001)
             for one in waiting:
                 one.result()
