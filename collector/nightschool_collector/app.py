@@ -48,7 +48,7 @@ def create_app(
     budgets = Budgets(2 * max_body_bytes, 2 * max_body_bytes, 2 * max_body_bytes)
     receiver = Receiver(keys, counters, Admission(budgets), max_body_bytes, jitter=jitter)
     writer = RecordWriter(stream, counters, redactors=redactors, clock_ns=clock_ns)
-    return app_of(receiver, writer, browser=BrowserAccess(browser or BrowserSettings()), clock_ns=clock_ns)
+    return app_of(receiver, writer, browser=BrowserAccess(browser) if browser else None, clock_ns=clock_ns)
 
 
 def app_of(

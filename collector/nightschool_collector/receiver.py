@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import TypeVar
 
 from nightschool.errors import RecordError, StreamError
@@ -66,28 +65,29 @@ class Receiver:
             with self.admission.reserve(request.traffic, tenant, expected, address=request.address) as reservation:
                 body = await request.read(reservation.hold)
 
-                def work() -> T:
-                    hold, count = reservation.hold, request.count()
-                    raw = decompress(body, request.encoding(body), limit=request.limit, hold=hold, count=count)
-                    return store(tenant, raw, reservation.hold)
+                with Work(len(body)) as turn:
 
-                with Work(len(body)) as of:
-                    return await self.in_thread(request.traffic, work, of=of)
+                    def work() -> T:
+                        with turn.in_this_thread():
+                            hold, count = reservation.hold, request.count()
+                            raw = decompress(body, request.encoding(body), limit=request.limit, hold=hold, count=count)
+                            return store(tenant, raw, reservation.hold)
+
+                    return await self.in_thread(request.traffic, work)
         except RefusedError as error:
             self.counters.refused(tenant, request.signal, error.reason)
             if error.status == UNAVAILABLE and error.retry_after_s is None:
                 error.retry_after_s = retry_after_s(self._jitter())
             raise
 
-    async def in_thread(self, traffic: Traffic, work: Callable[[], T], *, of: Work | None = None) -> T:
-        """Run `work`, of one request, in a thread of `traffic`; a bad record and a stream that fails become a `RefusedError`."""
+    async def in_thread(self, traffic: Traffic, work: Callable[[], T]) -> T:
+        """Run `work` in a thread of `traffic`; a bad record and a stream that fails become a `RefusedError`."""
         came = time.monotonic()
 
         def timely() -> T:
             if time.monotonic() - came > STALE_S:
                 raise RefusedError(UNAVAILABLE, "too much is waiting to be stored, try again", reason="pressure")
-            with of.in_this_thread() if of else nullcontext():
-                return work()
+            return work()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads[traffic], timely)

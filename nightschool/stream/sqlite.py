@@ -91,6 +91,7 @@ class SqliteStream:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer: sqlite3.Connection | None = self._connect()
+            self._writer.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
             self._create_schema(self._writer)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -115,10 +116,9 @@ class SqliteStream:
 
     def _commit(self, batches: Sequence[_Batch]) -> None:
         """Write `batches` in one transaction; all of them are durable afterwards, or none."""
-        places, self._places = self._places, {}  # if the transaction is rolled back, what it did to them is forgotten
         try:
             with self._writer_lock, self._errors(), _transaction(self._open_writer()) as db:
-                now = self._clock_ms()
+                now, places = self._clock_ms(), self._take_places(db)
                 offsets = [self._insert(db, batch, now, places) for batch in batches]
         except StreamError as error:
             for batch in batches:
@@ -147,16 +147,19 @@ class SqliteStream:
         )
         return offsets
 
+    def _take_places(self, db: sqlite3.Connection) -> _Places:
+        """What is remembered of topics, if nobody else has written since. What a transaction rolls back is forgotten."""
+        places, self._places = self._places, {}
+        (version,) = db.execute("PRAGMA data_version").fetchone()
+        known, self._data_version = self._data_version, version
+        return places if version == known else {}
+
     def _place(self, db: sqlite3.Connection, topic: str, places: _Places) -> tuple[int, dict[int, int]]:
         """The row id of `topic`, created if there is none, and the next offset of each partition.
 
-        They are remembered in `places` while nobody else writes: each row that is read gives Python's lock away and waits
-        for it again, which takes long beside busy threads.
+        They are remembered in `places`: each row that is read gives Python's lock away and waits for it again, which takes
+        long beside busy threads.
         """
-        (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self._data_version = version
-            places.clear()
         if topic not in places:
             row = _create_topic(db, topic, self._partitions)
             places[topic] = row, dict(db.execute("SELECT partition, next_offset FROM partitions WHERE topic = ?", (row,)))
@@ -204,7 +207,6 @@ class SqliteStream:
         # A connection is used by one thread at a time, but not always by the one that opened it.
         db = sqlite3.connect(self.path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         return db
 
     def _create_schema(self, db: sqlite3.Connection) -> None:

@@ -10,7 +10,6 @@ import zstandard
 from nightschool_collector.request.admission import Hold
 from nightschool_collector.request.body_count import BodyCount
 from nightschool_collector.request.refusal import BAD_REQUEST, UNSUPPORTED, RefusedError, too_large
-from nightschool_collector.request.turns import LARGE_BYTES, give_way
 
 ENCODINGS = ("gzip", "zstd", "identity")
 _STEP_BYTES = 1 << 18  # by how much a body is expanded before more memory is reserved for it
@@ -30,8 +29,6 @@ def decompress(body: bytes, encoding: str | None, *, limit: int, hold: Hold, cou
             return _unzstd(body, _Expanded("zstd", limit, hold, count))
         case "identity" | "":
             for start in range(0, len(body), _STEP_BYTES):
-                if start:
-                    give_way()
                 count.add(body[start : start + _STEP_BYTES])
                 hold(len(body) + count.num_bytes)
             count.finish()
@@ -108,8 +105,6 @@ class _Expanded:
         self._count.add(part)
         self._hold(self._size + self._count.num_bytes)
         self._parts.write(part)
-        if self._size > LARGE_BYTES:
-            give_way()
 
     def whole(self) -> bytes:
         self._count.finish()

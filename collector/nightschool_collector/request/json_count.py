@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nightschool_collector.request.body_count import MAX_PARTS, BodyCount, too_many
-from nightschool_collector.request.turns import give_way, in_turn
+from nightschool_collector.request.turns import in_steps, in_turn
 
 # An empty object takes three characters, 72 bytes with its place in a list, and 80 more as the message made of it; names
 # and values take more memory, but also more characters.
@@ -28,9 +28,7 @@ class JsonCount(BodyCount):
 
     def add(self, piece: bytes) -> None:
         with in_turn(len(piece)):
-            for start in range(0, len(piece), _STEP_BYTES):
-                if start:
-                    give_way()
+            for start in in_steps(range(0, len(piece), _STEP_BYTES)):
                 self._num_parts += self._separators(piece[start : start + _STEP_BYTES])
                 if self._num_parts > self._limit:
                     raise too_many("names and values in its JSON", self._limit)

@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from nightschool.errors import RecordError, shown
-from nightschool_collector.request.turns import STEP_ITEMS, give_way
+from nightschool_collector.request.turns import STEP_ITEMS, in_steps
 
 M = TypeVar("M", bound=Message)
 _IDS = ("traceId", "trace_id", "spanId", "span_id", "parentSpanId", "parent_span_id")
@@ -63,10 +63,7 @@ class _InSteps(list[Any]):
     """Items; small requests may pass while somebody goes through them, which for a large request takes seconds."""
 
     def __iter__(self) -> Iterator[Any]:
-        for number, item in enumerate(super().__iter__()):
-            if number % STEP_ITEMS == STEP_ITEMS - 1:
-                give_way()
-            yield item
+        return in_steps(super().__iter__(), STEP_ITEMS)
 
 
 def _let_others_pass(request: dict[str, Any]) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Self, TypeVar
 
+T = TypeVar("T")
 LARGE_BYTES = 64 << 10  # more than a usual batch; as much as an interpreter counts and splits in a few milliseconds
 STEP_ITEMS = 128  # of a large request, between which small ones may pass: less than a millisecond of work
 # A large request waits for so long at first, and then for four times as long as it was worked on: it has a fifth of the
@@ -105,6 +106,14 @@ def in_turn(num_bytes: int) -> Iterator[None]:
         give_way()
         with _turn:
             yield
+
+
+def in_steps(items: Iterable[T], per_step: int = 1) -> Iterator[T]:
+    """The items of a large request; between two steps of so many items it gives way."""
+    for number, item in enumerate(items):
+        if number and number % per_step == 0:
+            give_way()
+        yield item
 
 
 def give_way() -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from nightschool.errors import RecordError
 from nightschool_collector.request.body_count import MAX_PARTS, too_many
 from nightschool_collector.request.protobuf_count import read_head
-from nightschool_collector.request.turns import give_way
+from nightschool_collector.request.turns import give_way, in_steps
 from nightschool_collector.store.wire import in_frames
 
 _PIECE_BYTES = 64 << 10  # parsed at once: 3 MiB at most as messages; most requests are one piece
@@ -41,9 +41,7 @@ def check(request: bytes, kind: type[Message]) -> None:
     # The messages that are not small have 34 bytes and more, tag and length counted.
     if _most_small(request) + len(request) // 34 > MAX_PARTS and count_parts(request, kind) > MAX_PARTS:
         raise too_many("attributes, values, events and links", MAX_PARTS)
-    for depth, start, end in _pieces(request, 0, len(request), 0):
-        if start:
-            give_way()
+    for depth, start, end in in_steps(_pieces(request, 0, len(request), 0)):
         piece = in_frames(request[start:end], depth)
         try:
             with _parsing:
@@ -75,12 +73,7 @@ def _pieces(data: bytes, start: int, end: int, depth: int) -> Iterator[tuple[int
 def _most_small(request: bytes) -> int:
     """No fewer than the messages of less than 32 bytes (but see `_NOT_LENGTHS`), found by what could be their length."""
     pieces = (request[at : at + _PIECE_BYTES] for at in range(0, len(request), _PIECE_BYTES))
-    number = 0
-    for piece in pieces:
-        if number:
-            give_way()
-        number += len(piece.translate(None, _NOT_LENGTHS))
-    return min(number, len(request) // 2)
+    return min(sum(len(piece.translate(None, _NOT_LENGTHS)) for piece in in_steps(pieces)), len(request) // 2)
 
 
 def count_parts(request: bytes, of: type[Message], *, enough: int = MAX_PARTS) -> int:

@@ -6,7 +6,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from nightschool import semconv
 from nightschool.errors import shown
-from nightschool_collector.request.turns import give_way
+from nightschool_collector.request.turns import in_steps
 from nightschool_collector.store.wire import fields
 
 _NAME = semconv.TENANT_ID.encode()
@@ -31,9 +31,5 @@ def other_tenant(request: bytes, tenant: str) -> str:
 
 
 def _is_named(request: bytes) -> bool:
-    for start in range(0, len(request), _STEP_BYTES):
-        if start:
-            give_way()
-        if request.find(_NAME, start, start + _STEP_BYTES + len(_NAME)) >= 0:
-            return True
-    return False
+    steps = in_steps(range(0, len(request), _STEP_BYTES))
+    return any(request.find(_NAME, start, start + _STEP_BYTES + len(_NAME)) >= 0 for start in steps)

@@ -92,16 +92,14 @@ class Cleaning:
         if redacted is request:
             return item
         self.has_changed = True
-        ((_, ((tag, _, stop),)),) = scopes(redacted)
-        return redacted[tag:stop]
+        return _only_item(redacted)
 
     def refused_outcome(self, item: bytes, reason: str) -> tuple[bytes, str]:
         """A log record that should be an outcome and is none, and the reason, which may quote it, redacted."""
         request = frame_one(_NOTHING, item)
         self._reserve(request)
         redacted = redact_refused_outcome(self._redactor, request)
-        ((_, ((tag, _, stop),)),) = scopes(redacted)
-        return redacted[tag:stop], self._redactor.text(reason, Counter())
+        return _only_item(redacted), self._redactor.text(reason, Counter())
 
     def _redacted(self, request: bytes) -> bytes:
         self._reserve(request)
@@ -111,3 +109,8 @@ class Cleaning:
         """Redacting takes as much memory as the messages of `request`."""
         if len(request) > _SMALL_BYTES:
             self._room(3 * len(request) + MESSAGE_BYTES * count_parts(request, self._signal.request))
+
+
+def _only_item(request: bytes) -> bytes:
+    ((_, ((tag, _, stop),)),) = scopes(request)
+    return request[tag:stop]

@@ -10,7 +10,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from nightschool import semconv
 from nightschool.errors import RecordError
 from nightschool.outcomes.record import Outcome, from_log_record
-from nightschool_collector.request.turns import STEP_ITEMS, give_way
+from nightschool_collector.request.turns import STEP_ITEMS, in_steps
 from nightschool_collector.store.checking import count_parts
 from nightschool_collector.store.cleaning import Cleaning
 from nightschool_collector.store.spans import NO_TRACE, key_of
@@ -37,9 +37,7 @@ def split_logs(request: bytes, cleaning: Cleaning | None = None) -> SplitLogs:
     for shared, items in scopes(request):
         if cleaning is not None:
             shared = cleaning.frame(shared)
-        for number, (tag, start, end) in enumerate(items, start=1):
-            if number % STEP_ITEMS == 0:
-                give_way()
+        for tag, start, end in in_steps(items, STEP_ITEMS):
             trace_id, event_name = _about(request, start, end)
             log = request[tag:end]
             if event_name == _EVALUATION:

@@ -29,7 +29,7 @@ from nightschool_collector.request.otlp import Format
 from nightschool_collector.request.otlp_json import parse_json
 from nightschool_collector.request.protobuf_count import ProtobufCount
 from nightschool_collector.request.refusal import TOO_LARGE, RefusedError
-from nightschool_collector.request.turns import give_way, in_turn
+from nightschool_collector.request.turns import in_steps, in_turn
 from nightschool_collector.store.checking import check
 from nightschool_collector.store.claimed_tenant import other_tenant
 from nightschool_collector.store.cleaning import CleanFrames, Cleaning
@@ -144,9 +144,7 @@ class RecordWriter:
             message = f"with its resource beside every trace the request has {stored} bytes; at most {enough} are allowed"
             raise RefusedError(TOO_LARGE, f"{message}: send smaller resources, or smaller batches", reason="too_many")
         room.hold_beside(min(stored, self.stream.append_bytes) + found.num_items * ITEM_BYTES)
-        for number, records in enumerate(_in_goes(found.records(), self.stream.append_bytes)):
-            if number:
-                give_way()
+        for records in in_steps(_in_goes(found.records(), self.stream.append_bytes)):
             self._append(signal.topic, tenant, records)
         self._write_dead_letters(signal.topic, tenant, found.rejected.values())
         self._counters.accepted(tenant, signal.name, items=found.num_items, rejected=found.num_rejected, num_bytes=num_bytes)

@@ -49,7 +49,7 @@ def freeze_tenant(
     """The manifest of a night that begins now on this machine, going on where the last night that ended had read to."""
     machine, dtype = read_machine(), resolve_dtype(config.model.dtype)
     pointer, nights = registry.pointer(tenant), registry.ledger(tenant).entries()
-    base = describe_base_model(model)
+    base, pseudonyms = describe_base_model(model), pseudonyms_of(config, tenant)
     verify_parent(registry, tenant, pointer, base_model=base, dtype=dtype, max_rank=config.serving.max_lora_rank)
     return freeze_night(
         stream,
@@ -66,7 +66,7 @@ def freeze_tenant(
         serving=serving_defaults(config.serving, model),
         threads=compute_threads(machine, config.night.threads, os.environ),
         kv_cache_bytes=kv_cache_bytes(machine, config.serving.kv_cache_gib),
-        pseudonyms=(pseudonyms := pseudonyms_of(config, tenant)),
+        pseudonyms=pseudonyms,
         starts_over=has_other_pseudonyms(in_lineage(nights, pointer.stable), pseudonyms),
     )
 

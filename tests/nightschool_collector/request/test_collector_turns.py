@@ -74,7 +74,7 @@ def test_what_turns_out_to_be_large_holds_nobody_up(monkeypatch: pytest.MonkeyPa
 def test_small_ones_pass_between_the_spans_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
     """JSON becomes messages in Python, which takes seconds where it has many spans."""
     steps: list[None] = []
-    monkeypatch.setattr(otlp_json, "give_way", lambda: steps.append(None))
+    monkeypatch.setattr(turns, "give_way", lambda: steps.append(None))
     spans = ",".join('{"name": "n"}' for _ in range(3 * STEP_ITEMS))
     body = f'{{"resourceSpans": [{{"scopeSpans": [{{"spans": [{spans}]}}]}}]}}'.encode()
     request = otlp_json.parse_json(body, ExportTraceServiceRequest())
